@@ -1,0 +1,158 @@
+"""What one call of a pipeline left behind: its axes, and the maps along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import torch
+
+from xattn.prompts import Prompt
+
+AXES = ("step", "layer", "head")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place where the denoiser attends to text, or the mean of several of one grid.
+
+    Attributes:
+        name: the module's name in the denoiser, for example
+            ``down_blocks.0.attentions.0.transformer_blocks.0.attn2``; ``controlnet.`` stands
+            before it for a ControlNet's layer. Where the layer axis was dropped, ``mean@HxW``.
+        grid: (height, width) of its queries.
+        heads: how many heads the layer has.
+        members: the names of the layers whose mean this is; its own name alone otherwise.
+    """
+
+    name: str
+    grid: tuple[int, int]
+    heads: int
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            object.__setattr__(self, "members", (self.name,))
+
+    @property
+    def area(self) -> int:
+        """The number of queries, height x width."""
+        return self.grid[0] * self.grid[1]
+
+
+class Store(Protocol):
+    """Where maps are kept: memory, or a folder of safetensors files."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the kept maps take."""
+
+    def read(self, layer: int, steps: Sequence[int]) -> torch.Tensor:
+        """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
+
+
+@dataclass
+class Run:
+    """The record of one call of a pipeline.
+
+    Maps are attention probabilities of the image's queries for each kept token. Axes that were
+    not kept have length one: their mean over what was dropped.
+
+    Attributes:
+        prompts: the tokenised prompts, one for each prompt that was asked for.
+        rows: for each recorded image, which of ``prompts`` it follows; prompt-major, the order
+            of ``pipe(...).images``.
+        positions: the positions on the token axis that were kept, ascending.
+        layers: what was recorded, in the order in which the denoiser is defined.
+        timesteps: the schedule's timestep of each step of the run.
+        latent: (height, width) of the latents.
+        keep: which of "step", "layer", "head" were kept.
+        store: the maps themselves.
+        info: facts about the run (model, scheduler, guidance, versions), plain JSON values.
+    """
+
+    prompts: tuple[Prompt, ...]
+    rows: tuple[int, ...]
+    positions: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    timesteps: tuple[float, ...]
+    latent: tuple[int, int]
+    keep: frozenset[str]
+    store: Store
+    info: dict[str, Any] = field(default_factory=dict)
+    images: list[Any] = field(default_factory=list)
+    done: int = 0  # steps that are complete
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the maps take where they are kept."""
+        return self.store.nbytes
+
+    def prompt(self, image: int) -> Prompt:
+        """Gives the prompt that an image follows."""
+        return self.prompts[self.rows[image]]
+
+    def maps(self, layer: int, steps: Sequence[int] | None = None) -> torch.Tensor:
+        """Gives a layer's maps, float32 (steps, images, heads, tokens, height, width)."""
+        if steps is None:
+            steps = range(self.done if "step" in self.keep else 1)
+        return self.store.read(layer, steps).float()
+
+
+LayerFilter = str | Sequence[str] | Callable[[Layer], bool] | None
+
+
+def select_layers(layers: Sequence[Layer], wanted: LayerFilter) -> list[int]:
+    """Gives the indices of the layers that a name, a glob, a list of them or a test picks.
+
+    Raises:
+        ValueError: nothing fits; the error lists the layers there are.
+    """
+    if wanted is None:
+        return list(range(len(layers)))
+    if callable(wanted):
+        chosen = [i for i, layer in enumerate(layers) if wanted(layer)]
+    else:
+        globs = [wanted] if isinstance(wanted, str) else list(wanted)
+        chosen = [i for i, layer in enumerate(layers) if any(_fits(layer, g) for g in globs)]
+    if not chosen:
+        names = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"layers={wanted!r} fits none of the layers recorded: {names}")
+    return chosen
+
+
+def _fits(layer: Layer, glob: str) -> bool:
+    return any(fnmatchcase(name, glob) or name.startswith(f"{glob}.") for name in layer.members)
+
+
+@dataclass(frozen=True)
+class MemoryStore:
+    """Maps in memory: one tensor for each layer, (steps, images, heads, tokens, height, width)."""
+
+    tensors: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the kept maps take."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def read(self, layer: int, steps: Sequence[int]) -> torch.Tensor:
+        """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
+        return self.tensors[layer][list(steps)].cpu()
+
+
+def info_versions() -> Mapping[str, str]:
+    """Gives the versions of the libraries that shape a result."""
+    import diffusers
+    import transformers
+
+    import xattn
+
+    return {
+        "xattn": xattn.__version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
