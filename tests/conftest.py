@@ -1,0 +1,83 @@
+"""What the tests share: tiny pipelines, fresh for each test, and the bundled model.
+
+Tests exchange processors, schedulers and weights, so a pipeline is built anew for each test:
+that takes 0.05 seconds. ``tests.tiny`` has the builders behind these fixtures, with options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests import tiny
+
+settings.register_profile(
+    "xattn",
+    deadline=None,  # a shared machine's pauses are no failures
+    derandomize=True,  # the same examples everywhere
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("xattn")
+
+UNAVOIDABLE = (
+    # diffusers' Euler and KDPM2 schedulers hand numpy an expression of torch tensors.
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:__array_wrap__ must accept context and return_scalar:DeprecationWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in UNAVOIDABLE:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 2))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def generator() -> Callable[..., torch.Generator]:
+    """Gives ``generator(seed=0)``, a fresh CPU generator for each call."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The tiny CLIP tokenizer. Shared: a test that adds tokens takes ``tiny.tokenizer()``."""
+    return tiny.tokenizer()
+
+
+@pytest.fixture
+def sd1() -> Any:
+    return tiny.sd1()
+
+
+@pytest.fixture
+def sd2() -> Any:
+    return tiny.sd2()
+
+
+@pytest.fixture
+def sdxl() -> Any:
+    return tiny.sdxl()
+
+
+@pytest.fixture(scope="session")
+def toyland() -> Any:
+    """The bundled model, loaded once: a test leaves it as it was."""
+    import xattn
+
+    try:
+        pipe = xattn.demo()
+    except (AttributeError, FileNotFoundError) as missing:
+        pytest.skip(f"the bundled model's weights aren't here: {missing}")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
