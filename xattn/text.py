@@ -1,0 +1,131 @@
+"""Finding words in text as it was written: case, accents, white space, scripts without spaces."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Span = tuple[int, int]
+"""Where something stands in a text: (start, end) in characters."""
+
+_JAMO = range(0x1160, 0x1200)  # Hangul vowels and finals: they compose with what precedes them
+_SELECTORS = "\ufe0e\ufe0f"  # ask for the text or emoji form of a character; no one types them
+_UNSPACED = (
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+    "HANGUL",
+    "BOPOMOFO",
+    "THAI",
+    "LAO",
+    "KHMER",
+    "MYANMAR",
+    "TIBETAN",
+)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A character with the marks on it, or a run of white space: what a match can't divide.
+
+    Attributes:
+        start: where it begins in the text.
+        end: where it ends.
+        base: its first character.
+        folded: what is compared: composed, without case; one space for white space.
+    """
+
+    start: int
+    end: int
+    base: str
+    folded: str
+
+
+def is_space(char: str) -> bool:
+    """Tells whether Unicode counts a character as white space, as tokenizers do."""
+    return char.isspace() and not "\x1c" <= char <= "\x1f"  # Python's own four
+
+
+def clusters(text: str) -> list[Cluster]:
+    """Gives the clusters of a text in order; they cover it."""
+    borders = [i for i in range(len(text)) if i == 0 or not _joins(text[i - 1], text[i])]
+    return [
+        Cluster(start, end, text[start], _folded(text[start:end]))
+        for start, end in zip(borders, [*borders[1:], len(text)], strict=True)
+    ]
+
+
+def chunks(text: str) -> list[list[Cluster]]:
+    """Gives the stretches between white space."""
+    found: list[list[Cluster]] = [[]]
+    for cluster in clusters(text):
+        if is_space(cluster.base):
+            found.append([])
+        else:
+            found[-1].append(cluster)
+    return [chunk for chunk in found if chunk]
+
+
+def words(text: str) -> list[Span]:
+    """Gives the stretches between white space, less the punctuation around them."""
+    found = []
+    for chunk in chunks(text):
+        inner = [c for c in chunk if not unicodedata.category(c.base).startswith("P")]
+        if inner:
+            found.append((inner[0].start, inner[-1].end))
+    return found
+
+
+def matches(text: str, word: str) -> Iterator[Span]:
+    """Gives where a word or phrase stands whole in a text, from left to right."""
+    units = clusters(text)
+    hay = "".join(unit.folded for unit in units)
+    needle = "".join(unit.folded for unit in clusters(word)).strip(" ")
+    first: dict[int, int] = {}  # offset in hay -> the cluster that begins there
+    last: dict[int, int] = {}  # offset in hay -> the cluster that ends there
+    offset = 0
+    for number, unit in enumerate(units):
+        first[offset] = number
+        offset += len(unit.folded)
+        last[offset] = number
+    at = hay.find(needle) if needle else -1
+    while at >= 0:
+        begin, stop = first.get(at), last.get(at + len(needle))
+        whole = (
+            begin is not None
+            and stop is not None
+            and (begin == 0 or _breaks(units[begin - 1], units[begin]))
+            and (stop + 1 == len(units) or _breaks(units[stop], units[stop + 1]))
+        )
+        if whole and begin is not None and stop is not None:
+            yield units[begin].start, units[stop].end
+        at = hay.find(needle, at + (len(needle) if whole else 1))
+
+
+def _joins(before: str, char: str) -> bool:
+    """Tells whether a character belongs to the cluster of the one before it."""
+    if is_space(before) or is_space(char):
+        return is_space(before) and is_space(char)
+    return unicodedata.category(char).startswith("M") or ord(char) in _JAMO
+
+
+def _folded(cluster: str) -> str:
+    if is_space(cluster[0]):
+        return " "
+    plain = cluster.translate({ord(c): None for c in _SELECTORS}) or cluster
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", plain).casefold())
+
+
+def _breaks(left: Cluster, right: Cluster) -> bool:
+    """Tells whether a word can end between two neighbours."""
+    pair = (left.base, right.base)
+    return not all(map(_in_words, pair)) or any(map(_unspaced, pair))
+
+
+def _in_words(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LNM"
+
+
+def _unspaced(char: str) -> bool:
+    return unicodedata.name(char, "").startswith(_UNSPACED)
