@@ -200,7 +200,7 @@ class Prompt:
             return kept
         if spans:
             raise WordError(
-                f"word {word!r} was cut off at {self.length} tokens: the model reads the prompt only "
+                f"word {word!r} was cut off at {self.length} tokens: the model reads only "
                 f"up to {self.text[: self._cut][-30:]!r}; {self._inventory()}"
             )
         raise WordError(f"word {word!r} is not in the prompt {self.text!r}; {self._inventory()}")
@@ -226,7 +226,7 @@ class Prompt:
     def _own(self, word: int | Sequence[int]) -> tuple[int, ...]:
         """Gives token positions that were given as such, checked."""
         given = word if isinstance(word, Sequence) else [word]
-        if any(isinstance(place, (bool, str)) for place in given):
+        if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in given):
             raise WordError(f"word {word!r} must be a text or token positions")
         places = tuple(dict.fromkeys(index(place) for place in given))
         if not places:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 Span = tuple[int, int]
 """Where something stands in a text: (start, end) in characters."""
@@ -52,7 +53,7 @@ def clusters(text: str) -> list[Cluster]:
     borders = [i for i in range(len(text)) if i == 0 or not _joins(text[i - 1], text[i])]
     return [
         Cluster(start, end, text[start], _folded(text[start:end]))
-        for start, end in zip(borders, [*borders[1:], len(text)], strict=True)
+        for start, end in pairwise([*borders, len(text)])
     ]
 
 
