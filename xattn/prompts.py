@@ -159,16 +159,16 @@ class Prompt:
             ValueError: the data aren't a prompt.
         """
         try:
-            text = data["text"]
+            text, length, end, lost = (data[key] for key in ("text", "length", "end", "lost"))
             tokens = tuple(
-                Token(position, number, text[start:end], start, end)
-                for position, number, start, end in data["tokens"]
+                Token(position, number, text[start:stop], start, stop)
+                for position, number, start, stop in data["tokens"]
             )
-            return cls(text, tokens, data["length"], data["end"], data["lost"])
         except KeyError as missing:
             raise ValueError(f"not a prompt: {missing} is missing") from None
-        except TypeError as wrong:
+        except (TypeError, ValueError) as wrong:
             raise ValueError(f"not a prompt: {wrong}") from None
+        return cls(text, tokens, length, end, lost)
 
     @property
     def _cut(self) -> int:
