@@ -1,0 +1,129 @@
+"""What a heat map says in one number: where it is, how much, how focused, on what.
+
+Pure functions of a map (height, width) that is nowhere negative, and of masks of the same shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Map = Any  # what np.asarray makes a (height, width) array of: arrays, CPU tensors, heat maps
+
+
+def mean(heat: Map) -> float:
+    """Gives the mean over the grid."""
+    return float(_array(heat).mean())
+
+
+def maximum(heat: Map) -> float:
+    """Gives the highest value."""
+    return float(_array(heat).max())
+
+
+def std(heat: Map) -> float:
+    """Gives the standard deviation over the grid (of the population)."""
+    return float(_array(heat).std())
+
+
+def focus_area(heat: Map, share: float = 0.5) -> float:
+    """Gives the smallest share of the grid, in (0, 1], that holds a share of the mass.
+
+    1/area for a single bright cell, ``share`` (rounded up to whole cells) for an even map.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    values = np.sort(_array(heat).ravel())[::-1]
+    mass = values.cumsum()
+    if mass[-1] == 0:
+        return 1.0
+    cells = int(np.searchsorted(mass, share * mass[-1] * (1 - 1e-9))) + 1
+    return min(cells, values.size) / values.size
+
+
+def centre(heat: Map) -> tuple[float, float]:
+    """Gives the centre of mass (row, column), each in [0, 1] from the top left corner."""
+    values = _array(heat)
+    height, width = values.shape
+    mass = values.sum()
+    if mass == 0:
+        return 0.5, 0.5
+    rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    return float(values.sum(1) @ rows / mass), float(values.sum(0) @ columns / mass)
+
+
+def entropy(heat: Map, *, normalized: bool = True) -> float:
+    """Gives the entropy of the map as a distribution over the grid.
+
+    In [0, 1], a share of the even map's, or in nats where ``normalized`` is false. A map that is
+    zero everywhere counts as even.
+    """
+    values = _array(heat).ravel()
+    most = float(np.log(values.size))
+    total = values.sum()
+    if total == 0:
+        return 1.0 if normalized else most
+    p = values[values > 0] / total
+    nats = max(0.0, float(-(p * np.log(p)).sum()))
+    return nats if not normalized else (min(1.0, nats / most) if most else 0.0)
+
+
+def threshold_mask(heat: Map, threshold: float) -> NDArray[np.bool_]:
+    """Gives where the map reaches a share of its maximum: (height, width) bool.
+
+    0 takes everything, 1 the peak alone; a map that is zero everywhere gives an empty mask.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a share of the maximum, in [0, 1]; got {threshold}")
+    values = _array(heat)
+    most = float(values.max())
+    return np.greater_equal(values, threshold * most) & (most > 0)
+
+
+def iou(heat: Map, mask: Map, threshold: float = 0.4) -> float:
+    """Gives the intersection over union of a mask and the map above a threshold."""
+    wanted = _mask(mask, _array(heat))
+    found = threshold_mask(heat, threshold)
+    union = int((found | wanted).sum())
+    return int((found & wanted).sum()) / union if union else 0.0
+
+
+def best_iou(heat: Map, mask: Map) -> tuple[float, float]:
+    """Gives the highest IoU that any threshold reaches, and that threshold."""
+    values = _array(heat)
+    wanted = _mask(mask, values).ravel()
+    flat = values.ravel()
+    most = float(flat.max())
+    if most == 0:
+        return 0.0, 1.0
+    order = np.argsort(-flat, kind="stable")
+    hits = wanted[order].cumsum()
+    counts = np.arange(1, flat.size + 1)
+    ious = hits / (counts + wanted.sum() - hits)
+    last = np.append(np.diff(flat[order]) != 0, True)  # equal values enter together
+    best = int(np.where(last, ious, -1.0).argmax())
+    return float(ious[best]), float(flat[order][best] / most)
+
+
+def pointing(heat: Map, mask: Map) -> bool:
+    """Tells whether the peak lies inside the mask (the pointing game)."""
+    values = _array(heat)
+    return bool(_mask(mask, values).ravel()[values.argmax()])
+
+
+def _array(heat: Map) -> NDArray[np.float64]:
+    values = np.asarray(heat, dtype=np.float64)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"expected a map (height, width), got the shape {values.shape}")
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError("a map must be finite and nowhere negative")
+    return values
+
+
+def _mask(mask: Map, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    wanted = np.asarray(mask)
+    if wanted.shape != values.shape:
+        raise ValueError(f"the mask is {wanted.shape}, the map {values.shape}: resize one of them")
+    return wanted.astype(bool)

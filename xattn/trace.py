@@ -1,0 +1,333 @@
+"""What was recorded, and the questions one can ask of it."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from PIL import Image
+
+from xattn import files, maps, report, views
+from xattn.evolution import Evolution, evolution
+from xattn.heatmap import HeatMap
+from xattn.maps import Asked, Heads, Steps
+from xattn.runs import LayerFilter, Run
+
+Subject = int | Image.Image | None  # an image by its index, as a picture, or the first
+
+
+@dataclass(repr=False)
+class Trace:
+    """The runs that were recorded, one for each call of the pipeline.
+
+    Every question goes to the latest run; ``trace[0]`` is a trace of the first alone. An
+    ``image`` is the index of an image in the order of ``pipe(...).images``, or a picture to draw
+    on, which then stands for the first image; by default the first, drawn on the picture that was
+    recorded with it, or on grey.
+
+    >>> with xattn.record(pipe) as trace:
+    ...     image = pipe("a red car").images[0]
+    >>> trace.heatmap("red").overlay(image)
+
+    Attributes:
+        runs: what each call left, the latest last.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> Trace:
+        return Trace([self.runs[index]])
+
+    def __iter__(self) -> Iterator[Trace]:
+        return (Trace([run]) for run in self.runs)
+
+    def __bool__(self) -> bool:
+        return True  # an empty trace is still a trace
+
+    # -- what it is of
+
+    @property
+    def run(self) -> Run:
+        """The latest run.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        if not self.runs:
+            raise ValueError("nothing recorded yet: call the pipeline inside the with block")
+        return self.runs[-1]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the first prompt that were kept."""
+        return maps.kept_words(self.run)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts as text."""
+        return tuple(prompt.text for prompt in self.run.prompts)
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """The schedule's timestep of each step."""
+        return self.run.timesteps
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the maps of all runs take."""
+        return sum(run.nbytes for run in self.runs)
+
+    # -- maps
+
+    def heatmap(
+        self,
+        word: Asked,
+        image: Subject = None,
+        *,
+        steps: Steps = None,
+        layers: LayerFilter = None,
+        heads: Heads = None,
+        occurrence: int | None = None,
+    ) -> HeatMap:
+        """Gives where a word acts (Tang et al. 2023, section 3), on the latent grid.
+
+        Args:
+            word: a word or a phrase of the image's prompt, or token positions.
+            image: which image, or a picture.
+            steps: an index, a slice or several indices; summed. All by default.
+            layers: names, globs, a test of a ``Layer``, "all", or "daam" for the paper's own.
+            heads: an index or several; averaged. All by default.
+            occurrence: which of a word that comes several times, from 0; all by default.
+
+        Raises:
+            ValueError: something was asked for that is not in the recording.
+        """
+        run, (index, picture) = self.run, self._subject(image)
+        positions = maps.word_positions(run, word, index, occurrence)
+        tokens = maps.token_maps(run, positions, index, steps=steps, layers=layers, heads=heads)
+        used = maps.step_indices(run, steps) if "step" in run.keep else range(run.done)
+        return self._heat(tokens, word, index, picture, positions, steps=list(used))
+
+    def steps(
+        self,
+        word: Asked,
+        image: Subject = None,
+        *,
+        layers: LayerFilter = None,
+        heads: Heads = None,
+        occurrence: int | None = None,
+    ) -> list[HeatMap]:
+        """Gives the heat map of each step that is complete."""
+        run, (index, picture) = self.run, self._subject(image)
+        positions = maps.word_positions(run, word, index, occurrence)
+        stack = maps.step_token_maps(run, positions, index, layers=layers, heads=heads)
+        return [
+            self._heat(tokens, word, index, picture, positions, steps=[step])
+            for step, tokens in enumerate(stack)
+        ]
+
+    def layers(
+        self,
+        word: Asked,
+        image: Subject = None,
+        *,
+        steps: Steps = None,
+        layers: LayerFilter = "all",
+        heads: Heads = None,
+        occurrence: int | None = None,
+    ) -> dict[str, HeatMap]:
+        """Gives the heat map of each layer alone, by its name, on the latent grid."""
+        run, (index, picture) = self.run, self._subject(image)
+        positions = maps.word_positions(run, word, index, occurrence)
+        heats = {}
+        for n in maps.layers_of(run, layers)[0]:
+            native = maps.layer_maps(run, n, positions, index, steps=steps, heads=heads)
+            tokens, name = maps.to_grid(native, run.latent), run.layers[n].name
+            heats[name] = self._heat(tokens, word, index, picture, positions, layer=name)
+        return heats
+
+    def evolution(self, word: Asked, image: int = 0, *, occurrence: int | None = None) -> Evolution:
+        """Gives the entropy of a word's map in each layer at each step."""
+        return evolution(self.run, word, image, occurrence=occurrence)
+
+    # -- pictures
+
+    def grid(
+        self,
+        words: Sequence[Asked] | None = None,
+        image: Subject = None,
+        steps: Sequence[int] | None = None,
+        *,
+        layers: LayerFilter = None,
+        opacity: float = views.OPACITY,
+        colormap: str = views.COLORMAP,
+    ) -> Image.Image:
+        """Draws a row for each word: the sum over the steps, then each of some steps.
+
+        The steps of a row share one scale. By default it takes every word, and six steps spread
+        over the run; without a step axis the sum alone.
+        """
+        run, (index, picture) = self.run, self._subject(image)
+        wanted = list(maps.kept_words(run, index) if words is None else words)
+        if "step" in run.keep:
+            chosen = maps.step_indices(run, views.spread(run.done) if steps is None else steps)
+        else:
+            chosen = maps.step_indices(run, steps)[:0]
+        cells = []
+        for word in wanted:
+            heats = [self.heatmap(word, index, layers=layers, steps=[s]).array for s in chosen]
+            top = max((float(heat.max()) for heat in heats), default=0.0)
+            cells.append(
+                [views.overlay(self.heatmap(word, index, layers=layers), picture,
+                               opacity=opacity, colormap=colormap)]
+                + [views.overlay(heat, picture, opacity=opacity, colormap=colormap, top=top)
+                   for heat in heats]
+            )  # fmt: skip
+        columns = ["all steps", *(f"step {s}" for s in chosen)]
+        return views.table(cells, [str(word) for word in wanted], columns)
+
+    def matrix(
+        self,
+        word: Asked,
+        image: Subject = None,
+        *,
+        steps: Steps = None,
+        occurrence: int | None = None,
+        colormap: str = views.COLORMAP,
+    ) -> Image.Image:
+        """Draws a word's map in each head of each layer; needs the head axis.
+
+        Each map is on the layer's own grid and scaled to its own maximum.
+        """
+        run, (index, _) = self.run, self._subject(image)
+        positions = maps.word_positions(run, word, index, occurrence)
+        cells = []
+        for n in range(len(run.layers)):
+            heads = maps.head_maps(run, n, positions, index, steps=steps).mean(1)  # (heads, h, w)
+            cells.append([views.paint(head, colormap) for head in heads])
+        columns = [f"head {h}" for h in range(max(map(len, cells)))]
+        rows = views.shortened([layer.name for layer in run.layers])
+        return views.table(cells, rows, columns, title=str(word), side=96, smooth=False)
+
+    def animate(
+        self,
+        word: Asked,
+        image: Subject,
+        path: str | os.PathLike[str],
+        *,
+        previews: Sequence[Image.Image] | None = None,
+        layers: LayerFilter = None,
+        occurrence: int | None = None,
+        opacity: float = views.OPACITY,
+        colormap: str = views.COLORMAP,
+        milliseconds: int = 120,
+    ) -> None:
+        """Writes an animation over the steps: GIF, WebP or PNG, by the path's ending.
+
+        Args:
+            word: whose map lies over the image.
+            image: which image, or a picture.
+            path: ends in .gif, .webp, .png or .apng.
+            previews: the image as it forms, one for each step; the final image by default.
+            layers: as for ``heatmap``.
+            occurrence: as for ``heatmap``.
+            opacity: of the colours.
+            colormap: a name of matplotlib's.
+            milliseconds: how long a step is shown.
+        """
+        _, picture = self._subject(image)
+        heats = self.steps(word, image, layers=layers, occurrence=occurrence)
+        frames = views.frames(
+            heats, [picture] if previews is None else previews,
+            label=str(word), opacity=opacity, colormap=colormap,
+        )  # fmt: skip
+        views.animate(path, frames, milliseconds=milliseconds)
+
+    def report(self, path: str | os.PathLike[str], image: Subject = None) -> None:
+        """Writes one self-contained HTML page: words to click, steps and layers to slide."""
+        index, picture = self._subject(image)
+        report.write(path, self.run, index, picture)
+
+    # -- files
+
+    def save(
+        self, path: str | os.PathLike[str], images: Sequence[Image.Image] | None = None
+    ) -> None:
+        """Writes the complete steps of every run to one safetensors file.
+
+        Args:
+            path: where to; what is there is replaced when the new file is whole.
+            images: of the latest run, kept in the file as PNG; those recorded by default.
+        """
+        runs = list(self.runs)
+        if images is not None:
+            runs[-1] = replace(self.run, images=list(images))
+        files.save(path, runs)
+
+    # -- in a notebook
+
+    def __repr__(self) -> str:
+        if not self.runs:
+            return "Trace(nothing recorded yet)"
+        run = self.run
+        facts = (
+            f"{run.done} of {len(run.timesteps)} steps, {len(run.layers)} layers, "
+            f"{len(run.positions)} tokens, {len(run.rows)} images, "
+            f"latent {run.latent[0]}x{run.latent[1]}, kept: {', '.join(sorted(run.keep)) or 'none'}"
+        )
+        more = f", the latest of {len(self)} runs" if len(self) > 1 else ""
+        texts = ", ".join(map(repr, self.prompts))
+        return f"Trace({texts}: {facts}; {views.size_text(self.nbytes)}{more})"
+
+    def _repr_html_(self) -> str:
+        summary = f"<p><code>{html.escape(repr(self))}</code></p>"
+        if not self.runs or not self.run.done:
+            return summary
+        cells = "".join(self._cell(word) for word in self.words[:12])
+        return f"{summary}<div style='display:flex;flex-wrap:wrap;gap:8px'>{cells}</div>"
+
+    def _cell(self, word: str) -> str:
+        shown = self.heatmap(word).overlay()
+        shown.thumbnail((144, 144))
+        caption = f"<figcaption style='text-align:center'>{html.escape(word)}</figcaption>"
+        return f"<figure style='margin:0'><img src='{views.data_url(shown)}'>{caption}</figure>"
+
+    # -- helpers
+
+    def _subject(self, image: Subject) -> tuple[int, Image.Image | None]:
+        """Gives the index of an image, and the picture to draw on."""
+        run = self.run
+        if isinstance(image, Image.Image):
+            same = [i for i, known in enumerate(run.images) if known is image]
+            return (same[0] if same else 0), image
+        index = maps.image_index(run, image or 0)
+        return index, run.images[index] if index < len(run.images) else None
+
+    def _heat(
+        self, tokens: Any, word: Asked, index: int, picture: Image.Image | None,
+        positions: Sequence[int], **meta: Any,
+    ) -> HeatMap:  # fmt: skip
+        """Gives the mean over a word's tokens, (tokens, height, width), as a heat map."""
+        about = {
+            "prompt": self.run.prompt(index).text,
+            "image": index,
+            "positions": list(positions),
+            **meta,
+        }
+        return HeatMap(tokens.mean(0).numpy(), str(word), about, picture)
+
+
+def load(path: str | os.PathLike[str]) -> Trace:
+    """Reads a trace that was saved, or a folder that a recording was streamed to.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        FileError: it is not a recording, is damaged, or was written by a newer version.
+    """
+    return Trace(files.load(path))
