@@ -274,6 +274,15 @@ def test_sentencepiece_tokens_leave_the_space_before_them() -> None:
     assert tokenize(t5(), "", max_length=16).end == 0
 
 
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    class Plain:
+        is_fast = False
+        model_max_length = 77
+
+    with pytest.raises(ValueError, match="Plain knows no character offsets"):
+        tokenize(Plain(), "a")
+
+
 def test_a_tokenizer_without_a_length_asks_for_one() -> None:
     with pytest.raises(ValueError, match="give max_length="):
         tokenize(tiny.tokenizer(model_max_length=10**30), "a")

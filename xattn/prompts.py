@@ -431,7 +431,9 @@ def _with_offsets(tokenizer: Any) -> Any:
     fast = getattr(transformers, f"{type(tokenizer).__name__}Fast", None)
     if fast is None:
         raise ValueError(f"{type(tokenizer).__name__} knows no character offsets")
-    return fast(__slow_tokenizer=tokenizer)
+    twin = fast(__slow_tokenizer=tokenizer)
+    twin.add_tokens([token for _, token in sorted(tokenizer.added_tokens_decoder.items())])
+    return twin
 
 
 def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
