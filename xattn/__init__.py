@@ -1,3 +1,38 @@
 """See and steer what the words of a prompt do inside a text-to-image diffusion model."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xattn.heatmap import HeatMap
+    from xattn.sessions import record
+    from xattn.toyland import demo
+    from xattn.trace import Trace, load
+
 __version__ = "0.1.0.dev0"
+
+# Imported when they are first asked for: `import xattn` stays light.
+_HOMES = {
+    "HeatMap": "heatmap",
+    "Trace": "trace",
+    "demo": "toyland",
+    "load": "trace",
+    "record": "sessions",
+}
+
+__all__ = ["HeatMap", "Trace", "demo", "load", "record"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xattn' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"xattn.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,279 @@
+"""A processor that wraps the layer's own and takes over the one attention call inside it.
+
+Projections, norms, LoRA, IP-Adapter and rotary embeddings stay the model's. Two doors lead to the
+attention call: ``torch.nn.functional.scaled_dot_product_attention``, seen through a
+``TorchFunctionMode``, and ``attn.get_attention_scores`` of diffusers' explicit and sliced
+processors.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Compute = Callable[..., Tensor]
+
+_SDPA = "scaled_dot_product_attention"
+_SCORES = "get_attention_scores"
+
+
+class Handler(Protocol):
+    """What stands in the middle of a wrapped layer.
+
+    A handler must give back exactly what ``compute`` gives wherever it has nothing to change.
+
+    Attributes:
+        live: whether calls are handed over; while False the layer runs as it was found.
+        over: whether the handler is done for good, and its wrapper may be taken out.
+    """
+
+    live: bool
+    over: bool
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        compute: Compute,
+    ) -> Tensor:
+        """Gives the layer's output (batch, heads, queries, channels).
+
+        ``compute(query, key, value, mask)`` is the model's own call, on any rows of the batch.
+        """
+
+    def scores(
+        self,
+        attn: Any,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        """Gives probabilities (batch x heads, queries, tokens) for an explicit processor.
+
+        A sliced processor calls it several times in a layer's call, each with the next rows.
+        """
+
+    def opened(self) -> None:
+        """Is told that a call of the layer begins."""
+
+    def closed(self) -> None:
+        """Is told that a call of the layer came to its end."""
+
+
+class Interception(TorchFunctionMode):
+    """Hands the first scaled dot-product attention of a layer's call to its handler.
+
+    The first is the text's (or, in a self-attention layer, the image's); what an IP-Adapter adds
+    after it passes unseen.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        super().__init__()
+        self.handler = handler
+        self.seen = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or self.seen:
+            return func(*args, **kwargs)
+        self.seen = True
+        return _attend(self.handler, *args, **kwargs)
+
+
+def _attend(
+    handler: Handler,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    extra: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+    if enable_gqa:
+        extra["enable_gqa"] = True
+
+    def compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **extra)
+
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return handler.attend(query, key, value, attn_mask, factor, compute)
+
+
+_classes: dict[type, type] = {}
+
+
+def wrap(inner: Any, handler: Handler) -> Any:
+    """Gives a processor that runs ``inner`` and lets ``handler`` attend in its middle.
+
+    To everything else it looks like ``inner``: class, attributes, weights, parameter names.
+
+    Raises:
+        TypeError: ``inner`` computes attention where it can't be seen (xformers, for one).
+    """
+    kind = type(inner)
+    _refuse_unseen(innermost(inner))
+    if kind not in _classes:
+        _classes[kind] = _wrapper_class(inner)
+    return _classes[kind](inner, handler)
+
+
+def unwrap(processor: Any) -> Any:
+    """Gives the processor that an xattn processor wraps, or the processor itself."""
+    return (
+        object.__getattribute__(processor, "_xattn_inner") if is_wrapped(processor) else processor
+    )
+
+
+def innermost(processor: Any) -> Any:
+    """Gives the processor under every wrapper of ours, however many are nested."""
+    while is_wrapped(processor):
+        processor = unwrap(processor)
+    return processor
+
+
+def is_wrapped(processor: Any) -> bool:
+    """Tells whether a processor is one of ours (``type`` and not ``__class__`` knows)."""
+    return issubclass(type(processor), Wrapper)
+
+
+def handler_of(processor: Any) -> Handler | None:
+    """Gives the handler of an xattn processor."""
+    if not is_wrapped(processor):
+        return None
+    handler: Handler = object.__getattribute__(processor, "_xattn_handler")
+    return handler
+
+
+def _names(kind: type) -> set[str]:
+    """The attribute names that the processor's call uses, one function deep."""
+    names: set[str] = set()
+    for method in ("__call__", "forward"):
+        code = getattr(getattr(kind, method, None), "__code__", None)
+        names.update(code.co_names if code else ())
+    return names
+
+
+def _refuse_unseen(inner: Any) -> None:
+    name = type(inner).__name__
+    if "xformers" in name.lower():
+        raise TypeError(
+            f"{name} computes attention inside xformers, where xattn can't see it; "
+            "call pipe.disable_xformers_memory_efficient_attention() first"
+        )
+
+
+class Wrapper:
+    """Looks like the processor it wraps; see ``wrap``."""
+
+    def __init__(self, inner: Any, handler: Handler) -> None:
+        object.__setattr__(self, "_xattn_inner", inner)
+        object.__setattr__(self, "_xattn_handler", handler)
+
+    @property
+    def __class__(self) -> Any:  # what isinstance() and unload_ip_adapter() ask
+        return type(object.__getattribute__(self, "_xattn_inner"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_xattn_inner"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "_xattn_inner"), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(object.__getattribute__(self, "_xattn_inner"), name)
+
+    def __repr__(self) -> str:
+        return f"xattn({object.__getattribute__(self, '_xattn_inner')!r})"
+
+    # a copied or pickled model is the model itself, without us
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(object.__getattribute__(self, "_xattn_inner"), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return object.__getattribute__(self, "_xattn_inner").__reduce_ex__(protocol)
+
+
+def _run(inner: Any, handler: Handler, attn: Any, *args: Any, **kwargs: Any) -> Any:
+    if not handler.live:
+        return inner(attn, *args, **kwargs)
+    handler.opened()
+    with Interception(handler):
+        result = inner(attn, *args, **kwargs)
+    handler.closed()
+    return result
+
+
+def _run_explicit(inner: Any, handler: Handler, attn: Any, *args: Any, **kwargs: Any) -> Any:
+    if not handler.live:
+        return inner(attn, *args, **kwargs)
+    compute = attn.get_attention_scores
+
+    def scores(query: Tensor, key: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return handler.scores(attn, query, key, attention_mask, compute)
+
+    shadowed = attn.__dict__.get("get_attention_scores")
+    attn.get_attention_scores = scores
+    handler.opened()
+    try:
+        result = inner(attn, *args, **kwargs)
+    finally:
+        if shadowed is None:
+            del attn.get_attention_scores
+        else:
+            attn.get_attention_scores = shadowed
+    handler.closed()
+    return result
+
+
+def _wrapper_class(inner: Any) -> type:
+    """Makes the wrapper of a processor class, with that class's own parameter list.
+
+    ``Attention.forward`` passes only the keyword arguments that the signature of ``__call__``
+    names, and torch.compile follows neither a patched ``__signature__`` nor a ``__call__`` set on
+    an instance: so the parameter list has to stand literally in a method of the class.
+    """
+    kind = type(inner)
+    used = _names(type(innermost(inner)))
+    runner = _run_explicit if _SCORES in used and _SDPA not in used else _run
+    names: dict[str, Any] = {"_runner": runner, "_get": object.__getattribute__}
+    declared, passed = [], []
+    for i, p in enumerate(inspect.signature(kind.__call__).parameters.values()):
+        if i == 0:
+            continue  # self
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        if p.kind is p.KEYWORD_ONLY and not any(d.startswith("*") for d in declared):
+            declared.append("*")
+        default = ""
+        if p.default is not p.empty:
+            names[f"_default{i}"] = p.default
+            default = f"=_default{i}"
+        declared.append(f"{star}{p.name}{default}")
+        keyword = p.kind is p.KEYWORD_ONLY
+        passed.append(f"{p.name}={p.name}" if keyword else f"{star}{p.name}")
+    source = (
+        f"def __call__(self, {', '.join(declared)}):\n"
+        "    inner = _get(self, '_xattn_inner')\n"
+        "    handler = _get(self, '_xattn_handler')\n"
+        f"    return _runner(inner, handler, {', '.join(passed)})\n"
+    )
+    exec(source, names)
+    return type(f"Xattn{kind.__name__}", (Wrapper,), {"__call__": names["__call__"]})

@@ -1,0 +1,667 @@
+"""Recording never changes an image, has the right axes, and leaves the pipeline as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+)
+from torch import nn
+from torch.nn import functional as F
+
+import xattn
+from tests import tiny
+from xattn.hooks import Schedule
+
+PROMPT = "a red car on a green lawn"
+OTHER = "two cats"
+
+
+def draw(pipe: Any, prompt: Any = PROMPT, seed: int = 0, steps: int = 3, **kwargs: Any) -> Any:
+    """Draws latents' images as an array: exact differences show, and no rounding hides them."""
+    kwargs = {"num_inference_steps": steps, "height": 64, "width": 64, **kwargs}
+    if "image" in kwargs and "mask_image" not in kwargs and not hasattr(pipe, "controlnet"):
+        kwargs.pop("height"), kwargs.pop("width")
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(prompt, generator=generator, output_type="np", **kwargs).images
+
+
+def picture(width: int = 64, height: int = 64) -> Any:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def assert_unchanged(pipe: Any, **kwargs: Any) -> xattn.Trace:
+    """Draws plainly, recording, and plainly again: three equal images, the same processors."""
+    before = dict(pipe.unet.attn_processors)
+    plain = draw(pipe, **kwargs)
+    with xattn.record(pipe) as trace:
+        recorded = draw(pipe, **kwargs)
+    np.testing.assert_array_equal(plain, recorded)
+    assert_restored(pipe, before)
+    np.testing.assert_array_equal(plain, draw(pipe, **kwargs))
+    return trace
+
+
+def assert_restored(pipe: Any, before: dict[str, Any]) -> None:
+    after = pipe.unet.attn_processors
+    assert list(before) == list(after)
+    assert all(type(after[name]) is type(before[name]) for name in before)
+    assert all(after[name] is before[name] for name in before)
+    assert not pipe.unet._forward_pre_hooks
+    assert not pipe.unet._forward_hooks
+    assert "encode_prompt" not in pipe.__dict__
+    assert "postprocess" not in pipe.image_processor.__dict__
+
+
+@pytest.mark.parametrize("family", [tiny.sd1, tiny.sd2, tiny.sdxl])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recording_leaves_the_image_unchanged(family: Callable[..., Any], dtype: Any) -> None:
+    trace = assert_unchanged(family().to(dtype=dtype))
+    assert trace.run.done == 3
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"guidance_scale": 1.0},
+        {"prompt": [PROMPT, OTHER], "num_images_per_prompt": 2},
+        {"height": 64, "width": 96},
+        {"negative_prompt": "blue"},
+        {"prompt": ""},
+        {"prompt": [PROMPT, OTHER], "negative_prompt": [PROMPT, OTHER]},
+    ],
+    ids=["unguided", "2x2", "wide", "negative", "empty", "prompt-is-negative"],
+)
+def test_recording_leaves_every_kind_of_call_unchanged(sd1: Any, asked: dict[str, Any]) -> None:
+    trace = assert_unchanged(sd1, **asked)
+    prompts = asked.get("prompt", PROMPT)
+    count = asked.get("num_images_per_prompt", 1) * (1 if isinstance(prompts, str) else 2)
+    assert len(trace.run.rows) == count
+    assert trace.run.latent == (32, 48 if asked.get("width") == 96 else 32)
+
+
+@pytest.mark.parametrize("scheduler", tiny.SCHEDULERS)
+def test_a_step_is_a_step_of_the_schedule(scheduler: str) -> None:
+    pipe = tiny.sd1(scheduler)
+    trace = assert_unchanged(pipe, steps=4)
+    assert trace.run.done == len(trace.run.timesteps) == 4
+    assert trace.run.maps(0).shape[0] == 4
+    assert list(trace.run.timesteps) == sorted(trace.run.timesteps, reverse=True)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun", "dpm++2m"])
+def test_img2img_has_the_shortened_schedule(scheduler: str) -> None:
+    pipe = tiny.sd1_img2img(scheduler)
+    trace = assert_unchanged(pipe, image=picture(), strength=0.5, steps=6)
+    # PNDM's repeated timestep lies before the half that is run: four different ones are left
+    steps = 4 if scheduler == "pndm" else 3
+    assert trace.run.done == len(trace.run.timesteps) == steps
+
+
+def test_inpainting_and_controlnet_and_sdxl_siblings() -> None:
+    mask = picture()
+    assert_unchanged(tiny.sd1_inpaint(), image=picture(), mask_image=mask, strength=1.0)
+    assert_unchanged(tiny.controlnet(), image=picture())
+    assert_unchanged(tiny.sdxl_img2img(), image=picture(), strength=0.7)
+    assert_unchanged(tiny.sdxl_inpaint(), image=picture(), mask_image=mask, strength=1.0)
+
+
+def test_a_controlnets_layers_are_recorded_when_named() -> None:
+    pipe = tiny.controlnet()
+    plain = draw(pipe, image=picture(), guess_mode=True)
+    before = dict(pipe.controlnet.attn_processors)
+    with xattn.record(pipe, layers=["controlnet.*", "mid_block.*"]) as trace:
+        recorded = draw(pipe, image=picture(), guess_mode=True)
+    np.testing.assert_array_equal(plain, recorded)
+    names = [layer.name for layer in trace.run.layers]
+    assert any(name.startswith("controlnet.down_blocks") for name in names)
+    assert any(name.startswith("mid_block") for name in names)
+    assert all(trace.run.maps(i).amax() > 0 for i in range(len(names)))
+    assert all(pipe.controlnet.attn_processors[k] is v for k, v in before.items())
+
+
+def test_guidance_cut_off_midway_changes_the_rows() -> None:
+    pipe = tiny.sd1()
+
+    def cut(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[-1]
+        return kwargs
+
+    cutting = {
+        "callback_on_step_end": cut,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        "steps": 4,
+    }
+    trace = assert_unchanged(pipe, **cutting)
+    assert trace.run.done == 4
+    assert (trace.run.maps(0).amax(dim=(1, 2, 3, 4, 5)) > 0).all()
+
+
+def _sliced(pipe: Any) -> None:
+    pipe.enable_attention_slicing(1)
+
+
+def _explicit(pipe: Any) -> None:
+    pipe.unet.set_attn_processor(AttnProcessor())
+
+
+def _default(pipe: Any) -> None:
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+
+
+def _fused(pipe: Any) -> None:
+    pipe.fuse_qkv_projections()
+
+
+@pytest.mark.parametrize("prepare", [_default, _explicit, _sliced, _fused, tiny.add_lora])
+@pytest.mark.parametrize("family", [tiny.sd1, tiny.sd2])
+def test_processors_found_before_are_wrapped_and_give_the_same_maps(
+    prepare: Callable[[Any], None], family: Callable[..., Any]
+) -> None:
+    pipe = family()
+    with xattn.record(pipe, dtype=torch.float32) as expected:
+        draw(pipe)
+    prepare(pipe)
+    assert_unchanged(pipe)
+    if prepare is tiny.add_lora:
+        return  # another model
+    with xattn.record(pipe, dtype=torch.float32) as trace:
+        draw(pipe)
+    for i in range(len(trace.run.layers)):
+        torch.testing.assert_close(trace.run.maps(i), expected.run.maps(i), atol=1e-4, rtol=0)
+
+
+def test_pag_is_recorded_in_its_first_conditional_rows() -> None:
+    pipe = tiny.pag()
+    trace = assert_unchanged(pipe, pag_scale=3.0)
+    assert trace.run.done == 3
+
+
+def test_an_ip_adapter_keeps_its_weights_its_scale_and_its_way_out(sd1: Any) -> None:
+    embeds = tiny.load_ip_adapter(sd1)
+    sd1.set_ip_adapter_scale(0.6)
+    keys = list(sd1.unet.state_dict())
+    trace = assert_unchanged(sd1, ip_adapter_image_embeds=embeds)
+    assert trace.run.maps(0).shape[3] == len(trace.run.positions) == 7
+    plain = draw(sd1, ip_adapter_image_embeds=embeds)
+    with xattn.record(sd1):
+        assert list(sd1.unet.state_dict()) == keys
+        kinds = [type(p) for p in sd1.unet.attn_processors.values()]
+        assert any(issubclass(k, object) and is_wrapped_type(k) for k in kinds)
+        cross = [p for p in sd1.unet.attn_processors.values() if isinstance(p, nn.Module)]
+        assert cross
+        assert all(isinstance(p, IPAdapterAttnProcessor2_0) for p in cross)
+        sd1.unet.to(torch.float64)
+        weight = next(iter(cross[0].parameters()))
+        assert weight.dtype == torch.float64
+        sd1.unet.to(torch.float32)
+        sd1.set_ip_adapter_scale(0.1)
+        changed = draw(sd1, ip_adapter_image_embeds=embeds)
+    assert (plain != changed).any()
+    assert list(sd1.unet.state_dict()) == keys
+    with xattn.record(sd1):
+        sd1.unload_ip_adapter()
+        draw(sd1)
+    assert {type(p) for p in sd1.unet.attn_processors.values()} == {AttnProcessor2_0}
+
+
+def is_wrapped_type(kind: type) -> bool:
+    from xattn.processors.wrapping import Wrapper
+
+    return issubclass(kind, Wrapper)
+
+
+def test_added_keys_are_recorded_over_text_and_image_keys() -> None:
+    unet = tiny.added_kv_unet()
+    prompt = PROMPT
+    states = torch.randn(2, 77, 32, generator=torch.Generator().manual_seed(1))
+    sample = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        plain = unet(sample, 10, states).sample
+        with xattn.record(unet, tokenizer=tiny.tokenizer(), prompt=prompt) as trace:
+            recorded = unet(sample, 10, states).sample
+    assert torch.equal(plain, recorded)
+    sums = trace.run.maps(0).sum(3)
+    assert (sums > 0).all()
+    assert (sums < 1).all()
+
+
+def test_processors_replaced_inside_the_block_are_wrapped_again(sd1: Any) -> None:
+    with xattn.record(sd1) as trace:
+        sd1.enable_attention_slicing(1)
+        draw(sd1)
+        sd1.disable_attention_slicing()
+        draw(sd1)
+    assert len(trace.runs) == 2
+    assert all(run.done == 3 for run in trace.runs)
+    assert {type(p) for p in sd1.unet.attn_processors.values()} == {AttnProcessor2_0}
+
+
+def test_nested_recordings_both_record_and_both_restore(sd1: Any) -> None:
+    before = dict(sd1.unet.attn_processors)
+    plain = draw(sd1)
+    with xattn.record(sd1) as outer, xattn.record(sd1, words="red", keep=("layer",)) as inner:
+        recorded = draw(sd1)
+    np.testing.assert_array_equal(plain, recorded)
+    assert_restored(sd1, before)
+    mean = outer.run.maps(0)[:, :, :, [outer.run.positions.index(inner.run.positions[0])]].mean(0)
+    torch.testing.assert_close(inner.run.maps(0)[0], mean, atol=1e-3, rtol=0)
+
+
+def test_nested_recordings_left_in_the_wrong_order_still_restore(sd1: Any) -> None:
+    before = dict(sd1.unet.attn_processors)
+    first, second = xattn.record(sd1), xattn.record(sd1)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    plain = draw(sd1)
+    second.__exit__(None, None, None)
+    np.testing.assert_array_equal(plain, draw(sd1))
+    assert_restored(sd1, before)
+
+
+def test_a_pipeline_that_shares_the_unet_is_not_recorded(sd1: Any) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(sd1)
+    sibling.set_progress_bar_config(disable=True)
+    with xattn.record(sd1) as trace:
+        draw(sibling, image=picture(), strength=0.5, steps=4)
+        assert len(trace) == 0
+        draw(sd1)
+        draw(sibling, image=picture(), strength=0.5, steps=4)
+    assert len(trace) == 1
+
+
+def test_each_call_is_a_run_of_its_own(sd1: Any) -> None:
+    with xattn.record(sd1) as trace:
+        draw(sd1)
+        draw(sd1, OTHER, steps=2)
+    assert [run.done for run in trace.runs] == [3, 2]
+    assert trace.prompts == (OTHER,)
+    assert trace[0].prompts == (PROMPT,)
+
+
+def test_a_pipeline_may_be_cast_inside_the_block(sd1: Any) -> None:
+    before = dict(sd1.unet.attn_processors)
+    with xattn.record(sd1) as trace:
+        draw(sd1)
+        sd1.to(torch.bfloat16)
+        draw(sd1)
+    assert_restored(sd1, before)
+    a, b = trace.runs
+    torch.testing.assert_close(a.maps(0)[0], b.maps(0)[0], atol=0.05, rtol=0)
+
+
+# -- what is kept ------------------------------------------------------------------------------
+
+
+def dense_probs(pipe: Any, **kwargs: Any) -> dict[str, list[torch.Tensor]]:
+    """Computes every cross-attention's probabilities densely, by an independent processor."""
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    class Dense:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(
+            self,
+            attn: Any,
+            hidden_states: torch.Tensor,
+            encoder_hidden_states: Any = None,
+            attention_mask: Any = None,
+            temb: Any = None,
+        ) -> Any:
+            if encoder_hidden_states is not None:
+                batch = len(hidden_states)
+                q = attn.to_q(hidden_states).reshape(
+                    batch, -1, attn.heads, attn.inner_dim // attn.heads
+                )
+                k = attn.to_k(encoder_hidden_states).reshape(batch, 77, attn.heads, -1)
+                logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+                weights = (logits - logits.amax(-1, True)).exp()
+                seen.setdefault(self.name, []).append(weights / weights.sum(-1, True))
+            return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+    names = list(pipe.unet.attn_processors)
+    pipe.unet.set_attn_processor({n: Dense(n.removesuffix(".processor")) for n in names})
+    draw(pipe, **kwargs)
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    return seen
+
+
+@pytest.mark.parametrize("family", [tiny.sd1, tiny.sd2, tiny.sdxl])
+def test_maps_are_the_softmax_of_the_conditional_rows(family: Callable[..., Any]) -> None:
+    pipe = family()
+    dense = dense_probs(pipe, prompt=[PROMPT, OTHER])
+    with xattn.record(pipe, keep=("step", "layer", "head"), dtype=torch.float32) as trace:
+        draw(pipe, prompt=[PROMPT, OTHER])
+    run = trace.run
+    assert {layer.name for layer in run.layers} == set(dense)
+    for i, layer in enumerate(run.layers):
+        probs = torch.stack(dense[layer.name])[:, 2:]  # (steps, images, heads, queries, tokens)
+        torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs[..., 0]))
+        expected = probs[..., list(run.positions)].transpose(-1, -2)
+        torch.testing.assert_close(run.maps(i).flatten(-2), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_heat_maps_equal_a_dense_computation_of_the_definition(sd1: Any) -> None:
+    dense = dense_probs(sd1)
+    with xattn.record(sd1, dtype=torch.float32) as trace:
+        draw(sd1)
+    position = 2  # <start> a red
+    layers = []
+    for probs in dense.values():
+        summed = sum(p[1, :, :, position].mean(0) for p in probs)
+        side = int(summed.numel() ** 0.5)  # type: ignore[union-attr]
+        grid = summed.reshape(1, 1, side, side)  # type: ignore[union-attr]
+        up = F.interpolate(grid, size=(32, 32), mode="bicubic", align_corners=False)
+        layers.append(up[0, 0].clamp(min=0))
+    expected = torch.stack(layers).mean(0).numpy()
+    got = np.asarray(trace.heatmap("red", layers="all"))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [("step", "layer", "head"), ("step",), ("layer",), (), ("layer", "head"), ("step", "layer")],
+)
+def test_dropped_axes_are_averages_of_the_kept_ones(sd1: Any, keep: tuple[str, ...]) -> None:
+    full = ("step", "layer", "head")
+    with xattn.record(sd1, keep=full, dtype=torch.float32) as whole:
+        draw(sd1)
+    with xattn.record(sd1, keep=keep, dtype=torch.float32) as trace:
+        draw(sd1)
+    run = trace.run
+    for i, layer in enumerate(run.layers):
+        members = [j for j, each in enumerate(whole.run.layers) if each.name in layer.members]
+        expected = torch.stack([whole.run.maps(j) for j in members]).mean(0)
+        if "head" not in keep:
+            expected = expected.mean(2, keepdim=True)
+        if "step" not in keep:
+            expected = expected.mean(0, keepdim=True)
+        torch.testing.assert_close(run.maps(i), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "keep", [("step", "layer"), ("step",), ("layer",), ("step", "layer", "head")]
+)
+def test_bytes_are_known_before_the_first_step_and_kept_to(sd1: Any, keep: Any, dtype: Any) -> None:
+    known: list[int] = []
+
+    def look(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        known.append(trace.nbytes)
+        return kwargs
+
+    with xattn.record(sd1, keep=keep, dtype=dtype) as trace:
+        draw(sd1, callback_on_step_end=look)
+    run = trace.run
+    areas = [layer.area * (layer.heads if "head" in keep else 1) for layer in run.layers]
+    steps = 3 if "step" in keep else 1
+    expected = steps * 7 * sum(areas) * dtype.itemsize
+    assert known == [expected] * 3
+    assert trace.nbytes == expected
+
+
+def test_words_limit_what_is_kept(sd1: Any) -> None:
+    with xattn.record(sd1, words=["red", "green lawn"]) as trace:
+        draw(sd1)
+    assert trace.run.positions == (2, 6, 7)
+    with pytest.raises(ValueError, match="car"):
+        trace.heatmap("car")
+
+
+def test_a_word_that_is_not_there_fails_before_sampling(sd1: Any) -> None:
+    calls: list[Any] = []
+    handle = sd1.unet.register_forward_hook(lambda *_: calls.append(1))
+    with (
+        pytest.raises(ValueError, match=r"'blu'.*its words are: a, red, car"),
+        xattn.record(sd1, words="blu"),
+    ):
+        draw(sd1)
+    handle.remove()
+    assert calls == []
+
+
+def test_negative_prompts_are_recorded_when_asked(sd1: Any) -> None:
+    with xattn.record(sd1, negative=True, dtype=torch.float32) as trace:
+        draw(sd1, negative_prompt="two cats")
+    run = trace.run
+    assert [p.text for p in run.prompts] == [PROMPT, "two cats"]
+    assert run.rows == (0, 1)
+    with xattn.record(sd1, dtype=torch.float32) as plain:
+        draw(sd1, negative_prompt="two cats")
+    torch.testing.assert_close(run.maps(0)[:, :1], plain.run.maps(0))
+    assert (trace.heatmap("cats", image=1).array > 0).any()
+
+
+def test_prompts_passed_as_embeddings(sd1: Any) -> None:
+    positive, negative = sd1.encode_prompt(PROMPT, "cpu", 1, True)
+    given = {"prompt": None, "prompt_embeds": positive, "negative_prompt_embeds": negative}
+    with xattn.record(sd1, words=[2]) as by_index:
+        draw(sd1, **given)
+    with xattn.record(sd1, prompt=PROMPT) as by_text:
+        draw(sd1, **given)
+    expected = by_text.run.maps(0)[:, :, :, [1]]
+    torch.testing.assert_close(by_index.run.maps(0), expected)
+    assert by_text.heatmap("red").shape == (32, 32)
+    with xattn.record(sd1) as unknown:
+        draw(sd1, **given)
+    with pytest.raises(ValueError, match="prompt="):
+        unknown.heatmap("red")
+
+
+def test_layers_are_chosen_by_name_or_glob(sd1: Any) -> None:
+    with xattn.record(sd1, layers="up_blocks.*") as trace:
+        draw(sd1)
+    assert {layer.name.split(".")[0] for layer in trace.run.layers} == {"up_blocks"}
+    with (
+        pytest.raises(ValueError, match=r"nothing\.\*.*mid_block"),
+        xattn.record(sd1, layers="nothing.*"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("keep", [("step", "layer"), ("layer",)])
+def test_maps_streamed_to_a_folder_are_the_same(sd1: Any, tmp_path: Any, keep: Any) -> None:
+    with xattn.record(sd1, keep=keep) as memory:
+        draw(sd1)
+    with xattn.record(sd1, keep=keep, to=tmp_path / "run") as disk:
+        draw(sd1)
+    assert disk.nbytes == memory.nbytes
+    for i in range(len(memory.run.layers)):
+        assert torch.equal(memory.run.maps(i), disk.run.maps(i))
+    loaded = xattn.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.heatmap("red"), memory.heatmap("red"))
+
+
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    sd1: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xattn.tape.free_bytes", lambda *_: (40_000, "this machine's memory"))
+    calls: list[Any] = []
+    handle = sd1.unet.register_forward_hook(lambda *_: calls.append(1))
+    fitting = r"40\.0 kB free; what would fit: .*keep="
+    keep = ("step", "layer", "head")
+    with pytest.raises(MemoryError, match=fitting) as caught, xattn.record(sd1, keep=keep):
+        draw(sd1)
+    handle.remove()
+    assert calls == []
+    assert "folder" in str(caught.value)
+
+
+# -- somebody's own loop -----------------------------------------------------------------------
+
+
+def own_loop(pipe: Any, steps: int = 3) -> torch.Tensor:
+    positive, negative = pipe.encode_prompt(PROMPT, "cpu", 1, True)
+    states = torch.cat([negative, positive])
+    pipe.scheduler.set_timesteps(steps)
+    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            noise = pipe.unet(torch.cat([latents] * 2), t, encoder_hidden_states=states).sample
+            guided = noise[:1] + 7.5 * (noise[1:] - noise[:1])
+            latents = pipe.scheduler.step(guided, t, latents).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_loop_of_ones_own_is_recorded(sd1: Any, scheduled: bool) -> None:
+    plain = own_loop(sd1)
+    scheduler = sd1.scheduler if scheduled else None
+    with xattn.record(
+        sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT, scheduler=scheduler
+    ) as trace:
+        recorded = own_loop(sd1)
+        own_loop(sd1)
+    assert torch.equal(plain, recorded)
+    assert [run.done for run in trace.runs] == [3, 3]
+    assert len(trace.run.timesteps) == 3
+    with xattn.record(sd1) as expected:
+        draw(sd1)
+    torch.testing.assert_close(trace.run.maps(0), expected.run.maps(0), atol=2e-3, rtol=0)
+
+
+def test_gradients_flow_and_are_not_kept(sd1: Any) -> None:
+    positive, _ = sd1.encode_prompt(PROMPT, "cpu", 1, False)
+    latents = torch.randn(1, 4, 32, 32).requires_grad_()
+    with xattn.record(sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT) as trace:
+        sd1.unet(latents, 5, encoder_hidden_states=positive).sample.sum().backward()
+    assert latents.grad is not None
+    assert not trace.run.maps(0).requires_grad
+
+
+def test_a_unet_alone_needs_tokenizer_and_prompt(sd1: Any) -> None:
+    with pytest.raises(ValueError, match="tokenizer= and prompt="), xattn.record(sd1.unet):
+        pass
+
+
+def test_options_that_make_no_sense_are_refused(sd1: Any) -> None:
+    with pytest.raises(ValueError, match="step, layer, head"), xattn.record(sd1, keep="steps"):
+        pass
+    with pytest.raises(ValueError, match='needs "layer"'), xattn.record(sd1, keep=["head"]):
+        pass
+    with pytest.raises(TypeError, match="no UNet"), xattn.record(object()):
+        pass
+
+
+# -- faults ------------------------------------------------------------------------------------
+
+
+class FaultError(Exception):
+    pass
+
+
+def _places(pipe: Any) -> list[tuple[Any, str]]:
+    unet = pipe.unet
+    blocks = [
+        unet.conv_in, unet.time_embedding, unet.down_blocks[0], unet.down_blocks[1],
+        unet.mid_block, unet.up_blocks[1], unet.up_blocks[2], unet.conv_out,
+        unet.down_blocks[0].attentions[0], unet.mid_block.attentions[0],
+        unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_q,
+        unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_out[0],
+        unet.up_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k,
+        unet.up_blocks[1].attentions[0].transformer_blocks[0].attn1.to_v,
+        pipe.text_encoder, pipe.vae.decoder,
+    ]  # fmt: skip
+    methods = [
+        (pipe.scheduler, "step"), (pipe.scheduler, "set_timesteps"),
+        (pipe, "prepare_latents"), (pipe.image_processor, "postprocess"),
+    ]  # fmt: skip
+    return [(block, "forward") for block in blocks] + methods
+
+
+@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("at", [1, 2])
+def test_the_pipeline_is_restored_after_a_fault_anywhere(sd1: Any, number: int, at: int) -> None:
+    before = dict(sd1.unet.attn_processors)
+    plain = draw(sd1)
+    owner, name = _places(sd1)[number]
+    original, count = getattr(owner, name), 0
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count >= at:
+            raise FaultError(name)
+        return original(*args, **kwargs)
+
+    with xattn.record(sd1) as trace:
+        setattr(owner, name, broken)
+        try:
+            draw(sd1)
+            draw(sd1)
+        except FaultError:
+            pass
+        finally:
+            delattr(owner, name)
+        np.testing.assert_array_equal(plain, draw(sd1))  # the recording goes on
+    assert count >= at
+    assert_restored(sd1, before)
+    assert trace.run.done == 3
+    np.testing.assert_array_equal(plain, draw(sd1))
+
+
+def test_steps_complete_before_a_fault_can_be_read(sd1: Any) -> None:
+    def stop(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            raise FaultError
+        return kwargs
+
+    with pytest.raises(FaultError), xattn.record(sd1) as trace:
+        draw(sd1, callback_on_step_end=stop)
+    assert trace.run.done == 2
+    assert len(trace.steps("red")) == 2
+
+
+def test_a_second_thread_in_one_recording_is_refused(sd1: Any) -> None:
+    errors: list[BaseException] = []
+
+    def intrude(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step:
+            return kwargs
+
+        def other() -> None:
+            try:
+                draw(sd1)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return kwargs
+
+    plain = draw(sd1)
+    with xattn.record(sd1) as trace:
+        recorded = draw(sd1, callback_on_step_end=intrude)
+    np.testing.assert_array_equal(plain, recorded)
+    assert trace.run.done == 3
+    assert len(trace) == 1
+    assert errors
+    assert all("another thread" in str(error) for error in errors)
+
+
+# -- the clock ---------------------------------------------------------------------------------
+
+
+def test_schedules_group_calls_into_steps() -> None:
+    assert Schedule.of([9, 5, 5, 1, 1], order=2).steps == (0, 0, 1, 1, 2)  # Heun
+    assert Schedule.of([9, 7, 5, 3, 1], order=2).timesteps == (9, 5, 1)  # DPM2
+    assert Schedule.of([9, 5, 5, 1]).steps == (0, 1, 1, 2)  # PNDM
+    plan = Schedule.of([9, 5, 5, 1])
+    assert [plan.ends_step(i) for i in range(4)] == [True, False, True, True]
