@@ -130,13 +130,16 @@ def test_every_one_of_400_mutations_is_a_clear_error(tmp_path, sound):
         if bytes(data) == sound:
             continue
         path.write_bytes(data)
+        error = None
         try:
             (loaded,) = load(path)
-        except FileError as error:
+        except FileError as raised:
+            error = raised
+        if error is None:  # a change that says nothing, such as of the padding
+            same(original, loaded)
+        else:
             assert str(path) in str(error)
             clear += 1
-        else:  # a change that says nothing, such as of the padding, leaves all as it was
-            same(original, loaded)
     assert clear > 390
 
 
@@ -289,7 +292,7 @@ def test_a_damaged_folder_is_a_clear_error(tmp_path):
             [load(folder)[0].store.read(n, [1]) for n in range(last + 1)]
 
     step.unlink()
-    with pytest.raises(FileError, match="step-00001.safetensors is missing"):
+    with pytest.raises(FileError, match=r"step-00001\.safetensors is missing"):
         load(folder)
     step.write_bytes(sound)
 

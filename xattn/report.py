@@ -1,16 +1,325 @@
-"""One self-contained page of a recording or an edit."""
+"""One self-contained page of a recording or an edit: words to point at, steps and layers to slide.
+
+The page loads nothing: style, script, pictures and maps stand in it, and its policy allows no
+more. Prompts are untrusted: they stand in JSON without ``<``, and reach the page as text.
+
+Maps are bytes, each scaled to its own maximum, whose value is kept beside it. A page holds, for
+each word, the whole, each layer, each step, and each layer at each step; the maps are shrunk
+until all of that fits ``BUDGET``.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import io
+import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from xattn import maps, views
 from xattn.runs import Run
 
+BUDGET = 6_700_000  # bytes of maps; base64 adds a third
+COLORS = ("inferno", "viridis", "magma", "turbo", "gray")
+_CAPS = (32, 24, 16, 12, 8, 6, 4)  # longest side of a map of one layer at one step
+_WHOLE = 64  # ... of the map over everything
+_STEPS = 100  # at most so many are shown
+_SIDE = 1024  # of pictures
 
-def write(
-    path: str | os.PathLike[str], run: Run, image: int = 0, picture: Image.Image | None = None
-) -> None:
-    """Writes the page of one image of a run."""
-    raise NotImplementedError("the page is still to come")
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image of a run, as the page shows it.
+
+    Attributes:
+        run: what was recorded.
+        image: which of the run's images.
+        picture: the image itself, grey where it is not known.
+        title: its name among several.
+    """
+
+    run: Run
+    image: int = 0
+    picture: Image.Image | None = None
+    title: str = "image"
+
+
+def write(path: str | os.PathLike[str], subjects: Sequence[Subject]) -> None:
+    """Writes the page of a recording.
+
+    Raises:
+        ValueError: there is nothing to show, as when no step is complete.
+    """
+    Path(path).write_text(page(subjects), encoding="utf-8")
+
+
+def write_edit(path: str | os.PathLike[str], result: Any) -> None:
+    """Writes the page of an edit.
+
+    Args:
+        path: where to.
+        result: has ``source`` and ``images`` (pictures), ``prompts`` (texts, the source's first),
+            ``plan`` (shown by ``str``), ``masks`` (one or ``None`` for each edit, or ``None``) and
+            ``trace`` (of the source and each edit, in this order; or ``None``).
+    """
+    pictures = [result.source, *result.images]
+    titles = ["source", *(f"edit {n}" for n in range(1, len(pictures)))]
+    texts = [str(text) for text in result.prompts]
+    texts = [""] * (len(pictures) - len(texts)) + texts
+    masks = [None, *(result.masks or [None] * len(result.images))]
+    cards = [
+        {
+            "title": title,
+            "text": text,
+            "picture": _url(picture),
+            "mask": None if mask is None else _url(views.masked(picture, mask)),
+        }
+        for title, text, picture, mask in zip(titles, texts, pictures, masks, strict=True)
+    ]
+    run = result.trace.runs[-1] if result.trace is not None and result.trace.runs else None
+    subjects = [] if run is None else [
+        Subject(run, n, picture, title)
+        for n, (picture, title) in enumerate(zip(pictures, titles, strict=True))
+        if n < len(run.rows)
+    ]  # fmt: skip
+    plan = "" if result.plan is None else str(result.plan)
+    Path(path).write_text(page(subjects, cards, plan), encoding="utf-8")
+
+
+def page(subjects: Sequence[Subject], cards: Sequence[dict[str, Any]] = (), plan: str = "") -> str:
+    """Gives the page as HTML."""
+    room = BUDGET // max(1, len(subjects))
+    data = {
+        "subjects": [_subject(subject, room) for subject in subjects],
+        "colors": {name: _base64(table.tobytes()) for name, table in _tables()},
+        "cards": list(cards),
+        "plan": plan,
+    }
+    style, script = _asset("report.css"), _asset("report.js")
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src data:",
+            f"style-src '{_fingerprint(style)}'",
+            f"script-src '{_fingerprint(script)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    text = _asset("report.html")
+    parts = {"policy": html.escape(policy), "style": style, "script": script, "data": _json(data)}
+    for name, part in parts.items():  # the data last: nothing in it is taken for a placeholder
+        before, _, after = text.partition(f"{{{{{name}}}}}")
+        text = before + part + after
+    return text
+
+
+# -- one image
+
+
+def _subject(subject: Subject, room: int) -> dict[str, Any]:
+    run, image = subject.run, maps.image_index(subject.run, subject.image)
+    words = _words(run, image)
+    steps = views.spread(maps.completed(run), _STEPS) if "step" in run.keep else []
+    grids = _grids(run, len(words), len(steps), room)
+    blocks, scales = _blocks(run, image, [places for _, places in words], steps, grids)
+    picture = subject.picture
+    size = (run.latent[1] * 8, run.latent[0] * 8) if picture is None else picture.size
+    shrink = min(1.0, _SIDE / max(size))
+    labels = [text for text, _ in words]
+    chosen = len(maps.layers_of(run)[0])
+    return {
+        "title": subject.title,
+        "text": run.prompt(image).text,
+        "parts": list(_parts(run, image, words)),
+        "words": labels,
+        "start": max(range(len(words)), key=lambda n: (len(labels[n]), -n), default=0),
+        "layers": views.shortened([layer.name for layer in run.layers]),
+        "mean": "mean of all layers" if chosen == len(run.layers) else f"mean of {chosen} layers",
+        "whole": f"sum of {run.done} steps",
+        "steps": [{"index": s, "timestep": run.timesteps[s]} for s in steps],
+        "grids": grids,
+        "data": [_base64(block) for block in blocks],
+        "scales": scales,
+        "picture": None if picture is None else _url(picture),
+        "size": [round(size[0] * shrink), round(size[1] * shrink)],
+        "facts": list(_facts(run, image)),
+    }
+
+
+def _words(run: Run, image: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Gives the words of an image's prompt that were kept whole, in order, with positions."""
+    prompt = run.prompt(image)
+    if prompt.is_anonymous:
+        return [(f"token {position}", (position,)) for position in run.positions]
+    kept = set(run.positions)
+    return [(w.text, tuple(w.positions)) for w in prompt.words if kept.issuperset(w.positions)]
+
+
+def _parts(
+    run: Run, image: int, words: Sequence[tuple[str, tuple[int, ...]]]
+) -> Iterator[dict[str, Any]]:
+    """Yields the prompt's text in pieces, each with the word that it is, or none."""
+    prompt = run.prompt(image)
+    if prompt.is_anonymous:
+        for n, (text, _) in enumerate(words):
+            yield {"text": text, "word": n}
+            yield {"text": " ", "word": None}
+        return
+    at, numbers = 0, {places: n for n, (_, places) in enumerate(words)}
+    for word in prompt.words:
+        if word.start < at:
+            continue
+        if word.start > at:
+            yield {"text": prompt.text[at : word.start], "word": None}
+        yield {"text": word.text, "word": numbers.get(tuple(word.positions))}
+        at = word.end
+    if at < len(prompt.text):
+        yield {"text": prompt.text[at:], "word": None}
+
+
+def _grids(run: Run, words: int, steps: int, room: int) -> dict[str, Any]:
+    """Gives the grid of each map that the page holds, as fine as the room allows."""
+    heads = [x.heads for x in run.layers] if "head" in run.keep else []
+    for cap in _CAPS:
+        found = {
+            "total": _capped(run.latent, _WHOLE),
+            "layers": [_capped(x.grid, 2 * cap) for x in run.layers],
+            "steps": [_capped(run.latent, cap)] * steps,
+            "fine": [_capped(x.grid, cap) for x in run.layers] * steps,
+            "heads": [
+                [_capped(x.grid, max(4, cap // 2))] * n
+                for x, n in zip(run.layers, heads, strict=bool(heads))
+            ],
+        }
+        if words * _bytes(found) <= room:
+            break
+    return found
+
+
+def _bytes(grids: dict[str, Any]) -> int:
+    flat = [grids["total"], *grids["layers"], *grids["steps"], *grids["fine"]]
+    flat += [grid for layer in grids["heads"] for grid in layer]
+    return sum(height * width for height, width in flat)
+
+
+def _capped(grid: Grid, side: int) -> Grid:
+    share = min(1.0, side / max(grid))
+    return max(1, round(grid[0] * share)), max(1, round(grid[1] * share))
+
+
+def _blocks(
+    run: Run,
+    image: int,
+    words: Sequence[tuple[int, ...]],
+    steps: Sequence[int],
+    grids: dict[str, Any],
+) -> tuple[list[bytes], list[list[float]]]:
+    """Gives for each word its maps as bytes, in the order of the grids, and their maxima."""
+    if not words:
+        return [], []
+    tokens = sorted({position for places in words for position in places})
+    share = torch.zeros(len(words), len(tokens))
+    for n, places in enumerate(words):
+        share[n, [tokens.index(p) for p in places]] = 1 / len(places)
+
+    def of_words(stack: torch.Tensor, grid: Grid) -> Iterable[torch.Tensor]:
+        """Yields (words, h, w) of each (tokens, h, w) in a stack: the mean over the tokens."""
+        for each in stack:
+            yield _shrunk(torch.einsum("nt,thw->nhw", share, each), grid)
+
+    found: list[torch.Tensor] = []
+    found += of_words(maps.token_maps(run, tokens, image)[None], grids["total"])
+    for n, grid in enumerate(grids["layers"]):
+        found += of_words(maps.layer_maps(run, n, tokens, image)[None], grid)
+    if steps:
+        found += of_words(maps.step_token_maps(run, tokens, image)[list(steps)], grids["steps"][0])
+        columns = [
+            list(of_words(maps.step_layer_maps(run, n, tokens, image)[list(steps)], grid))
+            for n, grid in enumerate(grids["fine"][: len(run.layers)])
+        ]
+        found += [column[s] for s in range(len(steps)) for column in columns]
+    for n, layer in enumerate(grids["heads"]):
+        found += of_words(maps.head_maps(run, n, tokens, image), layer[0])
+
+    blocks, scales = [bytearray() for _ in words], [list[float]() for _ in words]
+    for each in found:
+        top = each.amax((1, 2))  # (words,)
+        level = each / top.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None] * 255
+        for n, values in enumerate(level.round().to(torch.uint8).numpy()):
+            blocks[n] += values.tobytes()
+            scales[n].append(float(f"{float(top[n]):.4g}"))
+    return [bytes(block) for block in blocks], scales
+
+
+def _shrunk(each: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Averages (words, h, w) down to a smaller grid."""
+    if tuple(each.shape[1:]) == tuple(grid):
+        return each
+    return F.adaptive_avg_pool2d(each, grid)
+
+
+def _facts(run: Run, image: int) -> Iterator[tuple[str, str]]:
+    yield "prompt", run.prompt(image).text or "(embeddings)"
+    yield "steps", f"{run.done} of {len(run.timesteps)}"
+    yield "latent", f"{run.latent[0]} x {run.latent[1]} (height x width)"
+    yield "layers", str(sum(len(layer.members) for layer in run.layers))
+    yield "axes kept", ", ".join(sorted(run.keep)) or "none"
+    yield "maps", views.size_text(run.nbytes)
+    for name, value in run.info.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        yield str(name).replace("_", " "), str(value)
+
+
+# -- the page
+
+
+def _tables() -> Iterator[tuple[str, Any]]:
+    for name in COLORS:
+        with suppress(ValueError):  # without matplotlib there are fewer
+            yield name, views.color_table(name)
+
+
+def _url(picture: Image.Image) -> str:
+    """Gives a picture as a ``data:`` address: PNG, or JPEG where that would be large."""
+    small = picture.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    if small.width * small.height <= 512 * 512:
+        return views.data_url(small)
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=92)
+    return f"data:image/jpeg;base64,{_base64(buffer.getvalue())}"
+
+
+def _json(data: Any) -> str:
+    """Gives JSON that can stand in a script element, whatever its strings hold."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _asset(name: str) -> str:
+    return (files("xattn") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _fingerprint(text: str) -> str:
+    return f"sha256-{_base64(hashlib.sha256(text.encode()).digest())}"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

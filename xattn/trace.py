@@ -250,9 +250,17 @@ class Trace:
         views.animate(path, frames, milliseconds=milliseconds)
 
     def report(self, path: str | os.PathLike[str], image: Subject = None) -> None:
-        """Writes one self-contained HTML page: words to click, steps and layers to slide."""
-        index, picture = self._subject(image)
-        report.write(path, self.run, index, picture)
+        """Writes one self-contained HTML page: words to point at, steps and layers to slide.
+
+        It shows one image where ``image`` says which, the run's first sixteen otherwise.
+        """
+        run = self.run
+        indices = [self._subject(image)[0]] if image is not None else range(min(16, len(run.rows)))
+        shown = []
+        for index in indices:
+            picture = self._subject(index if image is None else image)[1]
+            shown.append(report.Subject(run, index, picture, f"image {index}"))
+        report.write(path, shown)
 
     # -- files
 

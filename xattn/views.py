@@ -128,7 +128,9 @@ def text_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
         font = next((f for f in _fonts(size) if _has(f, char)), None)
         shown = char
         if font is None:
-            font, shown = _fonts(size)[0], f"\\u{ord(char):04x}"
+            code = ord(char)
+            font = _fonts(size)[0]
+            shown = f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
         if runs and runs[-1][0] is font:
             runs[-1] = (font, runs[-1][1] + shown)
         else:
@@ -409,7 +411,7 @@ def _captioned(shown: Image.Image, label: str, step: int, steps: int) -> Image.I
     draw = ImageDraw.Draw(sheet)
     done = round(shown.width * (step + 1) / steps)
     draw.rectangle((0, shown.height, done - 1, shown.height + 3), fill=INK)
-    count = f"step {step + 1}/{steps}"
+    count = f"step {step}"
     room = shown.width - text_width(count, font) - 3 * font
     at = shown.height + 4 + round(font * 0.15)
     write(draw, (font // 2, at), wrap(label, font, max(room, font), 1)[0], font)
