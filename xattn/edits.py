@@ -44,10 +44,14 @@ def window(share: Share, name: str) -> tuple[float, float]:
     )
 
 
+def begun(step: int, steps: int, share: float) -> bool:
+    """Tells whether a step of a run of so many steps is at or behind a share of it."""
+    return step >= (share - 1e-9) * steps  # 0.1 * 30 is a little more than 3
+
+
 def inside(step: int, steps: int, span: tuple[float, float]) -> bool:
     """Tells whether a step of a run of so many steps is inside a window of it."""
-    tiny = 1e-9 * steps  # 0.1 * 30 is a little more than 3
-    return span[0] * steps - tiny <= step < span[1] * steps - tiny
+    return begun(step, steps, span[0]) and not begun(step, steps, span[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,252 @@
+"""Prompt-to-prompt inside the attention call (Hertz et al. 2022, section 3), on values.
+
+Everything that an edit does to probabilities is linear in them, so nothing has to be materialised:
+
+    A · mix · V + B · own · V  =  SDPA(q_src, k_src, mix · V) + SDPA(q, k, own · V)
+
+with ``mix`` and ``own`` as ``EditPlan.cross`` gives them. Rows of the batch that aren't edited in a
+step go through the model's own call, in the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from xattn.processors.recording import Recording, kept_probs
+from xattn.processors.wrapping import Compute
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the batch that are edited, and for each the source's row of the same image."""
+
+    edited: Tensor
+    sources: Tensor
+
+    @classmethod
+    def of(cls, siblings: list[int], images: int, start: int, device: torch.device) -> Rows:
+        """Gives the rows of some siblings.
+
+        Args:
+            siblings: which, from 0.
+            images: images of each prompt; the batch is prompt-major, the source's come first.
+            start: where the conditional rows begin.
+            device: of the batch.
+        """
+        edited = [start + (j + 1) * images + i for j in siblings for i in range(images)]
+        sources = [start + i for _ in siblings for i in range(images)]
+        return cls(torch.tensor(edited, device=device), torch.tensor(sources, device=device))
+
+
+@dataclass(frozen=True)
+class CrossStep:
+    """What a step does to cross-attention, shared by all layers.
+
+    Attributes:
+        rows: the rows edited in this step.
+        mix: what each takes from the source's probabilities, (rows, source tokens, tokens).
+        own: what each takes from its own, (rows, tokens).
+        owns: whether any takes anything from its own.
+    """
+
+    rows: Rows
+    mix: Tensor
+    own: Tensor
+    owns: bool
+
+
+def edited_cross_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    step: CrossStep,
+    compute: Compute,
+) -> Tensor:
+    """Gives the layer's output with some rows edited.
+
+    One call of the model's own where rows take all of their attention from the source, and a
+    second one, for the edited rows alone, where they keep some of theirs. By ``python -m
+    benchmarks.attention_forms`` that is faster than explicit probabilities at every shape of
+    Stable Diffusion.
+
+    Args:
+        query: (batch, heads, queries, channels).
+        key: (batch, heads, tokens, channels).
+        value: (batch, heads, tokens, channels).
+        mask: the call's own.
+        step: what to do.
+        compute: the model's own call.
+
+    Returns:
+        (batch, heads, queries, channels)
+    """
+    edited, sources = step.rows.edited, step.rows.sources
+    own_value = value.index_select(0, edited)  # (rows, heads, tokens, channels)
+    mixed = step.mix.to(value.dtype)[:, None] @ own_value  # (rows, heads, source tokens, channels)
+    if not step.owns:
+        return followed(query, key, value.index_copy(0, edited, mixed), mask, step.rows, compute)
+    kept = own_value * step.own.to(value.dtype)[:, None, :, None]
+    out = compute(query, key, value.index_copy(0, edited, kept), mask)
+    taken = compute(
+        query.index_select(0, sources),
+        key.index_select(0, sources),
+        mixed,
+        mask if mask is None or len(mask) == 1 else mask.index_select(0, sources),
+    )
+    return out.index_copy(0, edited, out.index_select(0, edited) + taken)
+
+
+def followed(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Rows, compute: Compute
+) -> Tensor:
+    """Gives the model's own call with some rows attending as their source does.
+
+    One call of the same size as the model's: SDPA(q_src, k_src, v) for these rows.
+    """
+    query = query.index_copy(0, rows.edited, query.index_select(0, rows.sources))
+    key = key.index_copy(0, rows.edited, key.index_select(0, rows.sources))
+    if mask is not None and len(mask) > 1:
+        mask = mask.index_copy(0, rows.edited, mask.index_select(0, rows.sources))
+    return compute(query, key, value, mask)
+
+
+class CrossEditing(Recording):
+    """Edits one layer's cross-attention, and records what it has in effect.
+
+    Attributes:
+        step: what the step does; None where every row takes the model's own call.
+        words: where LocalBlend's layers add their maps, float32 (rows, tokens, height, width).
+        words_share: what this layer adds of its mean over heads.
+    """
+
+    def __init__(self, name: str, heads: int) -> None:
+        super().__init__(name, heads)
+        self.step: CrossStep | None = None
+        self.words: Tensor | None = None
+        self.words_share = 1.0
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        compute: Compute,
+    ) -> Tensor:
+        """Gives the layer's output, edited where the step says so."""
+        self.seen = True
+        if self.buffer is not None or self.words is not None:
+            self.keep(query, key, mask, scale)
+        if self.step is None:
+            return compute(query, key, value, mask)
+        return edited_cross_attention(query, key, value, mask, self.step, compute)
+
+    def keep(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
+        """Writes the maps that the conditional rows have in effect."""
+        span = self.rows[0]
+        part = mask if mask is None or len(mask) == 1 else mask[span]
+        probs = kept_probs(query[span], key[span], part, scale, slice(None))
+        self.write_all(self._edited(probs))
+
+    def _edited(self, probs: Tensor) -> Tensor:
+        """Gives probabilities of the conditional rows as they are in effect."""
+        step = self.step
+        if step is None:
+            return probs
+        edited, sources = step.rows.edited - self.rows[0].start, step.rows.sources
+        taken = probs.index_select(0, sources - self.rows[0].start) @ step.mix[:, None]
+        own = probs.index_select(0, edited) * step.own[:, None, None]
+        return probs.index_copy(0, edited, taken + own)
+
+    def write_all(self, probs: Tensor) -> None:
+        """Writes (rows, heads, queries, tokens) where they are kept."""
+        if self.words is not None:
+            heat = probs.mean(1).transpose(-1, -2)  # (rows, tokens, queries)
+            self.words.add_(heat.unflatten(-1, self.words.shape[-2:]), alpha=self.words_share)
+        if self.buffer is not None:
+            self.write(probs[..., self.tokens])
+
+    def scores(
+        self,
+        attn: Any,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        """Gives an explicit processor's probabilities (batch x heads, queries, tokens), edited."""
+        self.seen = True
+        probs = compute(query, key, mask)
+        whole = probs.unflatten(0, (-1, self.heads))  # (batch, heads, queries, tokens)
+        edited = self._edited(whole[self.rows[0]].float())
+        if self.buffer is not None or self.words is not None:
+            self.write_all(edited.detach())
+        if self.step is None:
+            return probs
+        span = self.rows[0]
+        parts = [whole[: span.start], edited.to(probs.dtype), whole[span.stop :]]
+        return torch.cat(parts).flatten(0, 1)
+
+
+class SelfEditing:
+    """Has some rows attend as their source does in one self-attention layer.
+
+    No queries x queries matrix is made beyond what the model's own call makes.
+
+    Attributes:
+        live: whether the layer is looked at at all in this call.
+        over: whether the session has ended, so that the wrapper may be taken out.
+        follow: the rows that follow their source; None where none does.
+    """
+
+    def __init__(self, name: str, heads: int) -> None:
+        self.name = name
+        self.heads = heads
+        self.live = False
+        self.over = False
+        self.seen = False
+        self.follow: Rows | None = None
+
+    def opened(self) -> None:
+        """Does nothing."""
+
+    def closed(self) -> None:
+        """Does nothing."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        compute: Compute,
+    ) -> Tensor:
+        """Gives SDPA(q_src, k_src, v) for the rows that follow, the model's own for the rest."""
+        self.seen = True
+        if self.follow is None:
+            return compute(query, key, value, mask)
+        return followed(query, key, value, mask, self.follow, compute)
+
+    def scores(
+        self,
+        attn: Any,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        """Gives an explicit processor's probabilities, the source's for rows that follow."""
+        self.seen = True
+        probs = compute(query, key, mask)
+        if self.follow is None:
+            return probs
+        whole = probs.unflatten(0, (-1, self.heads))
+        taken = whole.index_select(0, self.follow.sources)
+        return whole.index_copy(0, self.follow.edited, taken).flatten(0, 1)

@@ -1,0 +1,333 @@
+"""Edits at work: processors that edit, driven by the denoiser's calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn import blend
+from xattn.edits import begun
+from xattn.plan import EditPlan, Sibling
+from xattn.processors.editing import CrossEditing, CrossStep, Rows, SelfEditing
+from xattn.processors.wrapping import handler_of, innermost, is_wrapped, unwrap, wrap
+from xattn.sessions import (
+    LoopSource,
+    Options,
+    PipelineSource,
+    Recorder,
+    Tap,
+    _set_processor,
+    _wraps,
+)
+from xattn.sites import Site, find_sites, text_sites
+
+
+@dataclass(frozen=True)
+class Cross:
+    """A cross-attention layer, and what edits it."""
+
+    site: Site
+    handler: CrossEditing
+
+
+@dataclass(frozen=True)
+class Self:
+    """A self-attention layer, and what edits it."""
+
+    site: Site
+    handler: SelfEditing
+
+
+class Editor(Recorder):
+    """Edits the siblings of a batch, and records what every row attends to in effect.
+
+    The batch is prompt-major: all images of the source, then all images of each sibling.
+
+    Attributes:
+        edits: the plan.
+        masks: for each sibling and each step that is complete, where LocalBlend let the edit
+            through, (images, height, width) on the CPU; None in steps before its start.
+    """
+
+    def __init__(
+        self,
+        source: PipelineSource | LoopSource,
+        options: Options,
+        edits: EditPlan,
+        *,
+        records: bool = True,
+        images: int = 1,
+        side: int | None = None,
+        scale: int = 8,
+    ) -> None:
+        self.edits = edits
+        self.images = images
+        self.side = side
+        self.scale = scale
+        self.masks: list[list[Tensor | None]] = [[] for _ in edits.siblings]
+        self.records = records
+        self.cross, self.selfs = _layers(source)
+        self.layers: list[Cross | Self] = [*self.cross, *self.selfs]
+        self.words: Tensor | None = None  # maps of the call under way, for LocalBlend
+        self.pending: Tensor | None = None  # of the calls of the step under way
+        self.total: Tensor | None = None  # of the steps so far
+        self.calls = 0
+        self.ended: tuple[int, int] | None = None  # the step that just ended, of how many
+        self._drawn: list[Tensor | None] = []  # users' masks on the latent grid
+        super().__init__(source, options)
+
+    def _make_taps(self) -> list[Tap]:
+        """Gives the layers whose maps are kept: the edited ones that fit ``layers``."""
+        if not self.records:
+            return []
+        wanted = self.options.layers
+        globs = [wanted] if isinstance(wanted, str) else wanted
+        sites = [edited.site for edited in self.cross]
+        kept = {site.name for site in (text_sites(sites, globs) if globs else sites)}
+        return [
+            Tap(edited.site, "", edited.handler)
+            for edited in self.cross
+            if edited.site.name in kept
+        ]
+
+    # -- installing and restoring ------------------------------------------------------------------
+
+    def _inject(self) -> None:
+        for edited in self.layers:
+            found = edited.site.module.processor
+            _refuse_sliced(found)
+            if not _wraps(found, edited.handler):
+                _set_processor(edited.site.module, wrap(found, edited.handler))
+
+    def _eject(self) -> None:
+        for edited in self.layers:
+            edited.handler.over = True
+            edited.handler.live = False
+            found = restored = edited.site.module.processor
+            while is_wrapped(restored) and getattr(handler_of(restored), "over", False):
+                restored = unwrap(restored)
+            if restored is not found:
+                _set_processor(edited.site.module, restored)
+
+    # -- a run -------------------------------------------------------------------------------------
+
+    def begin_run(self, arguments: dict[str, Any]) -> None:
+        """Lays out what a run needs, after checking that it is the run that was planned."""
+        asked = self.source.asked
+        assert asked is not None
+        texts = [prompt.text for prompt in asked.prompts]
+        if texts != self.edits.texts:
+            raise ValueError(
+                f"inside editing(), call the pipeline with session.prompts, {self.edits.texts!r}; "
+                f"it was called with {texts!r}"
+            )
+        self.images = len(asked.rows) // len(texts)
+        sample: Tensor = arguments["sample"]
+        latent = (int(sample.shape[-2]), int(sample.shape[-1]))
+        self._drawn = self._fit_masks(latent)
+        super().begin_run(arguments)
+        if self.plan is None:
+            raise ValueError("editing a loop of your own needs scheduler=, to know its steps")
+        self.masks = [[] for _ in self.edits.siblings]
+        self.ended, self.calls = None, 0
+        self._lay_out_words(latent, sample.device)
+        most = area_limit(latent, self.side)
+        for edited in self.selfs:
+            height, width = edited.site.grid(latent)
+            edited.handler.seen = height * width > most  # too large to be edited at all
+
+    def _fit_masks(self, latent: tuple[int, int]) -> list[Tensor | None]:
+        masks: list[Tensor | None] = []
+        for sibling in self.edits.siblings:
+            given = None if sibling.blend is None else sibling.blend.mask
+            masks.append(None if given is None else blend.fit_mask(given, latent, self.scale))
+        return masks
+
+    def _lay_out_words(self, latent: tuple[int, int], device: torch.device) -> None:
+        """Makes room for the maps of the middle resolution, where a LocalBlend needs them."""
+        self.words = self.pending = self.total = None
+        for edited in self.cross:
+            edited.handler.words = None
+        if not any(_looks(sibling) for sibling in self.edits.siblings):
+            return
+        most = area_limit(latent, self.side)
+        grids = {edited.site.grid(latent) for edited in self.cross}
+        grid = min(grids, key=lambda g: (abs(log(g[0] * g[1] / most)), g))
+        chosen = [edited for edited in self.cross if edited.site.grid(latent) == grid]
+        rows, tokens = self.images * len(self.edits.prompts), self.edits.source.length
+        self.words = torch.zeros(rows, tokens, *grid, device=device)
+        self.pending, self.total = torch.zeros_like(self.words), torch.zeros_like(self.words)
+        for edited in chosen:
+            edited.handler.words = self.words
+            edited.handler.words_share = 1 / len(chosen)
+
+    def before_call(self, prefix: str, arguments: dict[str, Any]) -> None:
+        """Gets ready for a denoiser call: tells every layer what the step does."""
+        super().before_call(prefix, arguments)
+        if prefix:
+            return
+        if self.source.asked is None or self.plan is None:
+            for layer in self.layers:
+                layer.handler.live = False
+            return
+        if self.words is not None:
+            self.words.zero_()
+        rows = self.matched[""][1]
+        step, steps = self.plan.steps[self.call], len(self.plan.timesteps)
+        device = arguments["sample"].device
+        cross = self._cross_step(step, steps, rows[0].start, device)
+        recorded = {id(tap.recording) for tap in self.taps}
+        for edited in self.cross:
+            handler = edited.handler
+            handler.rows, handler.step = rows, cross
+            looks = handler.words is not None or id(handler) in recorded
+            handler.live = looks or cross is not None
+        active = [j for j, now in enumerate(self.edits.self_(step, steps)) if now]
+        follow = Rows.of(active, self.images, rows[0].start, device) if active else None
+        height, width = arguments["sample"].shape[-2:]
+        most = area_limit((height, width), self.side)
+        for itself in self.selfs:
+            h, w = itself.site.grid((height, width))
+            itself.handler.live = follow is not None and h * w <= most
+            itself.handler.follow = follow
+
+    def _cross_step(
+        self, step: int, steps: int, start: int, device: torch.device
+    ) -> CrossStep | None:
+        mix, own, active = self.edits.cross(step, steps)
+        chosen = [j for j, now in enumerate(active) if now]
+        if not chosen:
+            return None
+        per_row = [j for j in chosen for _ in range(self.images)]
+        return CrossStep(
+            rows=Rows.of(chosen, self.images, start, device),
+            mix=mix[per_row].to(device),
+            own=own[per_row].to(device),
+            owns=bool(own[chosen].any()),
+        )
+
+    def after_call(self, prefix: str) -> None:
+        """Takes what a denoiser call left."""
+        if prefix or self.run is None or self.plan is None or self.source.asked is None:
+            super().after_call(prefix)
+            return
+        self._check_edited()
+        step, steps = self.plan.steps[self.call], len(self.plan.timesteps)
+        ends = self.plan.ends_step(self.call)
+        if self.words is not None and self.pending is not None and self.total is not None:
+            self.pending += self.words
+            self.calls += 1
+            if ends:
+                self.total += self.pending / self.calls
+                self.pending.zero_()
+                self.calls = 0
+        if ends:
+            self.ended = (step, steps)
+        super().after_call(prefix)
+
+    def _check_edited(self) -> None:
+        for edited in self.layers:
+            if edited.handler.live and not edited.handler.seen:
+                name = type(innermost(edited.site.module.processor)).__name__
+                raise RuntimeError(
+                    f"layer {edited.site.name} computes attention where xattn can't see it "
+                    f"({name}); call pipe.unet.set_default_attn_processor() first"
+                )
+
+    def end_run(self) -> None:
+        """Completes the run under way; what LocalBlend needs after its last step stays."""
+        super().end_run()
+        for layer in self.layers:
+            layer.handler.live = False
+        for cross in self.cross:
+            cross.handler.step = cross.handler.words = None
+        for itself in self.selfs:
+            itself.handler.follow = None
+
+    # -- LocalBlend --------------------------------------------------------------------------------
+
+    def blend(self, latents: Tensor) -> Tensor:
+        """Gives the latents after a step, with the source's outside of LocalBlend's masks.
+
+        Between the two halves of a second-order step it gives them back as they are.
+
+        Args:
+            latents: (images x prompts, channels, height, width), prompt-major.
+        """
+        if self.ended is None:
+            return latents
+        (step, steps), self.ended = self.ended, None
+        n = self.images
+        if len(latents) != n * len(self.edits.prompts):
+            raise ValueError(
+                f"latents has {len(latents)} rows; expected {n} of the source and of each of the "
+                f"{len(self.edits.siblings)} siblings"
+            )
+        source, parts = latents[:n], [latents[:n]]
+        for j, sibling in enumerate(self.edits.siblings):
+            own = latents[(j + 1) * n : (j + 2) * n]
+            mask = self._mask(j, sibling, step, steps, (latents.shape[-2], latents.shape[-1]))
+            self.masks[j].append(None if mask is None else mask.cpu())
+            parts.append(own if mask is None else blend.blended(own, source, mask))
+        return torch.cat(parts)
+
+    def _mask(
+        self, j: int, sibling: Sibling, step: int, steps: int, grid: tuple[int, int]
+    ) -> Tensor | None:
+        """Gives a sibling's mask after a step, (images, height, width); None before its start."""
+        n, how, places = self.images, sibling.blend, sibling.places
+        if how is None or places is None or not begun(step, steps, how.start):
+            return None
+        drawn = self._drawn[j]
+        if self.total is None:
+            assert drawn is not None
+            return drawn.expand(n, -1, -1)
+        source, target = self.total[:n], self.total[(j + 1) * n : (j + 2) * n]
+        if drawn is None:
+            return blend.pair_mask(source, target, places, grid, how.threshold)
+        less = blend.left_out(source, target, places, grid, how.threshold)
+        return drawn.to(less.device).expand(n, -1, -1) * ~less
+
+
+def area_limit(latent: tuple[int, int], side: int | None) -> int:
+    """Gives the most queries of a layer whose self-attention follows the source.
+
+    16 x 16, or a quarter of the latents' height and width where that is more: as in the paper's
+    code for Stable Diffusion at 512 pixels, and 32 x 32 for SDXL at 1024.
+    """
+    if side is not None:
+        return side * side
+    return max(16 * 16, -(-latent[0] // 4) * -(-latent[1] // 4))
+
+
+def _layers(source: PipelineSource | LoopSource) -> tuple[list[Cross], list[Self]]:
+    """Gives the denoiser's cross-attention and self-attention layers, each with its handler."""
+    sites = find_sites(source.denoiser)
+    added = [site.name for site in sites if site.kind == "added"]
+    if added:
+        raise ValueError(
+            f"layer {added[0]} attends to text and image in one call; edits know models with "
+            "cross-attention of its own (Stable Diffusion 1, 2, XL)"
+        )
+    text_sites(sites)  # raises where there is none
+    cross = [Cross(s, CrossEditing(s.name, s.heads)) for s in sites if s.kind == "cross"]
+    selfs = [Self(s, SelfEditing(s.name, s.heads)) for s in sites if s.kind == "self"]
+    return cross, selfs
+
+
+def _looks(sibling: Sibling) -> bool:
+    p = sibling.places
+    return p is not None and bool(p.source or p.target or p.source_less or p.target_less)
+
+
+def _refuse_sliced(processor: Any) -> None:
+    name = type(innermost(processor)).__name__
+    if name.startswith("Sliced"):
+        raise TypeError(
+            f"{name} computes a few rows at a time, and edits need the source beside its "
+            "siblings; call pipe.disable_attention_slicing() first"
+        )

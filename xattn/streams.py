@@ -1,0 +1,83 @@
+"""Randomness for siblings: every row of a batch draws what its image alone would draw.
+
+A pipeline that is given a list of generators draws each row of its batch from its own. Siblings get
+clones of their source's generator: the same noise at the start, and the same again at every step of
+a stochastic scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import SupportsIndex, overload
+
+import torch
+
+Given = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Streams(list[torch.Generator]):
+    """A generator for each row, prompt-major: all images of the source, then of each sibling.
+
+    Args:
+        given: one generator, or one for each image.
+        images: images of each prompt.
+        prompts: the source and its siblings.
+
+    One generator for several images: each draw is divided among the images in order, as in a plain
+    run. On the CPU, and where an image's latents are a multiple of 16 numbers, the images are
+    those of the plain run; CUDA's generators fill a batch in another order.
+    """
+
+    def __init__(
+        self, given: torch.Generator | Sequence[torch.Generator], images: int, prompts: int
+    ) -> None:
+        self.given = [given] if isinstance(given, torch.Generator) else list(given)
+        self.images = images
+        self.chained = len(self.given) == 1 and images > 1
+        originals = self.given * images if self.chained else self.given
+        super().__init__(_clone(g) for _ in range(prompts) for g in originals)
+        self._before = [g.get_state() for g in originals]
+
+    @overload
+    def __getitem__(self, row: SupportsIndex, /) -> torch.Generator: ...
+    @overload
+    def __getitem__(self, row: slice, /) -> list[torch.Generator]: ...
+    def __getitem__(self, row: SupportsIndex | slice, /) -> torch.Generator | list[torch.Generator]:
+        """Gives a row's generator, just before it draws; rows are asked for in order."""
+        found = super().__getitem__(row)
+        if not self.chained or isinstance(found, list):
+            return found
+        prompt, image = divmod(int(row), self.images)  # type: ignore[arg-type]
+        if prompt == 0:
+            # an image draws where the one before it stopped, the first where the last did
+            previous = super().__getitem__(image - 1 if image else self.images - 1)
+            self._before[image] = previous.get_state()
+        found.set_state(self._before[image])
+        return found
+
+    def leave(self) -> None:
+        """Sets the generators that were given to where a plain run would leave them."""
+        for i, generator in enumerate(self.given):
+            last = self.images - 1 if self.chained else i
+            generator.set_state(super().__getitem__(last).get_state())
+
+
+def streams(given: Given, images: int, prompts: int, device: torch.device) -> Streams:
+    """Gives the rows' generators; without one given, they start as torch's own of the device."""
+    if given is None:
+        given = _default(device)
+    return Streams(given, images, prompts)
+
+
+def _clone(generator: torch.Generator) -> torch.Generator:
+    twin = torch.Generator(device=generator.device)
+    twin.set_state(generator.get_state())
+    return twin
+
+
+def _default(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator
