@@ -1,0 +1,184 @@
+"""Where runs come from: a pipeline's calls, or somebody's own sampling loop."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from xattn import hooks, prompts
+from xattn.options import Options
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for: its prompts, which one each image follows, and its embeddings."""
+
+    prompts: tuple[prompts.Prompt, ...]
+    rows: tuple[int, ...]
+    embeds: Tensor | None = None
+    negative_embeds: Tensor | None = None
+
+
+class PipelineSource:
+    """Knows a pipeline's runs: prompts by its ``encode_prompt``, steps by its scheduler."""
+
+    def __init__(self, pipe: Any, options: Options) -> None:
+        denoiser = getattr(pipe, "unet", None)
+        if denoiser is None or not hasattr(pipe, "encode_prompt"):
+            raise TypeError(
+                f"{type(pipe).__name__} has no UNet with a text encoder; xattn records Stable "
+                "Diffusion and SDXL pipelines (or pass the UNet, tokenizer= and prompt=)"
+            )
+        self.pipe = pipe
+        self.options = options
+        self.denoiser: nn.Module = denoiser
+        self.asked: Asked | None = None
+        self.on_prompt: Callable[[], None] = lambda: None
+        self.pictures: list[Any] | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The hub id or folder that the pipeline came from."""
+        return str(getattr(self.pipe.config, "_name_or_path", "") or type(self.pipe).__name__)
+
+    def components(self) -> dict[str, nn.Module]:
+        """Gives the models that attend to text, by the prefix of their layers' names."""
+        found = {"": self.denoiser}
+        nets = getattr(self.pipe, "controlnet", None)
+        if nets is not None:
+            several = getattr(nets, "nets", None)
+            for i, net in enumerate(several if several is not None else [nets]):
+                found["controlnet." if several is None else f"controlnet.{i}."] = net
+        return found
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listens to the pipeline's ``encode_prompt``, where a run begins."""
+        pipe, encode = self.pipe, self.pipe.encode_prompt
+
+        @functools.wraps(encode)  # whoever wraps us in turn still sees the parameters
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            self.on_prompt()
+            result = encode(*args, **kwargs)
+            self.asked = self._asked(hooks.encoded(encode, args, kwargs, result))
+            return result
+
+        with ExitStack() as stack:
+            stack.enter_context(hooks.replaced(pipe, "encode_prompt", encode_prompt))
+            processor = getattr(pipe, "image_processor", None)
+            if processor is not None:
+                keep = self._keeping_pictures(processor.postprocess)
+                stack.enter_context(hooks.replaced(processor, "postprocess", keep))
+            yield
+
+    def _keeping_pictures(self, postprocess: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            images = postprocess(*args, **kwargs)
+            if self.pictures is not None and isinstance(images, list):
+                self.pictures[:] = images
+            return images
+
+        return wrapped
+
+    def _asked(self, call: hooks.Encoded) -> Asked:
+        given = call.arguments
+        texts = _texts(given.get("prompt")) or list(self.options.prompt or ())
+        images = call.rows
+        second = _texts(given.get("prompt_2"))
+        if second and second != texts:
+            texts = []  # two texts on one axis: words would be ambiguous
+        found = self._tokenized(texts, call.prompt_embeds.shape[1], images)
+        per_prompt = images // len(found)
+        asked = [i // per_prompt for i in range(images)]
+        if self.options.negative and call.negative_embeds is not None:
+            negatives = _texts(given.get("negative_prompt")) or [""]
+            more = self._tokenized(negatives, call.prompt_embeds.shape[1], images)
+            asked += [len(found) + i * len(more) // images for i in range(images)]
+            found += more
+        return Asked(tuple(found), tuple(asked), call.prompt_embeds, call.negative_embeds)
+
+    def _tokenized(self, texts: list[str], length: int, images: int) -> list[prompts.Prompt]:
+        if not texts:
+            return [prompts.Prompt.anonymous(length)]
+        if images % len(texts):
+            raise ValueError(
+                f"{images} embeddings were passed and {len(texts)} prompts: give one each"
+            )
+        tokenizers = [
+            t
+            for t in (
+                getattr(self.pipe, "tokenizer", None),
+                getattr(self.pipe, "tokenizer_2", None),
+            )
+            if t is not None
+        ]
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        return [prompts.tokenize_all(tokenizers, text, convert=convert) for text in texts]
+
+    def schedule(self, timestep: float) -> hooks.Schedule | None:
+        """Gives the schedule of the run whose first denoiser call is about to be made."""
+        calls = getattr(self.pipe, "_num_timesteps", None)
+        return hooks.schedule_of(self.pipe.scheduler, calls, timestep)
+
+    def facts(self) -> dict[str, Any]:
+        """Gives what is worth knowing about a run, as plain JSON values."""
+        guidance = getattr(self.pipe, "_guidance_scale", None)
+        return {
+            "pipeline": type(self.pipe).__name__,
+            "model": self.model_name,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "guidance_scale": None if guidance is None else float(guidance),
+        }
+
+
+class LoopSource:
+    """Knows the runs of somebody's own sampling loop, as far as they say."""
+
+    def __init__(self, unet: nn.Module, options: Options, tokenizer: Any, scheduler: Any) -> None:
+        self.denoiser = unet
+        self.options = options
+        self.scheduler = scheduler
+        tokenizers = tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer]
+        texts = options.prompt or ()
+        found = tuple(prompts.tokenize_all(tokenizers, text) for text in texts)
+        self.asked: Asked | None = Asked(found, tuple(range(len(found))))
+        self.on_prompt: Callable[[], None] = lambda: None
+        self.pictures: list[Any] | None = None
+
+    def components(self) -> dict[str, nn.Module]:
+        """Gives the UNet alone."""
+        return {"": self.denoiser}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Has nothing to listen to."""
+        yield
+
+    def schedule(self, timestep: float) -> hooks.Schedule | None:
+        """Gives the scheduler's steps, or None where no scheduler was passed."""
+        if self.scheduler is None:
+            return None
+        return hooks.schedule_of(self.scheduler, None, timestep)
+
+    def facts(self) -> dict[str, Any]:
+        """Gives what is worth knowing about a run, as plain JSON values."""
+        return {
+            "pipeline": "own loop",
+            "model": type(self.denoiser).__name__,
+            "scheduler": type(self.scheduler).__name__ if self.scheduler is not None else None,
+            "guidance_scale": None,
+        }
+
+
+Source = PipelineSource | LoopSource
+
+
+def _texts(given: Any) -> list[str]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)
