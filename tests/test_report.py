@@ -181,11 +181,39 @@ def test_an_unfinished_run_shows_its_complete_steps():
 def test_the_page_of_an_edit_works_without_a_trace(tmp_path):
     result = SimpleNamespace(
         source=Image.new("RGB", (8, 8)), images=[Image.new("RGB", (8, 8))],
-        prompts=["a blue car"], plan=None, masks=None, trace=None,
+        prompts=["a red car", "a blue car"], plan=None, masks=None, trace=None,
     )  # fmt: skip
     report.write_edit(tmp_path / "edit.html", result)
     data = data_of((tmp_path / "edit.html").read_text())
     assert data["subjects"] == []
     assert [(c["title"], c["text"], c["mask"]) for c in data["cards"]] == [
-        ("source", "", None), ("edit 1", "a blue car", None),
+        ("source", "a red car", None), ("edit 1", "a blue car", None),
     ]  # fmt: skip
+
+
+def test_the_page_of_an_edit_shows_its_own_seed(tmp_path):
+    texts = ["a red car", "a blue car"]
+    trace = Trace([make_run(texts, images=2)])
+    mask = torch.zeros(3, 4, 4)  # (steps, height, width)
+    mask[-1] = 1
+    results = [
+        SimpleNamespace(
+            source=Image.new("RGB", (8, 8), (n, 0, 0)),
+            images=[Image.new("RGB", (8, 8), (0, 0, 200))],
+            prompts=texts, plan="plan", masks=[mask], trace=trace, labels=["red to blue"],
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    for result in results:
+        result.seeds = results
+    report.write_edit(tmp_path / "edit.html", results[1])
+    data = data_of((tmp_path / "edit.html").read_text())
+    assert [s["title"] for s in data["subjects"]] == ["source", "red to blue"]
+    for n, row in enumerate((1, 3)):
+        want = maps.token_maps(trace.run, [2], row)[0]
+        got = unpacked(data["subjects"][n], 1)[0]
+        np.testing.assert_allclose(got, want, atol=float(want.max()) / 255)
+    assert data["cards"][1]["mask"] == data["cards"][1]["picture"]  # the last step lets all through
+    results[0].source = np.zeros((8, 8, 3))
+    with pytest.raises(ValueError, match="output_type='pil'"):
+        report.write_edit(tmp_path / "edit.html", results[0])

@@ -221,6 +221,10 @@ def test_edits_stand_beside_their_source_over_their_masks():
     pale = np.asarray(views.masked(edit, mask))
     assert (pale[:32] == (0, 0, 200)).all()
     assert pale[32:].min() > 180
+    steps = np.stack([np.ones_like(mask), mask])  # the last step's counts
+    assert (np.asarray(views.masked(edit, steps)) == pale).all()
+    with pytest.raises(ValueError, match="height, width"):
+        views.masked(edit, mask[0])
 
 
 # -- plots

@@ -67,36 +67,49 @@ def write(path: str | os.PathLike[str], subjects: Sequence[Subject]) -> None:
 
 
 def write_edit(path: str | os.PathLike[str], result: Any) -> None:
-    """Writes the page of an edit.
+    """Writes the page of an edit: source and edits side by side, masks, plan, and the words.
 
     Args:
         path: where to.
-        result: has ``source`` and ``images`` (pictures), ``prompts`` (texts, the source's first),
-            ``plan`` (shown by ``str``), ``masks`` (one or ``None`` for each edit, or ``None``) and
-            ``trace`` (of the source and each edit, in this order; or ``None``).
+        result: an ``EditResult``, or what has its ``source`` and ``images`` (pictures),
+            ``prompts`` (texts, the source's first), ``plan`` (shown by ``str``), ``masks`` (for
+            each edit (steps, height, width), of which the last is shown, or ``None``), ``trace``,
+            and, where there are, ``labels`` and ``seeds``.
+
+    Raises:
+        ValueError: the images are no pictures.
     """
     pictures = [result.source, *result.images]
-    titles = ["source", *(f"edit {n}" for n in range(1, len(pictures)))]
-    texts = [str(text) for text in result.prompts]
-    texts = [""] * (len(pictures) - len(texts)) + texts
+    if not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise ValueError("a report needs pictures: edit with output_type='pil', the default")
+    labels = getattr(result, "labels", None) or [f"edit {n}" for n in range(1, len(pictures))]
+    titles = ["source", *map(str, labels)]
     masks = [None, *(result.masks or [None] * len(result.images))]
     cards = [
         {
             "title": title,
-            "text": text,
+            "text": str(text),
             "picture": _url(picture),
             "mask": None if mask is None else _url(views.masked(picture, mask)),
         }
-        for title, text, picture, mask in zip(titles, texts, pictures, masks, strict=True)
+        for title, text, picture, mask in zip(titles, result.prompts, pictures, masks, strict=True)
     ]
-    run = result.trace.runs[-1] if result.trace is not None and result.trace.runs else None
-    subjects = [] if run is None else [
-        Subject(run, n, picture, title)
-        for n, (picture, title) in enumerate(zip(pictures, titles, strict=True))
-        if n < len(run.rows)
-    ]  # fmt: skip
     plan = "" if result.plan is None else str(result.plan)
-    Path(path).write_text(page(subjects, cards, plan), encoding="utf-8")
+    Path(path).write_text(page(_subjects(result, titles), cards, plan), encoding="utf-8")
+
+
+def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
+    """Gives the recorded images of an edit; with several seeds, those of the result's own."""
+    if result.trace is None or not result.trace.runs or not result.trace.runs[-1].done:
+        return []
+    run, seeds = result.trace.runs[-1], getattr(result, "seeds", None) or [result]
+    seed = next((n for n, one in enumerate(seeds) if one is result), 0)
+    rows = range(seed, len(run.rows), len(seeds))
+    pictures = [result.source, *result.images]
+    return [
+        Subject(run, row, picture, title)
+        for row, picture, title in zip(rows, pictures, titles, strict=False)
+    ]
 
 
 def page(subjects: Sequence[Subject], cards: Sequence[dict[str, Any]] = (), plan: str = "") -> str:

@@ -286,7 +286,7 @@ class Trace:
         run = self.run
         facts = (
             f"{run.done} of {len(run.timesteps)} steps, {len(run.layers)} layers, "
-            f"{len(run.positions)} tokens, {len(run.rows)} images, "
+            f"{len(run.positions)} tokens, {len(run.rows)} image{'s' * (len(run.rows) > 1)}, "
             f"latent {run.latent[0]}x{run.latent[1]}, kept: {', '.join(sorted(run.keep)) or 'none'}"
         )
         more = f", the latest of {len(self)} runs" if len(self) > 1 else ""

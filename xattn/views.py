@@ -284,7 +284,8 @@ def edits(
         source: the image before.
         images: the edited images.
         labels: one for the source, then one for each edit.
-        masks: for each edit a (height, width) array of truth values, or ``None``.
+        masks: for each edit an array of truth values, (height, width) or (steps, height, width),
+            of which the last counts; or ``None``.
         side: the longer side of a cell in pixels.
     """
     cells: list[list[Image.Image | None]] = [[source, *images]]
@@ -298,11 +299,18 @@ def edits(
 
 
 def masked(image: Image.Image, mask: Any) -> Image.Image:
-    """Gives an image with everything outside a mask paled to grey."""
-    inside = Image.fromarray(np.asarray(mask).astype(bool).astype(np.uint8) * 255)
-    inside = inside.resize(image.size, Image.Resampling.NEAREST)
+    """Gives an image with everything outside a mask paled to grey.
+
+    The mask is (height, width) of any size, or (steps, height, width), of which the last counts.
+    """
+    inside = np.asarray(mask).astype(bool)
+    if inside.ndim not in (2, 3):
+        raise ValueError(f"a mask is (height, width), got the shape {inside.shape}")
+    inside = inside if inside.ndim == 2 else inside[-1]
+    hole = Image.fromarray(inside.astype(np.uint8) * 255)
+    hole = hole.resize(image.size, Image.Resampling.NEAREST)
     pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, PAPER), 0.75)
-    return Image.composite(image.convert("RGB"), pale, inside)
+    return Image.composite(image.convert("RGB"), pale, hole)
 
 
 def evolution(
