@@ -130,6 +130,12 @@ def test_daam_says_when_it_finds_no_layer():
         maps.token_maps(make_run(layers=LAYERS[2:3]), [2], layers="daam")
 
 
+def test_the_default_falls_back_on_what_was_recorded(monkeypatch):
+    monkeypatch.setattr(maps, "DEFAULT_LAYERS", maps.daam_layers)
+    assert maps.layers_of(make_run())[0] == [0, 1, 3]
+    assert maps.layers_of(make_run(layers=LAYERS[2:3])) == ([0], [1.0])
+
+
 def test_only_complete_steps_count():
     run = make_run(steps=5, done=2)
     np.testing.assert_allclose(maps.token_maps(run, [2])[0], dense(run, [2]), atol=1e-6)

@@ -139,6 +139,8 @@ def to_grid(native: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 def layers_of(run: Run, wanted: LayerFilter = None) -> tuple[list[int], list[float]]:
     """Gives the indices of the layers to use, and the share of each in their mean.
 
+    By default those of ``DEFAULT_LAYERS``; all, where a recording has none of these.
+
     Raises:
         ValueError: no layer fits, or one that fits was averaged with one that doesn't.
     """
@@ -158,9 +160,12 @@ def layers_of(run: Run, wanted: LayerFilter = None) -> tuple[list[int], list[flo
     except ValueError:
         if named is None:
             raise
-        grids = ", ".join(f"{x.name} ({x.grid[0]}x{x.grid[1]})" for x in run.layers)
-        label = "the default selection" if wanted is None else f"layers={wanted!r}"
-        raise ValueError(f"{label} fits none of the layers recorded: {grids}") from None
+        if wanted is not None:
+            grids = ", ".join(f"{x.name} ({x.grid[0]}x{x.grid[1]})" for x in run.layers)
+            raise ValueError(
+                f"layers={wanted!r} fits none of the layers recorded: {grids}"
+            ) from None
+        chosen = list(range(len(run.layers)))
     for i in chosen:
         _check_whole(run.layers[i], pick, wanted)
     weights = [float(len(run.layers[i].members)) for i in chosen]
