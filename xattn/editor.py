@@ -11,19 +11,13 @@ from torch import Tensor
 
 from xattn import blend
 from xattn.edits import begun
+from xattn.options import Options
 from xattn.plan import EditPlan, Sibling
 from xattn.processors.editing import CrossEditing, CrossStep, Rows, SelfEditing
 from xattn.processors.wrapping import handler_of, innermost, is_wrapped, unwrap, wrap
-from xattn.sessions import (
-    LoopSource,
-    Options,
-    PipelineSource,
-    Recorder,
-    Tap,
-    _set_processor,
-    _wraps,
-)
+from xattn.recorder import Recorder, Tap, _set_processor, _wraps
 from xattn.sites import Site, find_sites, text_sites
+from xattn.sources import LoopSource, PipelineSource
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from xattn import prompts, views
 from xattn.editor import Editor
 from xattn.edits import Edits, Reweight
+from xattn.options import Options, place
 from xattn.plan import EditPlan, make_plan
-from xattn.sessions import Asked, LoopSource, Options, PipelineSource, place
+from xattn.sources import Asked, LoopSource, PipelineSource
 from xattn.streams import Given, streams
 from xattn.trace import Trace
 
