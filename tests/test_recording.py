@@ -665,3 +665,50 @@ def test_schedules_group_calls_into_steps() -> None:
     assert Schedule.of([9, 5, 5, 1]).steps == (0, 1, 1, 2)  # PNDM
     plan = Schedule.of([9, 5, 5, 1])
     assert [plan.ends_step(i) for i in range(4)] == [True, False, True, True]
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+def test_a_textual_inversion_is_one_word_of_several_tokens(sd1: Any) -> None:
+    tiny.add_inversion(sd1, "<toy>", vectors=3)
+    with xattn.record(sd1) as trace:
+        draw(sd1, "a red <toy> on a lawn")
+    prompt = trace.run.prompts[0]
+    assert prompt.positions("<toy>") == (3, 4, 5)
+    assert prompt.positions("lawn") == (8,)
+    assert trace.heatmap("<toy>").shape == (32, 32)
+
+
+def test_several_prompts_and_images_each_have_their_own_words(sd1: Any) -> None:
+    with xattn.record(sd1, dtype=torch.float32) as trace:
+        draw(sd1, [PROMPT, OTHER], num_images_per_prompt=2)
+    assert trace.run.rows == (0, 0, 1, 1)
+    maps = [np.asarray(trace.heatmap("red", image=i)) for i in (0, 1)]
+    assert (maps[0] != maps[1]).any()
+    with pytest.raises(ValueError, match="its words are: two, cats"):
+        trace.heatmap("red", image=2)
+    with xattn.record(sd1, dtype=torch.float32) as alone:
+        draw(sd1, OTHER, steps=1)
+    assert alone.heatmap("cats").shape == trace.heatmap("cats", image=3).shape
+
+
+def test_words_cut_off_by_truncation_are_an_error_that_says_so(sd1: Any) -> None:
+    with xattn.record(sd1) as trace:
+        draw(sd1, "red " * 80 + "boat", steps=1)
+    with pytest.raises(ValueError, match="77"):
+        trace.heatmap("boat")
+
+
+def test_a_second_text_for_sdxl_leaves_positions_only(sdxl: Any) -> None:
+    with xattn.record(sdxl) as trace:
+        draw(sdxl, prompt_2="a blue boat", steps=1)
+    with pytest.raises(ValueError, match="embeddings|prompt_2"):
+        trace.heatmap("red")
+    assert trace.heatmap(2).shape == (32, 32)
+
+
+def test_pictures_of_the_run_are_kept_with_it(sd1: Any) -> None:
+    with xattn.record(sd1) as trace:
+        images = sd1(PROMPT, num_inference_steps=1, height=64, width=64).images
+    assert trace.run.images == images
