@@ -53,9 +53,11 @@ class Brush:
         self.line = max(SCALE, round(0.026 * math.sqrt(self.width * self.height)))
 
     def at(self, x: float, y: float) -> Point:
+        """Give the pixel of a place in the box."""
         return self.left + x * self.width, self.top + y * self.height
 
     def polygon(self, points: Sequence[Point], fill: RGB, edge: RGB | None = None) -> None:
+        """Fill a polygon, and outline it."""
         path = [self.at(x, y) for x, y in points]
         self.draw.polygon(path, fill=fill)
         if edge is not None:
@@ -64,6 +66,7 @@ class Brush:
     def rectangle(
         self, box: Sequence[float], fill: RGB, edge: RGB | None = None, radius: float = 0.0
     ) -> None:
+        """Fill a rectangle, its corners rounded by a share of the box's shorter side."""
         corners = [self.at(box[0], box[1]), self.at(box[2], box[3])]
         self.draw.rounded_rectangle(
             corners,
@@ -74,13 +77,14 @@ class Brush:
         )
 
     def ellipse(self, box: Sequence[float], fill: RGB | None, edge: RGB | None = None) -> None:
+        """Fill an ellipse, and outline it."""
         corners = [self.at(box[0], box[1]), self.at(box[2], box[3])]
         self.draw.ellipse(
             corners, fill=fill, outline=edge, width=self.line if edge is not None else 0
         )
 
     def disc(self, x: float, y: float, radius: float, fill: RGB) -> None:
-        """A true circle; its radius is a share of the box's height."""
+        """Fill a true circle; its radius is a share of the box's height."""
         cx, cy = self.at(x, y)
         r = radius * self.height
         self.draw.ellipse([cx - r, cy - r, cx + r, cy + r], fill=fill)
@@ -221,9 +225,9 @@ def draw_ground(
     x, y = float(rng.uniform(0.1, 0.9)) * side, float(rng.uniform(0.07, 0.13)) * side
     radius = 0.05 * side
     if night:
-        for _ in range(9):
+        for _ in range(6):
             sx, sy = rng.uniform(0.02, 0.98) * side, rng.uniform(0.02, 0.26) * side
-            draw.ellipse([sx - 4, sy - 4, sx + 4, sy + 4], fill=(214, 218, 236))
+            draw.ellipse([sx - 5, sy - 5, sx + 5, sy + 5], fill=(214, 218, 236))
         draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=(246, 240, 206))
     else:
         for dx, dy, r in ((-1.3, 0.2, 0.7), (0, 0, 1.0), (1.3, 0.25, 0.75)):

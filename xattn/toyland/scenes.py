@@ -1,7 +1,8 @@
 """Scenes of Toyland: a picture, its caption, and the exact mask of every word that has one.
 
 A scene is made in three steps: :func:`compose` draws lots from a seed, :func:`caption_words` says
-what there is, :func:`render` paints it. Two objects are always named from left to right.
+what there is, :func:`render` paints it. Two objects are always named from left to right. Now and
+then a caption leaves out a colour or the ground, so that these have to be guessed.
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ class Plan:
     night: bool
 
 
-def _pick_colour(
-    noun: str, taken: set[str], pairs: Pairs, rng: np.random.Generator
-) -> str:
+def _pick_colour(noun: str, taken: set[str], pairs: Pairs, rng: np.random.Generator) -> str:
     wanted = [
         colour
         for colour in COLOURS
@@ -125,9 +124,7 @@ def _one(ground: Ground, pairs: Pairs, rng: np.random.Generator) -> tuple[Thing,
     )  # fmt: skip
 
 
-def _held_or_free(
-    noun: str, taken: set[str], pairs: Pairs, rng: np.random.Generator
-) -> str:
+def _held_or_free(noun: str, taken: set[str], pairs: Pairs, rng: np.random.Generator) -> str:
     """Pick a colour; a noun without a held-out pair falls back to the usual colours."""
     if pairs == "held out" and not any(n == noun and c not in taken for c, n in HELD_OUT):
         pairs = "training"
@@ -153,7 +150,7 @@ def _two(ground: Ground, pairs: Pairs, rng: np.random.Generator) -> tuple[Thing,
 
 def compose(seed: int, pairs: Pairs = "training") -> Plan:
     """Decide what the scene of a seed shows; "held out" shows pairs that training never does."""
-    rng = np.random.default_rng([seed, 8, pairs == "held out"])
+    rng = np.random.default_rng([seed, 8, int(pairs == "held out")])
     while True:
         name = list(GROUNDS)[int(rng.integers(len(GROUNDS)))]
         colours = GROUNDS[name]
@@ -211,7 +208,8 @@ def render(plan: Plan) -> Scene:
     below = np.arange(SIDE)[:, None] >= plan.ground.horizon
     ground_mask, sky_mask = free & below, free & ~below
     words = caption_words(plan)
-    about = {"ground": ground_mask, "sky": sky_mask, **dict(enumerate(masks))}
+    about: dict[int | str, Mask] = {"ground": ground_mask, "sky": sky_mask}
+    about.update(enumerate(masks))
     return Scene(
         seed=plan.seed,
         caption=" ".join(word.text for word in words),
@@ -230,9 +228,9 @@ def render(plan: Plan) -> Scene:
 def scene(seed: int, pairs: Pairs = "training") -> Scene:
     """Give the scene of a seed: always the same picture, caption and masks.
 
-    Training uses seeds below ten million.
+    Training uses seeds from 0 to below ten million, so from there on a scene is unseen.
 
     >>> scene(3).caption
-    'TODO'
+    'a large purple boat on an orange lawn'
     """
     return render(compose(seed, pairs))
