@@ -120,6 +120,11 @@ def _attend(
 
 _classes: dict[type, type] = {}
 
+_STARS: dict[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}
+
 
 def wrap(inner: Any, handler: Handler) -> Any:
     """Gives a processor that runs ``inner`` and lets ``handler`` attend in its middle.
@@ -188,8 +193,8 @@ class Wrapper:
         object.__setattr__(self, "_xattn_inner", inner)
         object.__setattr__(self, "_xattn_handler", handler)
 
-    @property
-    def __class__(self) -> Any:  # what isinstance() and unload_ip_adapter() ask
+    @property  # type: ignore[misc]  # what isinstance() and unload_ip_adapter() ask
+    def __class__(self) -> Any:
         return type(object.__getattribute__(self, "_xattn_inner"))
 
     def __getattr__(self, name: str) -> Any:
@@ -255,11 +260,12 @@ def _wrapper_class(inner: Any) -> type:
     used = _names(type(innermost(inner)))
     runner = _run_explicit if _SCORES in used and _SDPA not in used else _run
     names: dict[str, Any] = {"_runner": runner, "_get": object.__getattribute__}
-    declared, passed = [], []
+    declared: list[str] = []
+    passed: list[str] = []
     for i, p in enumerate(inspect.signature(kind.__call__).parameters.values()):
         if i == 0:
             continue  # self
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = _STARS.get(p.kind, "")
         if p.kind is p.KEYWORD_ONLY and not any(d.startswith("*") for d in declared):
             declared.append("*")
         default = ""

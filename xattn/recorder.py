@@ -15,7 +15,7 @@ from torch import Tensor
 from xattn import files, hooks, prompts, tape
 from xattn.options import Options
 from xattn.processors.recording import Recording
-from xattn.processors.wrapping import handler_of, is_wrapped, unwrap, wrap
+from xattn.processors.wrapping import Handler, handler_of, is_wrapped, unwrap, wrap
 from xattn.runs import Layer, Run, info_versions
 from xattn.sites import Site, find_sites, text_sites
 from xattn.sources import LoopSource, PipelineSource, Source
@@ -325,7 +325,7 @@ def _timestep(arguments: dict[str, Any]) -> float:
     return float(torch.as_tensor(arguments["timestep"]).flatten()[0])
 
 
-def _wraps(processor: Any, recording: Recording) -> bool:
+def _wraps(processor: Any, recording: Handler) -> bool:
     while is_wrapped(processor):
         if handler_of(processor) is recording:
             return True

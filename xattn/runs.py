@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib import metadata
 from typing import Any, Protocol
 
 import torch
@@ -145,14 +146,11 @@ class MemoryStore:
 
 def info_versions() -> Mapping[str, str]:
     """Gives the versions of the libraries that shape a result."""
-    import diffusers
-    import transformers
+    return {name: _version(name) for name in ("xattn", "torch", "diffusers", "transformers")}
 
-    import xattn
 
-    return {
-        "xattn": xattn.__version__,
-        "torch": str(torch.__version__),
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # run from a tree that isn't installed
+        return "unknown"

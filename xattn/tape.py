@@ -214,7 +214,7 @@ class Tape:
 
     def _write(self, row: int, values: Tensor) -> None:
         writer = self.folder or self.store
-        writer.write(row, values.to(self.shape.dtype))  # type: ignore[attr-defined, union-attr]
+        writer.write(row, values.to(self.shape.dtype))  # type: ignore[union-attr]
 
     def finish(self) -> None:
         """Completes what is kept; of a run cut short, the steps that were complete."""
