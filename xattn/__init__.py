@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xattn.edits import LocalBlend, Refine, Replace, Reweight
     from xattn.heatmap import HeatMap
     from xattn.sessions import record
+    from xattn.siblings import EditResult, edit, editing, sweep
     from xattn.toyland import demo
     from xattn.trace import Trace, load
 
@@ -14,14 +16,36 @@ __version__ = "0.1.0.dev0"
 
 # Imported when they are first asked for: `import xattn` stays light.
 _HOMES = {
+    "EditResult": "siblings",
     "HeatMap": "heatmap",
+    "LocalBlend": "edits",
+    "Refine": "edits",
+    "Replace": "edits",
+    "Reweight": "edits",
     "Trace": "trace",
     "demo": "toyland",
+    "edit": "siblings",
+    "editing": "siblings",
     "load": "trace",
     "record": "sessions",
+    "sweep": "siblings",
 }
 
-__all__ = ["HeatMap", "Trace", "demo", "load", "record"]
+__all__ = [
+    "EditResult",
+    "HeatMap",
+    "LocalBlend",
+    "Refine",
+    "Replace",
+    "Reweight",
+    "Trace",
+    "demo",
+    "edit",
+    "editing",
+    "load",
+    "record",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})
