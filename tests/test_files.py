@@ -315,3 +315,23 @@ def test_a_folder_refuses_maps_of_another_shape(tmp_path):
     store = FolderStore(tmp_path, [(1, 1, 1, 2, 4, 4)], torch.float16)
     with pytest.raises(ValueError, match="is expected"):
         store.write(0, [torch.zeros(1, 1, 3, 4, 4)])
+
+
+def test_a_recording_saved_twice_has_the_same_bytes(tmp_path):
+    runs = [make_run(), make_run(["two cats"])]
+    for n in range(4):
+        files.save(tmp_path / f"{n}.safetensors", runs)
+    assert len({(tmp_path / f"{n}.safetensors").read_bytes() for n in range(4)}) == 1
+
+
+def test_one_run_is_read_without_the_others(tmp_path):
+    path = tmp_path / "runs.safetensors"
+    runs = [make_run(), make_run(["two cats"])]
+    files.save(path, runs)
+    one = files.load_run(path, 1)
+    assert one.prompts == runs[1].prompts
+    assert torch.equal(one.maps(0), files.load(path)[1].maps(0))
+    with pytest.raises(FileError, match="run 2 was asked for, it has 2"):
+        files.load_run(path, 2)
+    with pytest.raises(FileNotFoundError):
+        files.load_run(tmp_path / "nothing", 0)

@@ -16,7 +16,8 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,24 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
         "runs": [_describe(run, str(tensors[f"{r}/layer/0"].dtype)) for r, run in enumerate(kept)],
         "sums": {name: _sum(_raw(tensor)) for name, tensor in tensors.items()},
     }
-    _aside(Path(path), lambda tmp: save_file(tensors, tmp, metadata=_sealed(header)))
+    aside(Path(path), lambda tmp: _save_ordered(tensors, tmp, _sealed(header)))
+
+
+def load_run(path: str | os.PathLike[str], number: int) -> Run:
+    """Reads one of a file's runs, and nothing of the others.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        FileError: it is not a recording, is damaged, or has no such run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no recording at {path}")
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        header = _opened(file.metadata(), path)
+        count = len(header["runs"])
+        _check(0 <= number < count, path, f"run {number} was asked for, it has {count}")
+        return _read_run(file, header, number, path)
 
 
 def load(path: str | os.PathLike[str]) -> list[Run]:
@@ -88,8 +106,15 @@ def load(path: str | os.PathLike[str]) -> list[Run]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no recording at {path}")
-    try:
+    with _damage_named(path):
         return _load_folders(path) if path.is_dir() else _load_file(path)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Makes a FileError of whatever a damaged file leads to."""
+    try:
+        yield
     except FileError:
         raise
     except _DAMAGE as error:
@@ -126,7 +151,7 @@ class FolderStore:
         sums = {n: _sum(_raw(t)) for n, t in named.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         metadata = _sealed({"step": step, "sums": sums})
-        _aside(self._file(step), lambda tmp: save_file(named, tmp, metadata=metadata))
+        aside(self._file(step), lambda tmp: _save_ordered(named, tmp, metadata))
 
     def read(self, layer: int, steps: Sequence[int]) -> torch.Tensor:
         """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
@@ -161,10 +186,10 @@ def write_header(folder: str | os.PathLike[str], run: Run) -> None:
     for n, image in enumerate(run.images):
         png = _png(image)
         sums[_image_name(n)] = _sum(png)
-        _aside(folder / _image_name(n), partial(_write_bytes, png))
+        aside(folder / _image_name(n), partial(_write_bytes, png))
     dtype = str(run.store.dtype) if isinstance(run.store, FolderStore) else "float32"
     text = json.dumps(_sealed({"runs": [_describe(run, dtype)], "sums": sums}))
-    _aside(folder / HEADER, partial(_write_bytes, text.encode()))
+    aside(folder / HEADER, partial(_write_bytes, text.encode()))
 
 
 # -- reading
@@ -173,22 +198,33 @@ def write_header(folder: str | os.PathLike[str], run: Run) -> None:
 def _load_file(path: Path) -> list[Run]:
     with safe_open(path, framework="pt") as file:
         header = _opened(file.metadata(), path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    sums = header["sums"]
-    _check(set(sums) == set(tensors), path, "its tensors are not those of its header")
-    for name, tensor in tensors.items():
-        _check(sums[name] == _sum(_raw(tensor)), path, f"{name} has changed")
-    runs = []
-    for r, entry in enumerate(header["runs"]):
-        shapes, dtype, build = _parse(entry, path)
-        maps = tuple(tensors.pop(f"{r}/layer/{n}") for n in range(len(shapes)))
-        for n, (tensor, shape) in enumerate(zip(maps, shapes, strict=True)):
-            _check_tensor(path, f"{r}/layer/{n}", tensor, shape, dtype)
-        pngs = [tensors.pop(f"{r}/image/{n}") for n in range(entry["images"])]
-        images = [_image(tensor.numpy().tobytes()) for tensor in pngs]
-        runs.append(build(MemoryStore(maps), images))
-    _check(bool(runs) and not tensors, path, f"it holds unknown tensors: {sorted(tensors)}")
+        names = set(file.keys())
+        _check(set(header["sums"]) == names, path, "its tensors are not those of its header")
+        runs = [_read_run(file, header, r, path) for r in range(len(header["runs"]))]
+    for r, run in enumerate(runs):
+        names -= {f"{r}/layer/{n}" for n in range(len(run.layers))}
+        names -= {f"{r}/image/{n}" for n in range(len(run.images))}
+    _check(bool(runs) and not names, path, f"it holds unknown tensors: {sorted(names)}")
     return runs
+
+
+def _read_run(file: Any, header: Mapping[str, Any], number: int, path: Path) -> Run:
+    entry = header["runs"][number]
+
+    def read(name: str) -> torch.Tensor:
+        known = header["sums"][f"{number}/{name}"]
+        tensor: torch.Tensor = file.get_tensor(f"{number}/{name}")
+        _check(known == _sum(_raw(tensor)), path, f"{number}/{name} has changed")
+        return tensor
+
+    shapes, dtype, build = _parse(entry, path)
+    maps = tuple(read(f"layer/{n}") for n in range(len(shapes)))
+    for n, (tensor, shape) in enumerate(zip(maps, shapes, strict=True)):
+        _check_tensor(path, f"{number}/layer/{n}", tensor, shape, dtype)
+    pngs = [read(f"image/{n}") for n in range(entry["images"])]
+    images = [_image(tensor.numpy().tobytes()) for tensor in pngs]
+    run: Run = build(MemoryStore(maps), images)
+    return run
 
 
 def _load_folders(path: Path) -> list[Run]:
@@ -322,14 +358,32 @@ def _sealed(header: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _aside(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes to a new file beside ``path`` and renames it."""
+def aside(path: Path, write: Callable[[str], Any]) -> None:
+    """Writes to a new file beside ``path`` and renames it: whole, or not at all."""
     tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(str(tmp))
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def _save_ordered(
+    tensors: Mapping[str, torch.Tensor], path: str, metadata: Mapping[str, str]
+) -> None:
+    """Writes safetensors whose bytes follow from what they hold.
+
+    The library writes the metadata's entries in another order each time.
+    """
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # padded with spaces, as the library does
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _write_bytes(data: bytes, path: str) -> None:
