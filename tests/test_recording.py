@@ -424,6 +424,17 @@ def test_words_limit_what_is_kept(sd1: Any) -> None:
         trace.heatmap("car")
 
 
+def test_the_whole_token_axis_can_be_kept_and_its_rows_sum_to_one(sd1: Any) -> None:
+    with xattn.record(sd1, words=range(77), dtype=torch.float32) as trace:
+        draw(sd1)
+    assert trace.run.positions == tuple(range(77))
+    for i in range(len(trace.run.layers)):
+        sums = trace.run.maps(i).sum(3)
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+    assert trace.heatmap(0).shape == (32, 32)  # the start token, where attention rests
+    np.testing.assert_array_equal(trace.heatmap([2, 3]), trace.heatmap("red car"))
+
+
 def test_a_word_that_is_not_there_fails_before_sampling(sd1: Any) -> None:
     calls: list[Any] = []
     handle = sd1.unet.register_forward_hook(lambda *_: calls.append(1))

@@ -227,14 +227,17 @@ def word_positions(
 
     Args:
         run: what was recorded.
-        word: a word, a phrase, or token positions.
+        word: a word, a phrase, or token positions; start, end and padding too, where kept.
         image: index of the image whose prompt is meant.
         occurrence: which one of several, from 0; all of them by default.
 
     Raises:
         ValueError: the prompt lacks the word, or its tokens were not kept.
     """
-    positions = run.prompt(image_index(run, image)).positions(word, occurrence)
+    prompt = run.prompt(image_index(run, image))
+    positions = (
+        prompt.positions(word, occurrence) if isinstance(word, str) else prompt.on_axis(word)
+    )
     if not set(run.positions).issuperset(positions):
         words = ", ".join(kept_words(run, image)) or "none"
         kept = ", ".join(map(str, run.positions))

@@ -141,6 +141,22 @@ class Prompt:
         """
         return tuple(sorted({place for group in self.find(word, occurrence) for place in group}))
 
+    def on_axis(self, word: Words) -> tuple[int, ...]:
+        """Gives token positions as ``positions`` does, and takes start, end and padding by number.
+
+        Raises:
+            WordError: the word isn't there, or a number lies outside the token axis.
+        """
+        if isinstance(word, str):
+            return self.positions(word)
+        numbers = [word] if isinstance(word, int) else list(word)
+        outside = [n for n in numbers if not 0 <= n < self.length]
+        if outside or not numbers:
+            raise WordError(
+                f"token positions {numbers}: the token axis has positions 0 to {self.length - 1}"
+            )
+        return tuple(sorted(set(numbers)))
+
     def to_json(self) -> dict[str, Any]:
         """Gives the prompt as plain JSON values; a token is [position, id, start, end]."""
         return {

@@ -306,7 +306,7 @@ def kept_positions(
         errors = []
         for prompt in asked:
             try:
-                found.update(prompt.positions(word))
+                found.update(prompt.on_axis(word))
             except ValueError as error:
                 errors.append(error)
         if len(errors) == len(asked):

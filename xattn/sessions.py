@@ -54,7 +54,7 @@ def record(
         keep: which of the axes "step", "layer", "head" stay apart. Those left out are averaged
             while running, in float32, and take no memory.
         words: the words, phrases or token positions to keep; every token of the prompts by
-            default.
+            default. ``range(77)`` keeps the start, end and padding too.
         layers: names or globs of the layers to record, such as "up_blocks.*"; a ControlNet's
             layers are recorded only when named, by "controlnet.*".
         dtype: of the kept maps. Softmax and averages are float32 whatever it is.
