@@ -714,7 +714,7 @@ def test_words_cut_off_by_truncation_are_an_error_that_says_so(sd1: Any) -> None
 def test_a_second_text_for_sdxl_leaves_positions_only(sdxl: Any) -> None:
     with xattn.record(sdxl) as trace:
         draw(sdxl, prompt_2="a blue boat", steps=1)
-    with pytest.raises(ValueError, match="embeddings|prompt_2"):
+    with pytest.raises(ValueError, match=r"embeddings|prompt_2"):
         trace.heatmap("red")
     assert trace.heatmap(2).shape == (32, 32)
 
@@ -723,3 +723,43 @@ def test_pictures_of_the_run_are_kept_with_it(sd1: Any) -> None:
     with xattn.record(sd1) as trace:
         images = sd1(PROMPT, num_inference_steps=1, height=64, width=64).images
     assert trace.run.images == images
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "heun", "dpm++2m", "pndm"])
+def test_previews_are_what_the_denoiser_takes_the_latents_to_be(scheduler: str) -> None:
+    pipe = tiny.sd1(scheduler)
+    plain = draw(pipe, steps=6)
+    with xattn.record(pipe, previews=True, words="red") as trace:
+        recorded = draw(pipe, steps=6)
+    np.testing.assert_array_equal(plain, recorded)
+    estimates = trace.run.estimates
+    assert estimates is not None
+    assert estimates.shape == (6, 1, 4, 32, 32)
+    assert trace.nbytes == trace.run.store.nbytes + estimates.nbytes
+    generator = torch.Generator().manual_seed(0)
+    latents = pipe(
+        PROMPT,
+        generator=generator,
+        num_inference_steps=6,
+        height=64,
+        width=64,
+        output_type="latent",
+    ).images
+    # the last step goes to what was expected, or nearly there
+    torch.testing.assert_close(estimates[-1].float(), latents, atol=0.35, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["run.safetensors", "folder"])
+def test_previews_are_saved_and_animated(sd1: Any, tmp_path: Any, name: str) -> None:
+    from PIL import Image
+
+    to = tmp_path / name if name == "folder" else "cpu"
+    with xattn.record(sd1, previews=True, to=to) as trace:
+        sd1(PROMPT, num_inference_steps=3, height=64, width=64)
+    if name != "folder":
+        trace.save(tmp_path / name)
+    loaded = xattn.load(tmp_path / name)
+    assert torch.equal(loaded.run.estimates, trace.run.estimates)  # type: ignore[arg-type]
+    trace.animate("red", 0, tmp_path / "red.gif")
+    with Image.open(tmp_path / "red.gif") as animation:
+        assert animation.n_frames == 3  # type: ignore[attr-defined]

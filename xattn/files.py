@@ -50,6 +50,9 @@ _DAMAGE = (
 )
 
 
+ESTIMATES = "estimates.safetensors"
+
+
 class FileError(ValueError):
     """A file that is not a recording, is damaged, or is of a newer version."""
 
@@ -70,6 +73,8 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
         steps = range(_steps(run.keep, run.done))
         for n in range(len(run.layers)):
             tensors[f"{r}/layer/{n}"] = run.store.read(n, steps).contiguous()
+        if run.estimates is not None:
+            tensors[f"{r}/estimates"] = run.estimates[: run.done].contiguous()
         for n, image in enumerate(run.images):
             tensors[f"{r}/image/{n}"] = torch.frombuffer(bytearray(_png(image)), dtype=torch.uint8)
     header = {
@@ -187,6 +192,10 @@ def write_header(folder: str | os.PathLike[str], run: Run) -> None:
         png = _png(image)
         sums[_image_name(n)] = _sum(png)
         aside(folder / _image_name(n), partial(_write_bytes, png))
+    if run.estimates is not None:
+        kept = run.estimates[: run.done].contiguous()
+        sums[ESTIMATES] = _sum(_raw(kept))
+        aside(folder / ESTIMATES, lambda tmp: save_file({"estimates": kept}, tmp))
     dtype = str(run.store.dtype) if isinstance(run.store, FolderStore) else "float32"
     text = json.dumps(_sealed({"runs": [_describe(run, dtype)], "sums": sums}))
     aside(folder / HEADER, partial(_write_bytes, text.encode()))
@@ -204,6 +213,7 @@ def _load_file(path: Path) -> list[Run]:
     for r, run in enumerate(runs):
         names -= {f"{r}/layer/{n}" for n in range(len(run.layers))}
         names -= {f"{r}/image/{n}" for n in range(len(run.images))}
+        names -= {f"{r}/estimates"} if run.estimates is not None else set()
     _check(bool(runs) and not names, path, f"it holds unknown tensors: {sorted(names)}")
     return runs
 
@@ -224,6 +234,9 @@ def _read_run(file: Any, header: Mapping[str, Any], number: int, path: Path) -> 
     pngs = [read(f"image/{n}") for n in range(entry["images"])]
     images = [_image(tensor.numpy().tobytes()) for tensor in pngs]
     run: Run = build(MemoryStore(maps), images)
+    if entry["estimates"] is not None:
+        run.estimates = read("estimates")
+        _check_estimates(run, entry, path)
     return run
 
 
@@ -247,7 +260,14 @@ def _load_folder(folder: Path) -> list[Run]:
         png = (folder / _image_name(n)).read_bytes()
         _check(header["sums"][_image_name(n)] == _sum(png), folder, "an image has changed")
         images.append(_image(png))
-    return [build(FolderStore(folder, shapes, dtype), images)]
+    run: Run = build(FolderStore(folder, shapes, dtype), images)
+    if entry["estimates"] is not None:
+        with safe_open(folder / ESTIMATES, framework="pt") as file:
+            run.estimates = file.get_tensor("estimates")
+        known = header["sums"][ESTIMATES]
+        _check(known == _sum(_raw(run.estimates)), folder, f"{ESTIMATES} has changed")
+        _check_estimates(run, entry, folder)
+    return [run]
 
 
 def _opened(metadata: Mapping[str, str] | None, path: Path) -> dict[str, Any]:
@@ -321,6 +341,13 @@ def _check_tensor(
     _check(sound, path, f"{name} holds values that are no probabilities")
 
 
+def _check_estimates(run: Run, entry: Mapping[str, Any], path: Path) -> None:
+    found = () if run.estimates is None else tuple(run.estimates.shape)
+    right = (run.done, len(run.rows), *run.latent)
+    fits = len(found) == 5 and (*found[:2], *found[3:]) == right
+    _check(fits and found == tuple(entry["estimates"]), path, f"estimates of shape {found}")
+
+
 def _check(right: bool, path: Path, what: str) -> None:
     if not right:
         raise FileError(f"{path} is damaged: {what}")
@@ -344,6 +371,7 @@ def _describe(run: Run, dtype: str) -> dict[str, Any]:
         "done": run.done,
         "dtype": dtype.removeprefix("torch."),
         "images": len(run.images),
+        "estimates": None if run.estimates is None else [run.done, *run.estimates.shape[1:]],
         "info": run.info,
     }
 

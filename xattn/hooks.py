@@ -61,12 +61,12 @@ def _restore(owner: Any, name: str) -> None:
 
 
 Before = Callable[[dict[str, Any]], None]
-After = Callable[[], None]
+After = Callable[[Any], None]
 
 
 @contextmanager
 def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[None]:
-    """Calls ``before(arguments)`` and ``after()`` around every call of a denoiser.
+    """Calls ``before(arguments)`` and ``after(output)`` around every call of a denoiser.
 
     ``arguments`` are the call's by name. Outside of torch.compile's graph, whether the module was
     compiled as ``torch.compile(unet)`` or in place by ``unet.compile()``.
@@ -82,7 +82,7 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
         def call(*args: Any, **kwargs: Any) -> Any:
             before(named(args, kwargs))
             result = compiled(*args, **kwargs)
-            after()
+            after(result)
             return result
 
         with replaced(denoiser, "_compiled_call_impl", call):
@@ -91,7 +91,7 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
     first = denoiser.register_forward_pre_hook(
         lambda _, args, kwargs: before(named(args, kwargs)), with_kwargs=True
     )
-    last = denoiser.register_forward_hook(lambda *_: after())
+    last = denoiser.register_forward_hook(lambda _, args, output: after(output))
     try:
         yield
     finally:

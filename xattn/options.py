@@ -23,6 +23,7 @@ class Options:
     negative: bool = False
     prompt: tuple[str, ...] | None = None
     rows: slice | None = None
+    previews: bool = False
 
     def __post_init__(self) -> None:
         unknown = self.keep - set(AXES)

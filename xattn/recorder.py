@@ -18,7 +18,7 @@ from xattn.processors.recording import Recording
 from xattn.processors.wrapping import Handler, handler_of, is_wrapped, unwrap, wrap
 from xattn.runs import Layer, Run, info_versions
 from xattn.sites import Site, find_sites, text_sites
-from xattn.sources import LoopSource, PipelineSource, Source
+from xattn.sources import Asked, LoopSource, PipelineSource, Source
 from xattn.trace import Trace
 
 
@@ -111,11 +111,18 @@ class Recorder:
         return lambda arguments: self.before_call(prefix, arguments)
 
     def _after(self, prefix: str) -> hooks.After:
-        return lambda: self.after_call(prefix)
+        def after(output: Any) -> None:
+            if not prefix:
+                self._estimate(output)
+            self.after_call(prefix)
+
+        return after
 
     def before_call(self, prefix: str, arguments: dict[str, Any]) -> None:
         """Gets ready for a denoiser call: at a run's first, knows all of its axes and bytes."""
         sleeping = self.source.asked is None
+        if not prefix:
+            self.sample: Tensor = arguments["sample"]
         if not sleeping:
             self.owner.check()
             self._tick(prefix, arguments)
@@ -190,8 +197,19 @@ class Recorder:
             info={**self.source.facts(), "versions": dict(info_versions())},
         )
         self.source.pictures = self.run.images
+        if self.options.previews:
+            self.run.estimates = self._room_for_estimates(sample, asked, plan)
         self.trace.runs.append(self.run)
         self.owner.claim()
+
+    def _room_for_estimates(
+        self, sample: Tensor, asked: Asked, plan: hooks.Schedule | None
+    ) -> Tensor:
+        if plan is None:
+            raise ValueError("previews=True needs scheduler=, to know the noise of each step")
+        channels = int(getattr(self.source.denoiser, "config", {}).get("out_channels", 4))
+        size = (len(plan.timesteps), len(asked.rows), channels, *sample.shape[-2:])
+        return torch.zeros(size, dtype=torch.float16, device=sample.device)
 
     def _layers(
         self, latent: tuple[int, int]
@@ -241,6 +259,22 @@ class Recorder:
         other = slice(0, images) if span.start else slice(images, 2 * images)
         return (span, other)
 
+    def _estimate(self, output: Any) -> None:
+        """Keeps what the denoiser takes the clean latents to be, where previews are wanted."""
+        run, plan = self.run, self.plan
+        if run is None or run.estimates is None or plan is None:
+            return
+        noise = output[0] if isinstance(output, tuple) else output.sample
+        (rows,) = self.matched[""][1][:1]
+        sample, guided = self.sample[rows], noise[rows]
+        scale = run.info.get("guidance_scale")
+        if scale and len(noise) == 2 * len(guided):
+            other = noise[: len(guided)] if rows.start else noise[len(guided) :]
+            guided = other + scale * (guided - other)
+        step = plan.steps[self.call]
+        clean = self.source.clean(sample, guided, plan.timesteps[step])
+        run.estimates[step].copy_(clean, non_blocking=True)
+
     def after_call(self, prefix: str) -> None:
         """Hands on what a denoiser call left, and ends the run with its last call."""
         if prefix or self.run is None or self.tape is None or self.source.asked is None:
@@ -276,6 +310,8 @@ class Recorder:
             tap.recording.live = False
             tap.recording.buffer = None
         self.owner.release()
+        if run.estimates is not None:
+            run.estimates = run.estimates.cpu()
         if self.plan is None:
             finished.end_step()
         finished.finish()

@@ -72,6 +72,10 @@ class Run:
         keep: which of "step", "layer", "head" were kept.
         store: the maps themselves.
         info: facts about the run (model, scheduler, guidance, versions), plain JSON values.
+        images: the pictures that the pipeline gave, where it gave pictures.
+        done: how many steps are complete.
+        estimates: (steps, images, channels, height, width), what the denoiser took the clean
+            latents to be at each step; None where previews weren't asked for.
     """
 
     prompts: tuple[Prompt, ...]
@@ -84,12 +88,14 @@ class Run:
     store: Store
     info: dict[str, Any] = field(default_factory=dict)
     images: list[Any] = field(default_factory=list)
-    done: int = 0  # steps that are complete
+    done: int = 0
+    estimates: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the maps take where they are kept."""
-        return self.store.nbytes
+        """The bytes that the maps, and what previews need, take where they are kept."""
+        extra = 0 if self.estimates is None else self.estimates.nbytes
+        return self.store.nbytes + extra
 
     def prompt(self, image: int) -> Prompt:
         """Gives the prompt that an image follows."""

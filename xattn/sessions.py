@@ -41,6 +41,7 @@ def record(
     tokenizer: Any = None,
     scheduler: Any = None,
     rows: slice | None = None,
+    previews: bool = False,
 ) -> Iterator[Trace]:
     """Records what every word of a prompt attends to, at every step, while the block runs.
 
@@ -67,6 +68,8 @@ def record(
         rows: for your own loop, which rows of the UNet's batch follow the prompts. By default
             all of them where there are as many as prompts, else the second half, diffusers'
             [negative, positive].
+        previews: keeps what the denoiser expects the image to be at each step, so that
+            ``trace.animate`` shows it as it forms: as many numbers a step as the latents have.
 
     Yields:
         A ``Trace``, filled while the block runs.
@@ -91,6 +94,7 @@ def record(
         negative=negative,
         prompt=None if prompt is None else tuple([prompt] if isinstance(prompt, str) else prompt),
         rows=rows,
+        previews=previews,
     )
     if isinstance(pipe, nn.Module):
         if tokenizer is None or prompt is None:

@@ -125,6 +125,10 @@ class PipelineSource:
         calls = getattr(self.pipe, "_num_timesteps", None)
         return hooks.schedule_of(self.pipe.scheduler, calls, timestep)
 
+    def clean(self, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Gives the clean latents that a denoiser's output means."""
+        return clean_latents(self.pipe.scheduler, sample, output, timestep)
+
     def facts(self) -> dict[str, Any]:
         """Gives what is worth knowing about a run, as plain JSON values."""
         guidance = getattr(self.pipe, "_guidance_scale", None)
@@ -165,6 +169,10 @@ class LoopSource:
             return None
         return hooks.schedule_of(self.scheduler, None, timestep)
 
+    def clean(self, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Gives the clean latents that a denoiser's output means."""
+        return clean_latents(self.scheduler, sample, output, timestep)
+
     def facts(self) -> dict[str, Any]:
         """Gives what is worth knowing about a run, as plain JSON values."""
         return {
@@ -176,6 +184,33 @@ class LoopSource:
 
 
 Source = PipelineSource | LoopSource
+
+
+def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+    """Gives the clean latents that a denoiser's output at a timestep means (Ho et al. 2020).
+
+    ``sample`` is the denoiser's input: schedulers scale it to unit variance before the call, so
+    one formula holds for all of them.
+
+    Raises:
+        ValueError: the scheduler has no ``alphas_cumprod``.
+    """
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        raise ValueError(
+            f"previews=True can't be had with {type(scheduler).__name__}, which has no "
+            "alphas_cumprod; leave it out"
+        )
+    index = min(max(round(timestep), 0), len(alphas) - 1)
+    alpha = float(alphas[index])
+    sample = sample[:, : output.shape[1]].float()  # an inpainting UNet sees mask and image too
+    output = output.float()
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind == "sample":
+        return output
+    if kind == "v_prediction":
+        return alpha**0.5 * sample - (1 - alpha) ** 0.5 * output
+    return (sample - (1 - alpha) ** 0.5 * output) / alpha**0.5
 
 
 def _texts(given: Any) -> list[str]:

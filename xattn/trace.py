@@ -234,20 +234,28 @@ class Trace:
             word: whose map lies over the image.
             image: which image, or a picture.
             path: ends in .gif, .webp, .png or .apng.
-            previews: the image as it forms, one for each step; the final image by default.
+            previews: the image as it forms, one for each step. By default what the denoiser took
+                it to be, where ``record(previews=True)`` kept that, else the final image.
             layers: as for ``heatmap``.
             occurrence: as for ``heatmap``.
             opacity: of the colours.
             colormap: a name of matplotlib's.
             milliseconds: how long a step is shown.
         """
-        _, picture = self._subject(image)
+        index, picture = self._subject(image)
         heats = self.steps(word, image, layers=layers, occurrence=occurrence)
+        pictures = previews or self._previews(index, picture) or [picture]
         frames = views.frames(
-            heats, [picture] if previews is None else previews,
+            heats, pictures,
             label=str(word), opacity=opacity, colormap=colormap,
         )  # fmt: skip
         views.animate(path, frames, milliseconds=milliseconds)
+
+    def _previews(self, index: int, picture: Image.Image | None) -> list[Image.Image] | None:
+        estimates = self.run.estimates
+        if estimates is None or picture is None:
+            return None
+        return views.linear_previews(estimates[: self.run.done, index].float(), picture)
 
     def report(self, path: str | os.PathLike[str], image: Subject = None) -> None:
         """Writes one self-contained HTML page: words to point at, steps and layers to slide.

@@ -378,6 +378,32 @@ def _bar(
 # -- moving pictures
 
 
+def linear_previews(estimates: Any, final: Image.Image) -> list[Image.Image]:
+    """Gives pictures of clean latents, by the colours that the last of them came to have.
+
+    A latent pixel's colour is nearly linear in its channels; the map between them is fitted, by
+    least squares, to the last estimate and the final image, so that any model's latents can be
+    shown without its decoder.
+
+    Args:
+        estimates: (steps, channels, height, width).
+        final: the image that the run ended with.
+    """
+    latents = np.asarray(estimates, dtype=np.float64)
+    steps, channels, height, width = latents.shape
+    small = final.convert("RGB").resize((width, height), Image.Resampling.BOX)
+    colors = np.asarray(small, dtype=np.float64).reshape(-1, 3)
+    flat = latents.transpose(0, 2, 3, 1).reshape(steps, -1, channels)
+    known = np.concatenate([flat, np.ones((*flat.shape[:2], 1))], axis=2)
+    matrix = np.linalg.lstsq(known[-1], colors, rcond=None)[0]
+    shown = (known @ matrix).clip(0, 255).round().astype(np.uint8)
+    size = final.size
+    return [
+        Image.fromarray(each.reshape(height, width, 3)).resize(size, Image.Resampling.BICUBIC)
+        for each in shown
+    ]
+
+
 def frames(
     heats: Sequence[Any],
     pictures: Sequence[Image.Image | None],
