@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn.edits import LocalBlend, Refine, Replace, Reweight
     from xattn.heatmap import HeatMap
+    from xattn.run_folder import open_runs
     from xattn.sessions import record
     from xattn.siblings import EditResult, edit, editing, sweep
     from xattn.toyland import demo
@@ -27,6 +28,7 @@ _HOMES = {
     "edit": "siblings",
     "editing": "siblings",
     "load": "trace",
+    "open_runs": "run_folder",
     "record": "sessions",
     "sweep": "siblings",
 }
@@ -43,16 +45,19 @@ __all__ = [
     "edit",
     "editing",
     "load",
+    "open_runs",
     "record",
     "sweep",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'xattn' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "batch":
+        return import_module("xattn.batch")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xattn' has no attribute {name!r}")
     value = getattr(import_module(f"xattn.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -1,0 +1,521 @@
+"""Prompt sets: every sound item is drawn once and whole, whatever happens around it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xattn
+from tests import tiny
+from xattn import batch, files
+from xattn.batch_items import Item, ItemError, read_items
+
+SMALL = [16, 16]
+
+
+def items(count: int, **more: Any) -> list[dict[str, Any]]:
+    colours, things = ["red", "blue", "green"], ["car", "boat", "cat", "dog"]
+    return [
+        {"prompt": f"a {colours[i % 3]} {things[i % 4]}", "size": SMALL, "steps": 2, **more}
+        for i in range(count)
+    ]
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """Runs something in a child of this process, which is warm, and gives the child's id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        torch.set_num_threads(1)  # OpenMP's threads don't survive a fork
+        code = int(work() or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return tiny.sd1()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same rounding in this process and in its forks."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# -- a batch as it should be ---------------------------------------------------------------------
+
+
+def test_a_batch_is_the_pipelines_own_images_and_recordings(pipe: Any, tmp_path: Path) -> None:
+    report = batch.run(pipe, items(3), tmp_path / "runs", batch_size=3, keep=("step", "layer"))
+    assert report.ok
+    assert str(report) == "3 items drawn"
+    prompts = [item["prompt"] for item in items(3)]
+    with xattn.record(pipe, keep=("step", "layer")) as trace:
+        images = pipe(
+            prompts, height=16, width=16, num_inference_steps=2,
+            generator=[torch.Generator().manual_seed(i) for i in range(3)],
+        ).images  # fmt: skip
+    runs = xattn.open_runs(tmp_path / "runs")
+    assert len(runs) == 3
+    for i, stored in enumerate(runs):
+        assert (stored.prompt, stored.seed, stored.line) == (prompts[i], i, i + 1)
+        np.testing.assert_array_equal(np.asarray(stored.image), np.asarray(images[i]))
+        word = prompts[i].split()[1]
+        np.testing.assert_array_equal(stored.trace.heatmap(word), trace.heatmap(word, image=i))
+        assert stored.trace.run.images[0].size == (16, 16)
+
+
+def test_the_index_says_what_the_maps_say(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(4), tmp_path, batch_size=2)
+    runs = xattn.open_runs(tmp_path)
+    for stored in runs:
+        assert stored.words == tuple(stored.prompt.split())
+        for row in stored.rows:
+            heat = stored.trace.heatmap(row["word"])
+            assert row["focus"] == pytest.approx(1 - heat.focus_area)
+            assert row["entropy"] == pytest.approx(heat.entropy)
+            assert row["centre"] == pytest.approx(list(heat.centre))
+            peak = [int(share * 8) for share in row["peak"]]
+            assert heat.array[peak[0], peak[1]] == heat.maximum == pytest.approx(row["maximum"])
+    lines = (tmp_path / "index.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == list(runs.rows)
+
+
+def test_items_of_other_settings_are_drawn_apart(pipe: Any, tmp_path: Path) -> None:
+    mixed = [
+        {"prompt": "a red car", "size": SMALL, "steps": 2, "seed": 7},
+        {"prompt": "a blue boat", "size": [16, 32], "steps": 1},
+        {"prompt": "two cats", "size": SMALL, "steps": 2, "negative_prompt": "red",
+         "words": ["two cats"], "name": "pets/two"},
+        {"prompt": "", "size": SMALL, "steps": 2, "guidance_scale": 1},
+        {"prompt": "a red car", "size": SMALL, "steps": 2, "edits": [
+            {"replace": {"red": "blue"}, "cross_steps": [0.0, 1.0]},
+            [{"reweight": {"car": 2}}, {"blend": "car", "threshold": 0.5}],
+        ]},
+        {"prompt": "a red car", "size": SMALL, "steps": 2, "seed": 7},
+    ]  # fmt: skip
+    report = batch.run(pipe, mixed, tmp_path, batch_size=2)
+    assert report.failures == ()
+    runs = xattn.open_runs(tmp_path)
+    assert [run.trace.run.done for run in runs] == [2, 1, 2, 2, 2, 2]
+    assert runs[1].image is not None
+    assert runs[1].image.size == (32, 16)
+    assert runs["pets/two"].words == ("two cats",)
+    assert (tmp_path / "images/pets/two.png").exists()
+    assert runs[3].words == ()
+    assert (tmp_path / "images/000004.png").exists()
+    edited = runs[4]
+    assert [row["edit"] for row in edited.rows if row["word"] == "a"][0] is None
+    assert {row["prompt"] for row in edited.rows} == {"a red car", "a blue car"}
+    assert len(edited.images) == 3
+    assert edited.trace.prompts == ("a red car", "a blue car", "a red car")
+    assert edited.trace.heatmap("blue", image=1).maximum > 0
+    # equal items, drawn together: equal to the last bit
+    assert runs[0].image is not None
+    np.testing.assert_array_equal(np.asarray(runs[0].image), np.asarray(runs[5].image))
+
+
+def test_images_can_be_webp_or_left_out(pipe: Any, tmp_path: Path) -> None:
+    for kind in ("png", "webp", None):
+        batch.run(pipe, items(1), tmp_path / str(kind), images=kind)
+    png, webp = (xattn.open_runs(tmp_path / kind)[0].image for kind in ("png", "webp"))
+    np.testing.assert_array_equal(np.asarray(png), np.asarray(webp))
+    without = xattn.open_runs(tmp_path / "None")[0]
+    assert without.image is None
+    assert without.trace.heatmap("car").overlay().size > (0, 0)
+
+
+def test_runs_can_be_filtered_sliced_and_named(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(6), tmp_path)
+    runs = xattn.open_runs(tmp_path)
+    red = runs.filter(word="RED")
+    assert [run.line for run in red] == [1, 4]
+    focus = [row["focus"] for row in runs.rows if row["word"] == "red"]
+    best = runs.filter(word="red", min_focus=max(focus))
+    assert len(best) == (2 if focus[0] == focus[1] else 1)
+    assert not runs.filter(word="red", min_focus=1.0)
+    assert [run.line for run in runs.filter(prompt="boat")] == [2, 6]
+    assert [run.line for run in runs.filter(where=lambda row: row["seed"] == 3)] == [4]
+    assert [run.name for run in runs[1:3]] == ["000002", "000003"]
+    assert runs["000005"].line == 5
+    assert runs[-1].line == 6
+    with pytest.raises(KeyError, match="nobody"):
+        runs["nobody"]
+    with pytest.raises(FileNotFoundError, match="no batch"):
+        xattn.open_runs(tmp_path / "images")
+
+
+def test_only_the_asked_items_maps_are_read(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.run(pipe, items(4), tmp_path, batch_size=4)
+    shard = tmp_path / "maps/000001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # the last item's maps
+    shard.write_bytes(data)
+    runs = xattn.open_runs(tmp_path)
+    broken = []
+    for run in runs:
+        try:
+            assert run.trace.heatmap("a").maximum > 0
+        except files.FileError:
+            broken.append(run.line)
+    assert len(broken) == 1
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(1), tmp_path / "runs")
+    index = tmp_path / "runs/index.jsonl"
+    index.write_text(index.read_text().replace("maps/", "../maps/").replace("images/", "/etc/"))
+    run = xattn.open_runs(tmp_path / "runs")[0]
+    with pytest.raises(ValueError, match="leads out of"):
+        _ = run.trace
+    with pytest.raises(ValueError, match="leads out of"):
+        _ = run.image
+
+
+# -- items ---------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[str, str]] = {
+    "not-json": ('{"prompt": "a red car"', "not JSON"),
+    "list": ('["a red car"]', "an item must be an object"),
+    "no-prompt": ('{"seed": 1}', "prompt is missing"),
+    "prompt": ('{"prompt": 3}', "prompt must be a text, got 3"),
+    "unknown": ('{"prompt": "a car", "sed": 1}', "there is no 'sed'; an item has prompt, seed"),
+    "twice": ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
+    "bool": ('{"prompt": "a car", "seed": true}', "seed must be a whole number from 0"),
+    "float": ('{"prompt": "a car", "steps": 2.5}', "steps must be a whole number from 1"),
+    "zero": ('{"prompt": "a car", "steps": 0}', "steps must be a whole number from 1"),
+    "nan": ('{"prompt": "a car", "guidance_scale": NaN}', "NaN is no number"),
+    "size": ('{"prompt": "a car", "size": [64]}', r"size must be \[height, width\]"),
+    "words": ('{"prompt": "a car", "words": "car"}', "words must be a list of words"),
+    "edits": ('{"prompt": "a car", "edits": {"replace": {"a": "b"}}}', "edits must be a list"),
+    "edit": ('{"prompt": "a car", "edits": [{"remove": "a"}]}', "an edit has one of replace"),
+    "option": ('{"prompt": "a", "edits": [{"refine": "a b", "x": 1}]}', "refine has no 'x'"),
+    "share": ('{"prompt": "a", "edits": [{"refine": "a b", "self_steps": 2}]}', "self_steps=2"),
+    "escape": ('{"prompt": "a car", "name": "../../evil"}', "leaves the folder"),
+    "absolute": ('{"prompt": "a car", "name": "/etc/evil"}', "leaves the folder"),
+    "hidden": ('{"prompt": "a car", "name": ".hidden"}', "name '.hidden' must be"),
+    "deep": ("[" * 100_000, "recursion|not JSON"),
+}
+UNDRAWABLE: dict[str, tuple[str, str]] = {
+    "word": ('{"prompt": "a red car", "words": ["blue"]}', "its words are: a, red, car"),
+    "sides": ('{"prompt": "a car", "size": [63, 64]}', "multiples of 8"),
+    "steps": ('{"prompt": "a car", "steps": 2000}', "the schedule has 1000"),
+    "misfit": ('{"prompt": "a car", "edits": [{"replace": {"cat": "dog"}}]}', "'cat'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_line_is_listed_with_its_number(kind: str, tmp_path: Path) -> None:
+    line, message = BAD[kind]
+    good, failures = read_items(write(tmp_path / "p.jsonl", ['{"prompt": "a"}', "", line]))
+    assert [one.line for one in good] == [1]
+    assert [failure.line for failure in failures] == [3]
+    failures_text = str(failures[0])
+    assert failures_text.startswith("line 3: ")
+    pytest.raises(ItemError, _raise, failures[0].message).match(message)
+
+
+def _raise(message: str) -> None:
+    raise ItemError(message)
+
+
+def test_lines_that_are_not_utf8_or_take_a_name_twice_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    lines = [b'{"prompt": "a", "name": "One"}', b'{"prompt": "\xff"}', b'{"prompt": "a"}',
+             b'{"prompt": "b", "name": "one"}', b'{"prompt": "b", "name": "000003"}']  # fmt: skip
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
+    good, failures = read_items(path)
+    assert [one.name for one in good] == ["One", "000003"]
+    assert [str(failure) for failure in failures] == [
+        "line 2: not UTF-8: invalid start byte at byte 12",
+        "line 4: name 'one' is taken by line 1",
+        "line 5: name '000003' is taken by line 3",
+    ]
+
+
+def test_an_item_from_python_is_checked_too() -> None:
+    item = Item("a red car", words=["red"], edits=[xattn.Replace("red", "blue")])  # type: ignore[arg-type]
+    assert item.words == ("red",)
+    assert item.edits == ((xattn.Replace("red", "blue"),),)
+    blend = xattn.LocalBlend(mask=np.ones((8, 8)))
+    with pytest.raises(ItemError, match="takes words, not a mask"):
+        Item("a red car", edits=([xattn.Replace("red", "blue"), blend],))  # type: ignore[arg-type]
+
+
+def test_of_a_thousand_lines_the_fifty_bad_ones_are_listed(pipe: Any, tmp_path: Path) -> None:
+    rand = random.Random(0)
+    wrong = rand.sample(range(1000), 50)
+    bad = [line for line, _ in (*BAD.values(), *UNDRAWABLE.values())]
+    lines: list[Any] = [
+        {"prompt": item["prompt"], "size": [8, 8], "steps": 1} for item in items(1000)
+    ]
+    for number, index in enumerate(wrong):
+        lines[index] = bad[number % len(bad)]
+    path = write(tmp_path / "p.jsonl", lines)
+    report = batch.run(pipe, path, tmp_path / "runs", batch_size=100, images=None)
+    assert report.drawn == 950
+    assert [failure.line for failure in report.failures] == sorted(i + 1 for i in wrong)
+    runs = xattn.open_runs(tmp_path / "runs")
+    assert [run.line for run in runs] == [i + 1 for i in range(1000) if i not in wrong]
+    listed = (tmp_path / "runs/failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in listed] == sorted(i + 1 for i in wrong)
+    assert {p.name for p in tmp_path.iterdir()} == {"p.jsonl", "runs"}
+    for line, message in UNDRAWABLE.values():
+        number = next(n for n in wrong if lines[n] == line) + 1
+        found = next(f.message for f in report.failures if f.line == number)
+        pytest.raises(ItemError, _raise, found).match(message)
+
+
+# -- interrupted, and resumed --------------------------------------------------------------------
+
+
+def test_a_folder_is_continued_only_when_that_is_meant(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(2), tmp_path)
+    with pytest.raises(ValueError, match="holds a batch already"):
+        batch.run(pipe, items(2), tmp_path)
+    with pytest.raises(ValueError, match=r"begun with keep=\['layer'\]"):
+        batch.run(pipe, items(2), tmp_path, resume=True, keep="step")
+    with pytest.raises(ValueError, match="holds 'images'"):
+        batch.run(pipe, items(2), _stranger(tmp_path))
+    report = batch.run(pipe, items(3), tmp_path, resume=True)  # a line more
+    assert (report.drawn, report.before, report.ok) == (1, 2, True)
+    changed = [{**items(1)[0], "seed": 99}, *items(3)[1:]]
+    report = batch.run(pipe, changed, tmp_path, resume=True)
+    assert [failure.line for failure in report.failures] == [1]
+    assert "'000001' was drawn before" in str(report.failures[0])
+    assert len(xattn.open_runs(tmp_path)) == 3
+
+
+def _stranger(folder: Path) -> Path:
+    other = folder.parent / f"{folder.name}-other"
+    (other / "images").mkdir(parents=True)
+    return other
+
+
+def test_a_mended_line_is_drawn_on_resuming(pipe: Any, tmp_path: Path) -> None:
+    lines: list[Any] = [*items(5)]
+    lines[2] = "oops"
+    report = batch.run(pipe, write(tmp_path / "p", lines), tmp_path / "runs", batch_size=2)
+    assert (report.drawn, [f.line for f in report.failures]) == (4, [3])
+    lines[2] = items(5)[2]
+    path = write(tmp_path / "p", lines)
+    report = batch.run(pipe, path, tmp_path / "runs", batch_size=2, resume=True)
+    assert (report.drawn, report.before, report.ok) == (1, 4, True)
+    assert [run.line for run in xattn.open_runs(tmp_path / "runs")] == [1, 2, 3, 4, 5]
+    assert not (tmp_path / "runs/failures.jsonl").exists()
+
+
+def test_a_group_that_fails_stops_no_other(pipe: Any, tmp_path: Path) -> None:
+    original, calls = pipe.vae.decode, 0
+
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("no room\nfor this")
+        return original(*args, **kwargs)
+
+    pipe.vae.decode = decode
+    report = batch.run(pipe, items(6), tmp_path, batch_size=2)
+    assert report.drawn == 4
+    assert [str(failure) for failure in report.failures] == [
+        "line 3: OutOfMemoryError: no room for this",
+        "line 4: OutOfMemoryError: no room for this",
+    ]
+    assert [run.line for run in xattn.open_runs(tmp_path)] == [1, 2, 5, 6]
+    assert batch.run(pipe, items(6), tmp_path, batch_size=2, resume=True).drawn == 2
+
+
+def test_killed_at_any_moment_and_resumed_nothing_is_lost_doubled_or_damaged(
+    pipe: Any, tmp_path: Path
+) -> None:
+    what = items(24, steps=1)
+
+    def work(out: Path, resume: bool = False) -> int:
+        return 0 if batch.run(pipe, what, out, batch_size=2, resume=resume).ok else 1
+
+    start = time.monotonic()
+    assert ended(forked(lambda: work(tmp_path / "whole"))) == 0
+    takes = time.monotonic() - start
+    whole = contents(tmp_path / "whole")
+    rand, out, kills, finished = random.Random(0), tmp_path / "runs", 0, 0
+    drawn: dict[str, int] = {}
+    while kills < 20:
+        child = forked(lambda: work(out, resume=True))
+        time.sleep(rand.uniform(0, takes / 3))
+        os.kill(child, signal.SIGKILL)
+        code = ended(child)
+        kills += code == -signal.SIGKILL
+        for path in (out / "parts").glob("*.jsonl"):
+            written = path.stat().st_mtime_ns
+            assert drawn.setdefault(path.name, written) == written  # never done twice
+            assert path.read_bytes() == whole[f"parts/{path.name}"]
+        for path in (out / "maps").glob("*.safetensors"):
+            assert path.read_bytes() == whole[f"maps/{path.name}"]
+        if (out / "batch.json").exists():
+            for run in xattn.open_runs(out):
+                assert run.image is not None
+        if (out / "index.jsonl").exists():
+            finished += 1
+            out, drawn = tmp_path / f"runs-{finished}", {}
+    assert ended(forked(lambda: work(out, resume=True))) == 0
+    assert contents(out) == whole
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on files")
+def test_a_disk_that_is_full_stops_no_other_item(pipe: Any, tmp_path: Path) -> None:
+    what = [*items(4), *items(2, size=[64, 64]), *items(4)]
+
+    def work(resume: bool = False) -> int:
+        report = batch.run(pipe, what, tmp_path / "runs", batch_size=2, resume=resume)
+        lines = [failure.line for failure in report.failures]
+        texts = {failure.message for failure in report.failures}
+        said = all(
+            os.strerror(errno.EFBIG) in text or "safetensors" in text.lower() for text in texts
+        )
+        return int(not (lines == [5, 6] and said and report.drawn == 8))
+
+    def limited() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (30_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        )
+        return work()
+
+    assert ended(forked(limited)) == 0
+    left = contents(tmp_path / "runs")
+    assert not [name for name in left if "000005" in name or name.endswith(".tmp")]
+    assert [run.line for run in xattn.open_runs(tmp_path / "runs")] == [1, 2, 3, 4, 7, 8, 9, 10]
+    report = batch.run(pipe, what, tmp_path / "runs", batch_size=2, resume=True)
+    assert (report.drawn, report.before, report.ok) == (2, 8, True)
+    batch.run(pipe, what, tmp_path / "whole", batch_size=2)
+    assert contents(tmp_path / "runs") == contents(tmp_path / "whole")
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def _one_of_many(work: Callable[[], Any]) -> None:
+    from accelerate import PartialState
+
+    PartialState._reset_state()
+    torch.set_num_threads(1)
+    work()
+    PartialState().destroy_process_group()
+
+
+def launch(work: Callable[[], Any], processes: int) -> None:
+    from accelerate import debug_launcher
+
+    debug_launcher(_one_of_many, (work,), processes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_process_and_two_write_the_same_files(pipe: Any, tmp_path: Path) -> None:
+    what: list[Any] = items(64, steps=1)
+    what[5] = {**what[5], "edits": [{"reweight": {"a": 2.0}}]}
+    what[40] = {"prompt": "a car", "words": ["boat"]}
+
+    def work(processes: int, resume: bool) -> Callable[[], None]:
+        def run() -> None:
+            out = tmp_path / str(processes)
+            report = batch.run(pipe, what, out, batch_size=4, resume=resume)
+            assert [failure.line for failure in report.failures] == [41]
+            assert report.drawn == (0 if resume else 63)
+            assert report.before == (63 if resume else 0)
+
+        return run
+
+    for resume in (False, True):
+        assert ended(forked(work(1, resume))) == 0
+        launch(work(2, resume), 2)
+    one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
+    assert one.keys() == two.keys()
+    assert one == two
+    assert len(xattn.open_runs(tmp_path / "2")) == 63
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_more_processes_than_groups_and_errors_of_the_main_one(pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+
+    def work() -> None:
+        assert batch.run(pipe, items(1), tmp_path / "out").drawn == 1
+        with pytest.raises(ValueError, match="holds 'file'"):
+            batch.run(pipe, items(1), tmp_path / "taken")
+
+    launch(work, 3)
+    assert len(xattn.open_runs(tmp_path / "out")) == 1
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def test_the_command_says_how_it_ended(pipe: Any, tmp_path: Path) -> None:
+    typer = pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from xattn import batch_cli
+
+    app = typer.Typer()
+    batch_cli.register(app)
+    app.command()(lambda: None)  # so that "batch" is named, as in the whole app
+    pipe.save_pretrained(tmp_path / "model")
+    path = write(tmp_path / "p.jsonl", [*items(3), "oops"])
+    asked = ["batch", str(path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "o")]
+    result = CliRunner().invoke(app, [*asked, "--images", "webp", "--batch-size", "2"])
+    assert result.exit_code == 1, result.output
+    assert "line 4: not JSON" in result.output
+    assert "3 items drawn, 1 failed" in result.output
+    assert Image.open(tmp_path / "o/images/000001.webp").size == (16, 16)
+    again = CliRunner().invoke(app, asked)
+    assert again.exit_code == 2
+    assert "holds a batch already" in again.output
+    write(tmp_path / "p.jsonl", items(4))
+    rest = CliRunner().invoke(app, [*asked, "--images", "webp", "--resume"])
+    assert rest.exit_code == 0, rest.output
+    assert "1 items drawn, 3 done before" in rest.output
