@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -208,9 +209,10 @@ def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind == "sample":
         return output
+    signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
     if kind == "v_prediction":
-        return alpha**0.5 * sample - (1 - alpha) ** 0.5 * output
-    return (sample - (1 - alpha) ** 0.5 * output) / alpha**0.5
+        return signal * sample - noise * output
+    return (sample - noise * output) / signal
 
 
 def _texts(given: Any) -> list[str]:

@@ -244,7 +244,9 @@ class Trace:
         """
         index, picture = self._subject(image)
         heats = self.steps(word, image, layers=layers, occurrence=occurrence)
-        pictures = previews or self._previews(index, picture) or [picture]
+        pictures: Sequence[Image.Image | None] = (
+            previews or self._previews(index, picture) or [picture]
+        )
         frames = views.frames(
             heats, pictures,
             label=str(word), opacity=opacity, colormap=colormap,
