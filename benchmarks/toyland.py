@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.judge import FIRST_SEED, Judge, Verdict, train_judge, verdicts
 from xattn import toyland
+from xattn.toyland.bundle import DTYPE
 from xattn.toyland.scenes import Pairs, Scene, scene
 from xattn.toyland.world import HELD_OUT, SIDE, SIZES
 
@@ -551,7 +552,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.model is None:
             return toyland.demo(device="cpu")
         pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-            options.model, torch_dtype=torch.float32
+            options.model, **{DTYPE: torch.float32}
         )
         return pipe
 

@@ -145,6 +145,7 @@ def test_a_rate_rises_and_ends_at_zero(tmp_path: Path) -> None:
 def test_training_runs_from_nothing_and_resumes(tmp_path: Path) -> None:
     few = ["--scenes", "8", "--autoencoder-steps", "2", "--decoder-steps", "1", "--batch", "2"]
     where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    where += ["--sheet-steps", "1"]
     train.main([*few, *where, "--steps", "2", "--save-every", "2"])
     assert (tmp_path / "out" / "model_index.json").exists()
     assert (tmp_path / "work" / "sheet-00002.png").exists()

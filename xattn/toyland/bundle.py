@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from packaging.version import Version
 from transformers import CLIPTokenizer
 
 from .denoiser import Denoiser, build_scheduler
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+"""What `from_pretrained` calls the number format; diffusers 0.42 warns at the older name."""
 
 
 def assemble(
@@ -30,6 +38,20 @@ def assemble(
     )
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Show no progress bars while a quarter of a second passes."""
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
+    for logger in shown:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger in shown:
+            logger.enable_progress_bar()
+
+
 def demo(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -42,7 +64,8 @@ def demo(
 
     >>> image = demo()("a red car on a green lawn", num_inference_steps=20).images[0]
     """
-    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        WEIGHTS, torch_dtype=dtype, local_files_only=True, **components
-    )
+    with _no_bars():
+        pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+            WEIGHTS, local_files_only=True, **{DTYPE: dtype}, **components
+        )
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -95,8 +95,10 @@ def plot_losses(folder: Path, target: Path) -> None:
 def write(folder: Path, target: Path, autoencoder: AutoencoderKL, denoiser: Denoiser) -> None:
     """Write the pipeline in half precision, and the loss curves beside it."""
     for part in (autoencoder, denoiser):
-        part.to(device="cpu", dtype=torch.float16)
+        torch.nn.Module.to(part, device="cpu", dtype=torch.float16)  # diffusers' own `to` warns
     assemble(autoencoder, denoiser, build_tokenizer()).save_pretrained(target)
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)
     plot_losses(folder, target / "losses.png")
 
 
@@ -114,6 +116,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="end the denoiser sooner, by the clock")
     parser.add_argument("--batch", type=int, default=32, help="batch of the denoiser")
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--sheet-steps", type=int, default=20, help="steps of each sheet")
     parser.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
@@ -139,7 +142,9 @@ def run(options: argparse.Namespace, team: Team) -> None:
         pipe = assemble(autoencoder, model, build_tokenizer())
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(n) for n in range(len(SHEET))]
-        drawn = pipe(list(SHEET), num_inference_steps=20, generator=generators).images
+        drawn = pipe(
+            list(SHEET), num_inference_steps=options.sheet_steps, generator=generators
+        ).images
         tile(drawn, 4).save(folder / f"sheet-{step:05d}.png")
         model.train()
 
