@@ -92,5 +92,5 @@ def test_a_mask_in_pixels_covers_every_latent_it_touches() -> None:
 
 
 def test_a_mask_of_the_wrong_shape_says_what_fits() -> None:
-    with pytest.raises(ValueError, match="10 x 10.*16 x 32 or the latents' 4 x 8"):
+    with pytest.raises(ValueError, match=r"10 x 10.*16 x 32 or the latents' 4 x 8"):
         fit_mask(torch.ones(10, 10), (4, 8), 4)

@@ -1,0 +1,705 @@
+"""Edited runs of tiny pipelines, against explicit probabilities and against plain runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests import dense, tiny
+from xattn.edits import LocalBlend, Refine, Replace, Reweight
+from xattn.plan import make_plan
+from xattn.processors.editing import CrossStep, Rows, SelfEditing, edited_cross_attention
+from xattn.prompts import Prompt, tokenize
+from xattn.siblings import EditResult, edit, editing, sweep
+
+CAR = "a red car on a green lawn"
+BLUE = "a blue car on a green lawn"
+STEPS = 5
+QUIET: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "latent"}
+
+Generator = Callable[..., torch.Generator]
+
+
+def read(text: str) -> Prompt:
+    return tokenize(_tokenizer, text)
+
+
+_tokenizer = tiny.tokenizer()
+
+
+def run(pipe: Any, *edits: Any, seed: int = 0, **options: Any) -> EditResult:
+    generator = torch.Generator().manual_seed(seed)
+    return edit(pipe, CAR, *edits, **({"generator": generator} | QUIET | options))
+
+
+def plain(pipe: Any, prompt: str | list[str] = CAR, seed: int = 0, **options: Any) -> Tensor:
+    seeds = 1 if isinstance(prompt, str) else len(prompt)
+    generators = [torch.Generator().manual_seed(seed) for _ in range(seeds)]
+    images = pipe(prompt, **({"generator": generators} | QUIET | options)).images
+    assert isinstance(images, Tensor)
+    return images
+
+
+def close(one: Tensor, two: Tensor) -> bool:
+    """The same to the rounding of a guided run: 1e-5 of its size, some times over."""
+    return bool((one - two).abs().max() <= 1e-4 * two.abs().max())
+
+
+# -- against the definitions ----------------------------------------------------------------------
+
+NIGHT = "a red car on a green lawn at night"
+BOARD = "a red skateboard on a green lawn"
+
+CASES: dict[str, tuple[Any, str, Callable[[], dense.Sibling]]] = {
+    "replace": (
+        Replace("red", "blue"),
+        BLUE,
+        lambda: dense.Sibling(dense.by_words(read(CAR), read(BLUE))),
+    ),
+    "replace by a longer word": (
+        Replace("car", "skateboard", cross_steps=(0.2, 0.7), self_steps=(0.4, 1.0)),
+        BOARD,
+        lambda: dense.Sibling(
+            dense.by_words(read(CAR), read(BOARD)), cross=(0.2, 0.7), self_=(0.4, 1.0)
+        ),
+    ),
+    "words on schedules of their own": (
+        Replace("red", "blue", word_steps={"blue": 0.2, "lawn": (0.4, 1.0)}),
+        BLUE,
+        lambda: dense.Sibling(
+            dense.by_words(read(CAR), read(BLUE)), word_windows={2: (0.0, 0.2), 7: (0.4, 1.0)}
+        ),
+    ),
+    "refine": (
+        Refine(NIGHT, cross_steps=0.6),
+        NIGHT,
+        lambda: dense.Sibling(dense.by_insertion(read(CAR), read(NIGHT)), cross=(0.0, 0.6)),
+    ),
+    "reweight": (
+        Reweight({"red": 3.0, "lawn": -0.5}),
+        CAR,
+        lambda: dense.Sibling(dense.identity(), weights={2: 3.0, 7: -0.5}),
+    ),
+    "replace and reweight": (
+        [Replace("red", "blue"), Reweight("blue", 2.0, cross_steps=0.4)],
+        BLUE,
+        lambda: dense.Sibling(
+            dense.by_words(read(CAR), read(BLUE)), cross=(0.0, 0.4), weights={2: 2.0}
+        ),
+    ),
+    "refine and reweight": (
+        [Refine(NIGHT), Reweight("night", 0.0)],
+        NIGHT,
+        lambda: dense.Sibling(dense.by_insertion(read(CAR), read(NIGHT)), weights={9: 0.0}),
+    ),
+    "local blend": (
+        [Replace("car", "boat"), LocalBlend("car", subtract="red", threshold=0.85, start=0.4)],
+        "a red boat on a green lawn",
+        lambda: dense.Sibling(
+            dense.identity(),
+            blend=dense.Blend([3], [3], [2], [2], threshold=0.85, start=0.4),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_edit_follows_its_definition(family: str) -> None:
+    # SDXL's tiny twin blows rounding up, so that only more digits tell it from an error
+    dtype = torch.float64 if family == "sdxl" else torch.float32
+    pipe = getattr(tiny, family)().to(dtype=dtype)
+    texts = [CAR, *(text for _, text, _ in CASES.values())]
+    reference = dense.Dense([make() for _, _, make in CASES.values()], STEPS, (32, 32))
+    want = reference.run(pipe, texts, 0, num_inference_steps=STEPS)
+    got = run(pipe, *(edits for edits, _, _ in CASES.values()))
+    assert got.prompts == texts
+    assert close(got.source, want[0])
+    for name, one, two in zip(CASES, got.images, want[1:], strict=True):
+        assert close(one, two), name
+    masks, expected = got.masks[-1], reference.masks[-1]
+    assert masks is not None
+    assert torch.equal(masks[-len(expected) :], torch.stack(expected))
+    assert 0.02 < float(masks[-1].float().mean()) < 0.98
+    for name, one, two in zip(CASES, got.images, plain(pipe, texts[1:]), strict=True):
+        assert not close(one, two), f"{name} has no effect"
+
+
+TWICE = {"heun", "kdpm2"}
+
+
+@pytest.mark.parametrize("scheduler", sorted(tiny.SCHEDULERS))
+def test_every_scheduler_counts_steps_and_blends_once_in_each(scheduler: str) -> None:
+    pipe = tiny.sd1(scheduler)
+    pipe.scheduler.set_timesteps(STEPS)
+    times = pipe.scheduler.timesteps.tolist()
+    if scheduler in TWICE:
+        steps = [call // 2 for call in range(len(times))]
+    else:
+        steps = [len(set(times[: call + 1])) - 1 for call in range(len(times))]
+    steps.append(-1)
+    edits, text, make = CASES["local blend"]
+    reference = dense.Dense(
+        [make()],
+        steps[-2] + 1,
+        (32, 32),
+        step_of_call=steps.__getitem__,
+        calls_of_step=steps.count,
+    )
+    want = reference.run(pipe, [CAR, text], 0, num_inference_steps=STEPS)
+    got = run(pipe, edits)
+    assert close(got.source, want[0])
+    assert close(got.images[0], want[1])
+    assert got.masks[0] is not None
+    assert len(got.masks[0]) == steps[-2] + 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("owns", [False, True])
+def test_the_values_form_equals_explicit_probabilities(owns: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    images, tokens = 2, 77
+    batch = 3 * images
+    query, key, value = (torch.randn(2 * batch, 4, n, 16) for n in (64, tokens, tokens))
+    mask = torch.randn(2 * batch, 1, 1, tokens) if masked else None
+    made = make_plan(
+        read(CAR),
+        [
+            [Replace("car", "skateboard"), Reweight("red", -2.0)],
+            Refine(NIGHT) if owns else Replace("red", "blue"),
+        ],
+        read,
+    )
+    mix, own, _ = made.cross(0, 10)
+    rows = Rows.of([0, 1], images, batch, torch.device("cpu"))
+    per_row = [0, 0, 1, 1]
+    step = CrossStep(rows, mix[per_row], own[per_row], bool(own.any()))
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
+
+    got = edited_cross_attention(query, key, value, mask, step, compute)
+    logits = query @ key.transpose(-1, -2) / 4
+    probs = (logits if mask is None else logits + mask).softmax(-1)
+    want = probs.clone()
+    for j in range(2):
+        for i in range(images):
+            row = batch + (j + 1) * images + i
+            want[row] = probs[batch + i] @ mix[j] + probs[row] * own[j]
+    assert torch.allclose(got, want @ value, atol=1e-5)
+    untouched = [*range(batch), batch, batch + 1]
+    assert torch.equal(got[untouched], compute(query, key, value, mask)[untouched])
+
+
+class LargestShapes(TorchDispatchMode):
+    """Collects the shapes of every tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(one, Tensor):
+                self.shapes.add(tuple(one.shape))
+        return result
+
+
+def test_no_queries_by_queries_matrix_is_made_in_self_attention() -> None:
+    layer = SelfEditing("attn1", 2)
+    layer.follow = Rows.of([0, 1], 1, 3, torch.device("cpu"))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(6, 2, 1024, 16) for _ in range(3))
+
+    def compute(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
+
+    with LargestShapes() as seen:
+        got = layer.attend(query, key, value, None, 0.25, compute)
+    assert not [s for s in seen.shapes if list(s).count(1024) > 1]
+    assert (6, 2, 1024, 16) in seen.shapes  # it does look
+    probs = (query @ key.transpose(-1, -2) / 4).softmax(-1)
+    probs[4] = probs[5] = probs[3]
+    assert torch.allclose(got, probs @ value, atol=1e-5)
+
+
+def test_no_queries_by_queries_matrix_is_made_in_a_whole_edit() -> None:
+    pipe = tiny.sd1()
+    with LargestShapes() as seen:
+        run(pipe, [Replace("red", "blue", self_steps=1.0), LocalBlend("car")], side=32,
+            num_inference_steps=2)  # fmt: skip
+    assert not [s for s in seen.shapes if list(s).count(1024) > 1]
+
+
+# -- what changes nothing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("records", [False, True])
+def test_edits_that_change_nothing_are_the_plain_batch_bit_for_bit(
+    family: str, records: bool
+) -> None:
+    pipe = getattr(tiny, family)()
+    nothing = [
+        [],
+        Reweight("red", 1.0),
+        Replace("red", "blue", cross_steps=0.0, self_steps=0.0),
+        Refine(NIGHT, cross_steps=(0.5, 0.5), self_steps=0.0),
+    ]
+    got = run(pipe, *nothing, trace=records)
+    want = plain(pipe, [CAR, CAR, CAR, BLUE, NIGHT])
+    for one, two in zip([got.source, *got.images], want, strict=True):
+        assert torch.equal(one, two)
+    assert (got.trace is not None) == records
+
+
+def test_the_source_and_neutral_siblings_equal_runs_of_their_own() -> None:
+    pipe = tiny.sd1()
+    got = run(pipe, Replace("red", "blue", cross_steps=0.0, self_steps=0.0), Reweight("red", 5.0))
+    assert close(got.source, plain(pipe, CAR)[0])
+    assert close(got.images[0], plain(pipe, BLUE)[0])
+
+
+def test_the_source_of_a_batch_is_the_plain_batchs_bit_for_bit() -> None:
+    pipe = tiny.sd1()
+    got = run(pipe, Replace("red", "blue"), Reweight("red", -3.0))
+    assert torch.equal(got.source, plain(pipe, [CAR, BLUE, CAR])[0])
+
+
+def test_recording_leaves_edited_images_unchanged() -> None:
+    pipe = tiny.sd1()
+    edits = [Refine(NIGHT), [Replace("red", "blue"), LocalBlend("car")]]
+    one, two = run(pipe, *edits), run(pipe, *edits, trace=False)
+    assert all(torch.equal(a, b) for a, b in zip(one.images, two.images, strict=True))
+
+
+def test_the_pipeline_is_left_as_it_was_found() -> None:
+    pipe = tiny.sd1()
+    before = dict(pipe.unet.attn_processors)
+    hooks = (len(pipe.unet._forward_hooks), len(pipe.unet._forward_pre_hooks))
+    run(pipe, Replace("red", "blue"))
+    after = pipe.unet.attn_processors
+    assert all(after[name] is processor for name, processor in before.items())
+    assert hooks == (len(pipe.unet._forward_hooks), len(pipe.unet._forward_pre_hooks))
+    assert "encode_prompt" not in vars(pipe)
+
+
+def test_a_failing_run_restores_the_pipeline_too() -> None:
+    pipe = tiny.sd1()
+    before = dict(pipe.unet.attn_processors)
+
+    def fail(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, [Replace("red", "blue"), LocalBlend("car")], callback_on_step_end=fail)
+    after = pipe.unet.attn_processors
+    assert all(after[name] is processor for name, processor in before.items())
+    assert torch.equal(plain(pipe), plain(tiny.sd1()))
+
+
+# -- randomness -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral", "lcm"])
+def test_all_rows_draw_the_sources_noise(scheduler: str) -> None:
+    pipe = tiny.sd1(scheduler)
+    options = {"eta": 1.0} if scheduler == "ddim" else {}
+    got = run(pipe, [], Replace("red", "blue", cross_steps=0.0, self_steps=0.0), **options)
+    assert torch.equal(got.images[0], got.source)
+    assert close(got.source, plain(pipe, CAR, **options)[0])
+    assert close(got.images[1], plain(pipe, BLUE, **options)[0])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral"])
+def test_the_generator_is_left_where_a_plain_run_leaves_it(
+    scheduler: str, generator: Generator
+) -> None:
+    pipe, one, two = tiny.sd1(scheduler), generator(3), generator(3)
+    pipe(CAR, generator=one, **QUIET)
+    edit(pipe, CAR, Replace("red", "blue"), generator=two, **QUIET)
+    assert torch.equal(one.get_state(), two.get_state())
+
+
+def test_without_a_generator_torchs_own_is_used() -> None:
+    pipe = tiny.sd1()
+    torch.manual_seed(7)
+    want, after = pipe(CAR, **QUIET).images, torch.rand(3)
+    torch.manual_seed(7)
+    got = edit(pipe, CAR, Replace("red", "blue"), **QUIET)
+    assert close(got.source, want[0])
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_several_seeds_give_a_result_each(generator: Generator) -> None:
+    pipe = tiny.sd1()
+    edits = [Replace("red", "blue"), [Refine(NIGHT), LocalBlend("car", threshold=0.8)]]
+    got = run(pipe, *edits, generator=[generator(1), generator(2)])
+    assert len(got.seeds) == 2
+    assert got.seeds[0] is got
+    for seed, one in zip((1, 2), got.seeds, strict=True):
+        alone = run(pipe, *edits, seed=seed)
+        assert close(one.source, alone.source)
+        assert all(close(a, b) for a, b in zip(one.images, alone.images, strict=True))
+        assert one.masks[0] is None
+        assert one.masks[1] is not None
+        assert alone.masks[1] is not None
+        assert torch.equal(one.masks[1], alone.masks[1])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral"])
+def test_one_generator_for_several_images_draws_as_in_a_plain_run(
+    scheduler: str, generator: Generator
+) -> None:
+    pipe, one, two = tiny.sd1(scheduler), generator(3), generator(3)
+    want = pipe(CAR, generator=one, num_images_per_prompt=3, **QUIET).images
+    got = edit(
+        pipe, CAR, Replace("red", "blue"), [], generator=two, num_images_per_prompt=3, **QUIET
+    )
+    for i, single in enumerate(got.seeds):
+        assert close(single.source, want[i])
+        assert torch.equal(single.images[1], single.source)
+    assert torch.equal(one.get_state(), two.get_state())
+
+
+def test_latents_of_the_users_own_are_shared(generator: Generator) -> None:
+    pipe = tiny.sd1()
+    latents = torch.randn(1, 4, 32, 32, generator=generator(9))
+    got = run(pipe, [], Replace("red", "blue"), latents=latents)
+    assert close(got.source, plain(pipe, CAR, latents=latents)[0])
+    assert torch.equal(got.images[0], got.source)
+
+
+# -- pipelines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "a dog"},
+        {"height": 64, "width": 96},
+        {"guidance_rescale": 0.5},
+    ],
+)
+def test_plain_options_go_to_all_rows(options: dict[str, Any]) -> None:
+    pipe = tiny.sd1()
+    got = run(pipe, Replace("red", "blue", cross_steps=0.0, self_steps=0.0),
+              [Replace("car", "boat"), LocalBlend("car", threshold=0.8)], **options)  # fmt: skip
+    assert close(got.source, plain(pipe, CAR, **options)[0])
+    assert close(got.images[0], plain(pipe, BLUE, **options)[0])
+    assert not close(got.images[1], got.source)
+    assert got.masks[1] is not None
+    assert tuple(got.masks[1].shape[1:]) == tuple(got.source.shape[1:])
+
+
+def test_an_unguided_edit_follows_its_definition() -> None:
+    edits, text, make = CASES["refine"]
+    reference = dense.Dense([make()], STEPS, (32, 32), guided=False)
+    pipe = tiny.sd1()
+    options = {"num_inference_steps": STEPS, "guidance_scale": 1.0}
+    want = reference.run(pipe, [CAR, text], 0, **options)
+    got = run(pipe, edits, **options)
+    assert close(got.images[0], want[1])
+
+
+def test_guidance_may_end_midway() -> None:
+    pipe = tiny.sd1()
+
+    def cut(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 1:
+            pipe._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[1]
+        return tensors
+
+    options = {
+        "callback_on_step_end": cut,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    still = Replace("red", "blue", cross_steps=0.0, self_steps=0.0)
+    got = run(pipe, still, [Refine(NIGHT), LocalBlend("car", threshold=0.8)], **options)
+    want = plain(pipe, [CAR, BLUE, NIGHT], **options)
+    assert torch.equal(got.source, want[0])
+    assert torch.equal(got.images[0], want[1])
+
+
+def picture(seed: int = 0) -> Image.Image:
+    noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray((noise.numpy() * 255).astype("uint8"))
+
+
+@pytest.mark.parametrize("family", ["sd1_img2img", "sdxl_img2img", "sd1_inpaint", "sdxl_inpaint"])
+def test_images_can_be_the_base(family: str) -> None:
+    pipe = getattr(tiny, family)("euler_ancestral")
+    options: dict[str, Any] = {"image": picture(), "strength": 0.7}
+    if "inpaint" in family:
+        options["mask_image"] = Image.fromarray(
+            ((torch.arange(64 * 64).reshape(64, 64) % 64 > 30).numpy() * 255).astype("uint8")
+        )
+    edits = [
+        [],
+        Replace("red", "blue", cross_steps=0.0, self_steps=0.0),
+        [Replace("red", "blue"), LocalBlend("car", threshold=0.8)],
+    ]
+    got = run(pipe, *edits, num_inference_steps=6, **options)
+    alone = {"num_inference_steps": 6} | options
+    assert torch.equal(got.images[0], got.source)
+    assert close(got.source, plain(pipe, CAR, **alone)[0])
+    assert close(got.images[1], plain(pipe, BLUE, **alone)[0])
+    assert not close(got.images[2], got.source)
+
+
+def test_explicit_processors_are_edited_alike() -> None:
+    one, two = tiny.sd1(), tiny.sd1()
+    two.unet.set_attn_processor(AttnProcessor())
+    edits = [CASES[name][0] for name in CASES]
+    first, second = run(one, *edits), run(two, *edits)
+    for a, b in zip(first.images, second.images, strict=True):
+        assert close(a, b)
+    assert type(two.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor) is (
+        AttnProcessor
+    )
+    assert first.trace is not None
+    assert second.trace is not None
+    mine, theirs = first.trace.heatmap("red", 0), second.trace.heatmap("red", 0)
+    assert torch.allclose(torch.tensor(mine.array), torch.tensor(theirs.array), atol=1e-3)
+
+
+def test_lora_and_ip_adapter_stay_in_place() -> None:
+    pipe = tiny.sd1()
+    tiny.add_lora(pipe)
+    embeds = tiny.load_ip_adapter(pipe)
+    still = Replace("red", "blue", cross_steps=0.0, self_steps=0.0)
+    got = run(pipe, still, Replace("red", "blue"), ip_adapter_image_embeds=embeds)
+    assert close(got.source, plain(pipe, CAR, ip_adapter_image_embeds=embeds)[0])
+    assert close(got.images[0], plain(pipe, BLUE, ip_adapter_image_embeds=embeds)[0])
+    assert not close(got.images[1], got.images[0])
+
+
+def test_perturbed_attention_guidance_keeps_its_rows() -> None:
+    pipe = tiny.pag()
+    got = run(pipe, [], Replace("red", "blue"), pag_scale=3.0)
+    assert close(got.source, plain(pipe, CAR, pag_scale=3.0)[0])
+    assert torch.equal(got.images[0], got.source)
+
+
+def test_controlnets_are_run_as_they_are() -> None:
+    pipe = tiny.controlnet()
+    got = run(pipe, [], Replace("red", "blue"), image=picture())
+    assert close(got.source, plain(pipe, CAR, image=picture())[0])
+    assert torch.equal(got.images[0], got.source)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_edited_in_its_own_dtype(dtype: torch.dtype) -> None:
+    pipe = tiny.sd1().to(dtype=dtype)
+    got = run(pipe, [], Replace("red", "blue"), [Refine(NIGHT), LocalBlend("car")])
+    assert got.source.dtype == dtype
+    assert torch.equal(got.images[0], got.source)
+    assert all(bool(torch.isfinite(image).all()) for image in got.images)
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+def test_a_users_mask_keeps_everything_outside_exactly() -> None:
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[16:40, 8:48] = True
+    got = run(tiny.sd1(), [Replace("red", "blue"), LocalBlend(mask=mask, start=0.0)])
+    inside = mask[::2, ::2]
+    assert torch.equal(got.images[0][:, ~inside], got.source[:, ~inside])
+    assert not close(got.images[0][:, inside], got.source[:, inside])
+    assert got.masks[0] is not None
+    assert torch.equal(got.masks[0], inside.expand(STEPS, -1, -1))
+
+
+def test_the_trace_has_what_each_image_attends_to_in_effect() -> None:
+    got = run(tiny.sd1(), Reweight("red", 3.0), Replace("red", "blue"))
+    assert got.trace is not None
+    assert got.trace.prompts == (CAR, CAR, BLUE)
+    source = torch.tensor(got.trace.heatmap("red", 0, steps=0).array)
+    heavy = torch.tensor(got.trace.heatmap("red", 1, steps=0).array)
+    swapped = torch.tensor(got.trace.heatmap("blue", 2, steps=0).array)
+    # in the first step all rows have the same queries
+    assert torch.allclose(heavy, 3 * source, rtol=1e-2, atol=1e-4)
+    assert torch.allclose(swapped, source, rtol=1e-2, atol=1e-4)
+
+
+def test_the_trace_can_be_told_what_to_keep() -> None:
+    got = run(tiny.sd1(), Replace("red", "blue"), trace={"keep": ["layer"], "words": ["car"]})
+    assert got.trace is not None
+    assert got.trace.words == ("car",)
+    assert got.trace.run.keep == frozenset({"layer"})
+    layers = run(tiny.sd1(), [], trace={"layers": "mid_block.*"}).trace
+    assert layers is not None
+    assert [layer.name.split(".")[0] for layer in layers.run.layers] == ["mid_block"]
+    assert run(tiny.sd1(), [], trace=False).trace is None
+
+
+def test_pictures_come_labelled_in_a_strip() -> None:
+    got = run(tiny.sd1(), Replace("red", "blue"), Reweight("red", 2), output_type="pil")
+    assert isinstance(got.source, Image.Image)
+    strip = got.strip(side=64)
+    assert strip.width > 3 * 64
+    png = got._repr_png_()
+    assert png is not None
+    assert png.startswith(b"\x89PNG")
+    assert "Replace red -> blue" in repr(got)
+    assert "2 red" in str(got.plan)
+
+
+def test_a_sweep_has_a_sibling_for_each_weight(generator: Generator) -> None:
+    pipe = tiny.sd1()
+    options = {"generator": generator(), "num_inference_steps": 3}
+    got = sweep(pipe, CAR, "red", [-1, 0, 1, 2], **options)
+    assert got.labels == ["red x -1", "red x 0", "red x 1", "red x 2"]
+    assert list(got.images[2].getdata()) == list(got.source.getdata())
+    assert list(got.images[0].getdata()) != list(got.source.getdata())
+    assert got.strip(64).width > 4 * 64
+
+
+# -- the lower door -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_loop_of_ones_own_equals_edit(guided: bool, generator: Generator) -> None:
+    pipe = tiny.sd1()
+    edits = [Refine(NIGHT), [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
+    want = run(pipe, *edits, guidance_scale=7.5 if guided else 1.0)
+    unet, scheduler = pipe.unet, pipe.scheduler
+    scheduler.set_timesteps(STEPS)
+    with torch.no_grad(), editing(
+        unet, CAR, *edits, tokenizer=pipe.tokenizer, scheduler=scheduler
+    ) as session:  # fmt: skip
+        states, negative = pipe.encode_prompt(session.prompts, "cpu", 1, True)
+        latents = torch.randn(1, 4, 32, 32, generator=generator()).repeat(3, 1, 1, 1)
+        latents = latents * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            if guided:
+                both = unet(torch.cat([latents] * 2), t, torch.cat([negative, states])).sample
+                plain_, text = both.chunk(2)
+                noise = plain_ + 7.5 * (text - plain_)
+            else:
+                noise = unet(latents, t, states).sample
+            latents = session.blend(scheduler.step(noise, t, latents).prev_sample)
+    for one, two in zip(latents, [want.source, *want.images], strict=True):
+        assert close(one, two)
+    assert session.trace is not None
+    assert session.masks[0] is None
+    assert session.masks[1] is not None
+    assert session.masks[1].shape == (STEPS, 1, 32, 32)
+
+
+def test_a_pipeline_can_be_called_inside_editing(generator: Generator) -> None:
+    pipe = tiny.sd1()
+    edits = [[Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
+    want = run(pipe, *edits)
+    with editing(pipe, CAR, *edits) as session:
+        twins = [generator(), generator()]
+        got = pipe(
+            session.prompts, generator=twins, callback_on_step_end=session.callback, **QUIET
+        ).images
+        assert close(got[1], want.images[0])
+        with pytest.raises(ValueError, match=r"session\.prompts"):
+            pipe("a dog", **QUIET)
+
+
+def test_blending_is_for_the_whole_batch(generator: Generator) -> None:
+    pipe = tiny.sd1()
+
+    def wrong(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": session.blend(tensors["latents"][:1])}
+
+    with (
+        editing(pipe, CAR, [Replace("red", "blue"), LocalBlend("car")]) as session,
+        pytest.raises(ValueError, match="1 rows"),
+    ):
+        pipe(session.prompts, callback_on_step_end=wrong, **QUIET)
+
+
+def test_the_users_callback_is_called_after_the_blend() -> None:
+    seen: list[tuple[int, bool]] = []
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+
+    def look(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents = tensors["latents"]
+        seen.append((index, torch.equal(latents[0], latents[1])))
+        return {}
+
+    edits = [Replace("red", "blue"), LocalBlend(mask=mask, start=0.4)]
+    run(tiny.sd1(), edits, callback_on_step_end=look)
+    assert seen == [(0, False), (1, False), (2, True), (3, True), (4, True)]
+
+
+# -- what can't work says so ----------------------------------------------------------------------
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("sampling has begun")
+
+
+@pytest.mark.parametrize(
+    ("edits", "options", "says"),
+    [
+        ([], {}, "nothing to edit"),
+        ([Replace("gold", "blue")], {}, "'gold' is not in the prompt"),
+        ([Replace("red", "very blue")], {}, "use Refine"),
+        ([LocalBlend("car")], {}, "edits nothing"),
+        (
+            [[Replace("red", "blue"), LocalBlend(mask=torch.ones(5, 7))]],
+            {},
+            "mask is 5 x 7 .*64 x 64 or the latents' 32 x 32",
+        ),
+        ([[]], {"prompt_embeds": torch.zeros(1, 77, 32)}, "prompt_embeds= can't be edited"),
+        ([[]], {"prompt_2": "a dog"}, "prompt_2"),
+        ([[]], {"negative_prompt": ["a", "b"]}, "negative_prompt has 2 texts"),
+        ([[]], {"latents": torch.zeros(3, 4, 32, 32)}, "latents has 3 rows"),
+        ([[]], {"generator": [torch.Generator()] * 2, "num_images_per_prompt": 3}, "2 generators"),
+        ([[]], {"trace": {"wrods": ["car"]}}, "'wrods' is none of"),
+        ([[]], {"trace": {"words": ["gold"]}}, "'gold' is not in the prompt"),
+    ],
+)
+def test_bad_requests_are_refused_before_sampling(
+    edits: list[Any], options: dict[str, Any], says: str
+) -> None:
+    pipe = tiny.sd1()
+    pipe.unet.forward = never
+    before = dict(pipe.unet.attn_processors)
+    with pytest.raises(ValueError, match=says):
+        run(pipe, *edits, **options)
+    after = pipe.unet.attn_processors
+    assert all(after[name] is processor for name, processor in before.items())
+
+
+def test_sliced_attention_is_refused_with_advice() -> None:
+    pipe = tiny.sd1()
+    pipe.enable_attention_slicing(1)
+    pipe.unet.forward = never
+    with pytest.raises(TypeError, match="disable_attention_slicing"):
+        run(pipe, Replace("red", "blue"))
+
+
+def test_pipelines_without_text_cross_attention_are_refused() -> None:
+    class Other:
+        pass
+
+    with pytest.raises(TypeError, match="Other has no UNet"):
+        edit(Other(), CAR, Replace("red", "blue"))
+    with pytest.raises(TypeError, match="for a UNet"):
+        edit(tiny.unet(), CAR, Replace("red", "blue"))
+    with pytest.raises(ValueError, match="text and image in one call"), editing(
+        tiny.added_kv_unet(), CAR, [], tokenizer=_tokenizer, scheduler=tiny.make_scheduler()
+    ):  # fmt: skip
+        pass
+    with pytest.raises(ValueError, match="tokenizer= and scheduler="), editing(
+        tiny.unet(), CAR, []
+    ):  # fmt: skip
+        pass
