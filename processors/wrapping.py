@@ -3,7 +3,9 @@
 Projections, norms, LoRA, IP-Adapter and rotary embeddings stay the model's. Two doors lead to the
 attention call: ``torch.nn.functional.scaled_dot_product_attention``, seen through a
 ``TorchFunctionMode``, and ``attn.get_attention_scores`` of diffusers' explicit and sliced
-processors.
+processors. A mode sees every torch function of a layer's call, which costs a small model several
+per cent; so the processor that nearly every model has runs its own code with that one name bound to
+the handler.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -110,12 +114,26 @@ def _attend(
     extra: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
     if enable_gqa:
         extra["enable_gqa"] = True
-
-    def compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **extra)
-
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return handler.attend(query, key, value, attn_mask, factor, compute)
+    return handler.attend(query, key, value, attn_mask, factor, OwnCall(extra))
+
+
+class OwnCall:
+    """The model's own call of scaled dot-product attention, on any rows of the batch.
+
+    Attributes:
+        scale: what the model passed.
+        usual: whether it is softmax(query keyᵀ scale) value and nothing else, but for a mask.
+    """
+
+    def __init__(self, extra: dict[str, Any]) -> None:
+        self.extra = extra
+        self.scale: float | None = extra["scale"]
+        self.usual = not (extra["dropout_p"] or extra["is_causal"] or "enable_gqa" in extra)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives the output (rows, heads, queries, channels)."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **self.extra)
 
 
 _classes: dict[type, type] = {}
@@ -192,6 +210,7 @@ class Wrapper:
     def __init__(self, inner: Any, handler: Handler) -> None:
         object.__setattr__(self, "_xattn_inner", inner)
         object.__setattr__(self, "_xattn_handler", handler)
+        object.__setattr__(self, "_xattn_direct", _direct(inner, handler))
 
     @property  # type: ignore[misc]  # what isinstance() and unload_ip_adapter() ask
     def __class__(self) -> Any:
@@ -227,6 +246,55 @@ def _run(inner: Any, handler: Handler, attn: Any, *args: Any, **kwargs: Any) -> 
     return result
 
 
+def _run_direct(direct: Any, inner: Any, handler: Handler, *args: Any, **kwargs: Any) -> Any:
+    if not handler.live or torch.compiler.is_compiling():
+        return _run(inner, handler, *args, **kwargs)
+    handler.opened()
+    result = direct(inner, *args, **kwargs)
+    handler.closed()
+    return result
+
+
+class _Functional:
+    """Stands where a processor's code finds ``torch.nn.functional``: one name leads elsewhere."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+
+    def scaled_dot_product_attention(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _attend(self.handler, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(F, name)
+
+
+def _has_direct(kind: type) -> bool:
+    """Tells whether a processor makes one attention call, and as ``F.scaled_...``."""
+    usual = ("diffusers.models.attention_processor", "AttnProcessor2_0")
+    call = kind.__call__
+    return (
+        (kind.__module__, kind.__name__) == usual
+        and isinstance(call, FunctionType)
+        and call.__closure__ is None
+        and call.__globals__.get("F") is F
+        and _SDPA in call.__code__.co_names
+    )
+
+
+def _direct(inner: Any, handler: Handler) -> Any:
+    """Gives the processor's own code with ``F`` bound to the handler's; None where it isn't safe.
+
+    What it computes can't differ: it is the same code object.
+    """
+    if not _has_direct(type(inner)):
+        return None
+    call = type(inner).__call__
+    names = {**call.__globals__, "F": _Functional(handler)}
+    direct = FunctionType(call.__code__, names, call.__name__, call.__defaults__)
+    direct.__kwdefaults__ = call.__kwdefaults__
+    return direct
+
+
 def _run_explicit(inner: Any, handler: Handler, attn: Any, *args: Any, **kwargs: Any) -> Any:
     if not handler.live:
         return inner(attn, *args, **kwargs)
@@ -259,7 +327,7 @@ def _wrapper_class(inner: Any) -> type:
     kind = type(inner)
     used = _names(type(innermost(inner)))
     runner = _run_explicit if _SCORES in used and _SDPA not in used else _run
-    names: dict[str, Any] = {"_runner": runner, "_get": object.__getattribute__}
+    names: dict[str, Any] = {"_runner": runner}
     declared: list[str] = []
     passed: list[str] = []
     for i, p in enumerate(inspect.signature(kind.__call__).parameters.values()):
@@ -277,9 +345,7 @@ def _wrapper_class(inner: Any) -> type:
         passed.append(f"{p.name}={p.name}" if keyword else f"{star}{p.name}")
     source = (
         f"def __call__(self, {', '.join(declared)}):\n"
-        "    inner = _get(self, '_xattn_inner')\n"
-        "    handler = _get(self, '_xattn_handler')\n"
-        f"    return _runner(inner, handler, {', '.join(passed)})\n"
+        f"    return _runner(self._xattn_inner, self._xattn_handler, {', '.join(passed)})\n"
     )
     exec(source, names)
     return type(f"Xattn{kind.__name__}", (Wrapper,), {"__call__": names["__call__"]})
