@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,7 @@ def test_items_of_other_settings_are_drawn_apart(pipe: Any, tmp_path: Path) -> N
     assert runs[3].words == ()
     assert (tmp_path / "images/000004.png").exists()
     edited = runs[4]
-    assert [row["edit"] for row in edited.rows if row["word"] == "a"][0] is None
+    assert next(row["edit"] for row in edited.rows if row["word"] == "a") is None
     assert {row["prompt"] for row in edited.rows} == {"a red car", "a blue car"}
     assert len(edited.images) == 3
     assert edited.trace.prompts == ("a red car", "a blue car", "a red car")
@@ -253,13 +255,8 @@ def test_a_bad_line_is_listed_with_its_number(kind: str, tmp_path: Path) -> None
     good, failures = read_items(write(tmp_path / "p.jsonl", ['{"prompt": "a"}', "", line]))
     assert [one.line for one in good] == [1]
     assert [failure.line for failure in failures] == [3]
-    failures_text = str(failures[0])
-    assert failures_text.startswith("line 3: ")
-    pytest.raises(ItemError, _raise, failures[0].message).match(message)
-
-
-def _raise(message: str) -> None:
-    raise ItemError(message)
+    assert str(failures[0]).startswith("line 3: ")
+    assert re.search(message, failures[0].message)
 
 
 def test_lines_that_are_not_utf8_or_take_a_name_twice_are_listed(tmp_path: Path) -> None:
@@ -306,7 +303,7 @@ def test_of_a_thousand_lines_the_fifty_bad_ones_are_listed(pipe: Any, tmp_path: 
     for line, message in UNDRAWABLE.values():
         number = next(n for n in wrong if lines[n] == line) + 1
         found = next(f.message for f in report.failures if f.line == number)
-        pytest.raises(ItemError, _raise, found).match(message)
+        assert re.search(message, found)
 
 
 # -- interrupted, and resumed --------------------------------------------------------------------
@@ -384,7 +381,7 @@ def test_killed_at_any_moment_and_resumed_nothing_is_lost_doubled_or_damaged(
     rand, out, kills, finished = random.Random(0), tmp_path / "runs", 0, 0
     drawn: dict[str, int] = {}
     while kills < 20:
-        child = forked(lambda: work(out, resume=True))
+        child = forked(partial(work, out, resume=True))
         time.sleep(rand.uniform(0, takes / 3))
         os.kill(child, signal.SIGKILL)
         code = ended(child)
@@ -511,7 +508,8 @@ def test_the_command_says_how_it_ended(pipe: Any, tmp_path: Path) -> None:
     assert result.exit_code == 1, result.output
     assert "line 4: not JSON" in result.output
     assert "3 items drawn, 1 failed" in result.output
-    assert Image.open(tmp_path / "o/images/000001.webp").size == (16, 16)
+    with Image.open(tmp_path / "o/images/000001.webp") as image:
+        assert image.size == (16, 16)
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 2
     assert "holds a batch already" in again.output

@@ -415,8 +415,12 @@ class Crew:
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        # one process may be done hours before another
-        self.state: Any = PartialState(timeout=timedelta(days=7))
+        # Accelerate joins processes on CPUs only when it is told that it is CPUs; and one process
+        # may be done hours before another.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        cpu = several and (kind is None or kind.type == "mps")
+        self.state: Any = PartialState(cpu=cpu, timeout=timedelta(days=7))
 
     @property
     def is_main(self) -> bool:

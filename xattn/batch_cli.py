@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,11 @@ def _pipeline(model: str | None, device: Any, dtype: str | None) -> Any:
         return demo(device, kind)
     from diffusers import AutoPipelineForText2Image
 
-    return AutoPipelineForText2Image.from_pretrained(model, torch_dtype=kind).to(device)
+    with warnings.catch_warnings():
+        # newer versions call it dtype, older ones know only this name
+        warnings.filterwarnings("ignore", "`torch_dtype`", FutureWarning)
+        pipe = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=kind)
+    return pipe.to(device)
 
 
 @contextmanager
