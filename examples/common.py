@@ -1,0 +1,41 @@
+"""What the examples share: `--model`, `--prompt`, `--steps`, `--seed`, `--out`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+import xattn
+
+
+def arguments(about: str | None, prompt: str, out: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="a hub id or a folder; the bundled model by default")
+    parser.add_argument("--prompt", default=prompt)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", default=out, help="where the picture goes")
+    return parser.parse_args()
+
+
+def draw(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Loads the pipeline, and gives what every call of it is told."""
+    if options.model is None:
+        pipe = xattn.demo()
+    else:
+        from diffusers import AutoPipelineForText2Image
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        pipe = AutoPipelineForText2Image.from_pretrained(options.model, dtype=dtype).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+
+
+def seed(options: argparse.Namespace) -> torch.Generator:
+    return torch.Generator().manual_seed(options.seed)

@@ -1,0 +1,38 @@
+"""Edits inside a mask of one's own: `python examples/local_mask.py`.
+
+The mask can be drawn by hand, (height, width) of the image; or it can come from a word's heat map,
+as the second one here.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import arguments, draw, seed
+
+import xattn
+
+
+def main() -> None:
+    options = arguments(__doc__, "a red car on a green lawn", "local_mask.png")
+    pipe, settings = draw(options)
+    with xattn.record(pipe) as trace:
+        image = pipe(options.prompt, generator=seed(options), **settings).images[0]
+    car = trace.heatmap("car").mask(0.4)
+    right = torch.zeros(image.height, image.width, dtype=torch.bool)
+    right[:, image.width // 2 :] = True
+    recolour = xattn.Replace("red", "blue")
+    result = xattn.edit(
+        pipe,
+        options.prompt,
+        recolour,
+        [recolour, xattn.LocalBlend(mask=right)],
+        [recolour, xattn.LocalBlend(mask=car)],
+        generator=seed(options),
+        **settings,
+    )
+    result.labels = ["everywhere", "in the right half", "where 'car' was seen"]
+    result.strip().save(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Adds words to a prompt and keeps the rest of the picture: `python examples/refine.py`."""
+
+from __future__ import annotations
+
+from common import arguments, draw, seed
+
+import xattn
+
+
+def main() -> None:
+    options = arguments(__doc__, "a red car on a lawn", "refine.png")
+    pipe, settings = draw(options)
+    night = f"{options.prompt} at night"
+    result = xattn.edit(
+        pipe,
+        options.prompt,
+        xattn.Refine(night),
+        # the new words alone, stronger
+        [xattn.Refine(night), xattn.Reweight("at night", 2.0)],
+        xattn.Refine("a red car on a yellow lawn"),
+        generator=seed(options),
+        **settings,
+    )
+    print(result.plan)
+    result.labels = ["at night", "night x 2", "a yellow lawn"]
+    result.strip().save(options.out)
+
+
+if __name__ == "__main__":
+    main()
