@@ -1,0 +1,125 @@
+"""Times the two forms of an edited cross-attention call, on values and on probabilities.
+
+`python -m benchmarks.attention_forms [--device cuda]` writes `attention-forms.md` to
+`benchmarks/results`. One guided batch of a source and its siblings; "keeps" is a step in which
+siblings keep some tokens of their own (Refine, a schedule per word), "follows" one in which they
+take everything from the source. Best of several rounds, forms in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xattn.processors.editing import CrossStep, Rows, edited_cross_attention
+from xattn.processors.recording import kept_probs
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160), (256, 2, 32))
+TOKENS = 77
+
+
+def compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def explicit(query: Tensor, key: Tensor, value: Tensor, step: CrossStep, siblings: int) -> Tensor:
+    """Edits probabilities: a softmax for the edited rows, the model's own call for the others."""
+    first = len(query) - siblings
+    scale = query.shape[-1] ** -0.5
+    source = kept_probs(query[first - 1 : first], key[first - 1 : first], None, scale, slice(None))
+    probs = source @ step.mix[:, None]  # (siblings, heads, queries, tokens)
+    if step.owns:
+        own = kept_probs(query[first:], key[first:], None, scale, slice(None))
+        probs = probs + own * step.own[:, None, None]
+    rest = compute(query[:first], key[:first], value[:first])
+    return torch.cat([rest, probs.to(value.dtype) @ value[first:]])
+
+
+def best(calls: Sequence[Callable[[], Tensor]], rounds: int, device: str) -> list[float]:
+    """Gives the shortest time of each call, in milliseconds."""
+    times = [float("inf")] * len(calls)
+    for call in calls:
+        call()
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times[i] = min(times[i], 1000 * (time.perf_counter() - start))
+    return times
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_forms")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    lines = [
+        "# Edited cross-attention: two forms",
+        "",
+        f"`python -m benchmarks.attention_forms`: {device.type}, {torch.get_num_threads()} "
+        "thread(s), milliseconds for one layer's call of a guided batch, best of "
+        f"{options.rounds}.",
+        "",
+        "| dtype | queries | heads x channels | siblings | plain | keeps: values | keeps: "
+        "probabilities | follows: values | follows: probabilities |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    half = torch.bfloat16 if device.type == "cpu" else torch.float16
+    for dtype in (torch.float32, half):
+        for queries, heads, channels in SHAPES:
+            for siblings in (1, 3):
+                batch = 2 * (siblings + 1)
+                shape = (batch, heads, queries, channels)
+                query = torch.randn(shape, dtype=dtype, device=device)
+                key, value = torch.randn(
+                    2, batch, heads, TOKENS, channels, dtype=dtype, device=device
+                )
+                rows = Rows.of(list(range(siblings)), 1, siblings + 1, device)
+                mix = torch.eye(TOKENS, device=device).expand(siblings, TOKENS, TOKENS) / 2
+                own = torch.full((siblings, TOKENS), 0.5, device=device)
+                keeps = CrossStep(rows, mix, own, True)
+                follows = CrossStep(rows, 2 * mix, 0 * own, False)
+
+                def values(step: CrossStep, q: Tensor = query, k: Tensor = key,
+                           v: Tensor = value) -> Tensor:  # fmt: skip
+                    return edited_cross_attention(q, k, v, None, step, compute)
+
+                def probs(step: CrossStep, q: Tensor = query, k: Tensor = key, v: Tensor = value,
+                          n: int = siblings) -> Tensor:  # fmt: skip
+                    return explicit(q, k, v, step, n)
+
+                times = best(
+                    [
+                        lambda q=query, k=key, v=value: compute(q, k, v),
+                        lambda f=values, s=keeps: f(s),
+                        lambda f=probs, s=keeps: f(s),
+                        lambda f=values, s=follows: f(s),
+                        lambda f=probs, s=follows: f(s),
+                    ],
+                    options.rounds,
+                    device.type,
+                )
+                cells = " | ".join(f"{t:.2f}" for t in times)
+                name = str(dtype).removeprefix("torch.")
+                lines.append(
+                    f"| {name} | {queries} | {heads} x {channels} | {siblings} | {cells} |"
+                )
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines) + "\n"
+    (options.out / "attention-forms.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
