@@ -1,0 +1,335 @@
+"""The command line: what a user types, what they get, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import xattn
+from tests import tiny
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from xattn.cli import main
+from xattn.cli.edit import grouped
+from xattn.loading import size_of
+
+PROMPT = "a red car on a lawn"
+FAST = ["--steps", "3", "--seed", "5"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny pipeline of random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.sd1().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def xattn_command(capsys, tmp_path, monkeypatch) -> Any:
+    """Gives ``run(*words)``: the exit code, stdout and stderr of a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        told = capsys.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 0), told.out, told.err
+
+    return run
+
+
+def picture(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        return image.copy()
+
+
+# -- record
+
+
+def test_record_writes_image_overlays_trace_and_report(xattn_command, model, generator, tmp_path):
+    code, out, err = xattn_command("record", PROMPT, "--model", model, "--out", "car", *FAST)
+    assert (code, err) == (0, "")
+    names = {path.name for path in (tmp_path / "car").iterdir()}
+    assert names == {
+        "image.png", "grid.png", "report.html", "trace.safetensors",
+        "01-a.png", "02-red.png", "03-car.png", "04-on.png", "05-lawn.png",
+    }  # fmt: skip
+    assert all(name in out for name in names)
+
+    pipe = tiny.sd1()
+    plain = pipe(PROMPT, num_inference_steps=3, generator=generator(5)).images[0]
+    assert np.array_equal(np.asarray(plain), np.asarray(picture("car/image.png")))
+    trace = xattn.load("car/trace.safetensors")
+    heat = trace.heatmap("red").resize((512, 512)).array
+    shown = np.asarray(trace.heatmap("red").overlay(plain.resize((512, 512)), opacity=1.0))
+    assert shown.astype(int).sum(2).ravel()[heat.argmax()] == shown.astype(int).sum(2).max()
+    assert picture("car/02-red.png").size == (512, 512)
+    assert "<script" in Path("car/report.html").read_text(encoding="utf-8")
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command, model):
+    words = ["--word", "red", "--word", "red car", "--animate", "red"]
+    code, out, err = xattn_command("record", PROMPT, "--model", model, *FAST, *words, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data["prompt"] == PROMPT
+    assert (data["seed"], data["steps"], data["device"]) == (5, 3, "cpu")
+    assert list(data["words"]) == ["red", "red car"]
+    assert set(data["words"]["red"]) >= {"mean", "maximum", "entropy", "focus_area", "centre"}
+    assert all(Path(path).is_file() for path in data["files"])
+    with Image.open("xattn-record/00-red.gif") as moving:
+        assert moving.n_frames == 3
+
+
+def test_sizes_are_width_by_height(xattn_command, model):
+    code, out, _ = xattn_command(
+        "record", PROMPT, "--model", model, *FAST, "--size", "96x64", "--guidance", "1", "--json"
+    )
+    assert code == 0
+    assert picture("xattn-record/image.png").size == (96, 64)
+    assert json.loads(out)["latent"] == [32, 48]
+    assert size_of("512") == (512, 512)
+    assert size_of("768x512") == (512, 768)
+
+
+def test_words_with_odd_characters_become_files(xattn_command, model):
+    prompt = "a/b ../c <script> \N{CAT FACE}"
+    code, out, err = xattn_command("record", prompt, "--model", model, *FAST, "--json")
+    assert (code, err) == (0, "")
+    assert all(Path(path).parent == Path("xattn-record") for path in json.loads(out)["files"])
+    assert "<script> " not in Path("xattn-record/report.html").read_text(encoding="utf-8")
+
+
+# -- edit and sweep
+
+
+def test_edit_draws_a_sibling_for_each_edit(xattn_command, model, generator):
+    code, out, err = xattn_command(
+        "edit", PROMPT, "--model", model, *FAST, "--json",
+        "--reweight", "red=2.5", "--replace", "red=blue", "--blend", "car", "--blend", "lawn",
+        "--refine", f"{PROMPT} at night", "--replace=car=boat", "+", "--reweight", "boat=0",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert [edit["prompt"] for edit in data["edits"]] == [
+        PROMPT, "a blue car on a lawn", f"{PROMPT} at night", "a red boat on a lawn",
+    ]  # fmt: skip
+    assert data["edits"][1]["label"] == "Replace red -> blue, LocalBlend car, lawn"
+    expected = xattn.edit(
+        tiny.sd1(), PROMPT, xattn.Reweight("red", 2.5),
+        num_inference_steps=3, generator=generator(5),
+    )  # fmt: skip
+    drawn = np.asarray(picture("xattn-edit/edit-01.png")).astype(int)
+    assert abs(drawn - np.asarray(expected.images[0])).max() <= 1  # another batch, other rounding
+    assert len(xattn.load("xattn-edit/trace.safetensors").run.rows) == 5
+    assert Path("xattn-edit/report.html").is_file()
+    assert Path("xattn-edit/edits.png").is_file()
+
+
+def test_sweep_takes_negative_weights(xattn_command, model):
+    code, out, err = xattn_command(
+        "sweep", PROMPT, "red", "--model", model, *FAST, "--weights", "-1,0,1.5", "--json"
+    )
+    assert (code, err) == (0, "")
+    labels = [edit["label"] for edit in json.loads(out)["edits"]]
+    assert labels == ["red x -1", "red x 0", "red x 1.5"]
+
+
+def test_edits_keep_their_order_and_a_plus_joins():
+    words = ["p", "--reweight", "a=2", "+", "--replace=a=b", "--replace", "c=d", "--blend", "d"]
+    groups, rest = grouped(words)
+    assert groups == [["reweight", "replace"], ["replace", "blend"]]
+    assert rest == [word for word in words if word != "+"]
+    assert grouped(["--refine", "+"]) == ([["refine"]], ["--refine", "+"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give --replace, --refine or --reweight"),
+        (["--blend", "car"], "there is none"),
+        (["+", "--replace", "a=b"], "between two edits"),
+        (["--replace", "red=blue", "+"], "between two edits"),
+        (["--replace", "red"], "write it as red=blue"),
+        (["--reweight", "red=much"], "'much' is no number"),
+        (["--replace", "red=blue", "--self-steps", "2"], "is no share of the run"),
+    ],
+)
+def test_edits_that_make_no_sense_are_wrong_calls(xattn_command, words, says):
+    code, out, err = xattn_command("edit", PROMPT, *words)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+# -- show
+
+
+@pytest.fixture(scope="module")
+def trace_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pipe = tiny.sd1()
+    pipe.set_progress_bar_config(disable=True)
+    with xattn.record(pipe) as trace:
+        pipe([PROMPT, "a blue boat"], num_inference_steps=3)
+    path = tmp_path_factory.mktemp("trace") / "run.safetensors"
+    trace.save(path)
+    return str(path)
+
+
+def test_show_makes_pictures_and_a_report(xattn_command, trace_file, tmp_path):
+    code, out, err = xattn_command("show", trace_file, "--image", "1", "--animate", "boat")
+    assert (code, err) == (0, "")
+    names = {path.name for path in (tmp_path / "xattn-show").iterdir()}
+    assert names == {
+        "image.png", "01-a.png", "02-blue.png", "03-boat.png", "grid.png", "entropy.png",
+        "00-boat.gif", "report.html",
+    }  # fmt: skip
+    assert "where 'boat' acts" in out
+
+
+def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file, tmp_path):
+    code, out, err = xattn_command(
+        "show", trace_file, "--json", "--word", "red", "--steps", "0:2", "--layers", "up_blocks.*"
+    )
+    assert (code, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    data = json.loads(out)
+    heat = xattn.load(trace_file).heatmap("red", steps=slice(0, 2), layers="up_blocks.*")
+    assert data["words"]["red"]["maximum"] == pytest.approx(heat.maximum, abs=1e-5)
+    assert data["files"] == {}
+
+
+# -- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["record"], 2, "Missing argument"),
+        (["record", PROMPT, "--steps", "0"], 2, "--steps"),
+        (["record", PROMPT, "--size", "big"], 2, "'big' is no size"),
+        (["record", PROMPT, "--nonsense"], 2, "--nonsense"),
+        (["nonsense"], 2, "nonsense"),
+        (["sweep", PROMPT, "red", "--weights", "some"], 2, "'some' are no numbers"),
+        (["record", PROMPT, "--device", "abacus"], 1, "'abacus' is no device"),
+        (["record", PROMPT, "--offload", "model", "--device", "cpu"], 1, "needs an accelerator"),
+        (["record", PROMPT, "--model", "."], 1, "no model_index.json"),
+        (["show", "nothing.safetensors"], 1, "there is no recording at nothing.safetensors"),
+        (["show", "text.safetensors"], 1, "text.safetensors is damaged, or is not a recording"),
+        (["record", PROMPT, "--out", "text.safetensors"], 1, "is a file; give a folder"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(xattn_command, tmp_path, words, code, says):
+    (tmp_path / "text.safetensors").write_text("not a recording")
+    got, out, err = xattn_command(*words)
+    assert (got, out) == (code, "")
+    assert says in err
+    assert err.startswith("xattn: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["record", PROMPT, "--word", "blue"], "its words are: a, red, car, on, lawn"),
+        (["record", PROMPT, "--size", "100"], "multiples of 8"),
+        (["record", PROMPT, "--layers", "nowhere"], "nowhere"),
+        (["record", PROMPT, "--keep", "colour"], "the axes are step, layer, head"),
+        (["edit", PROMPT, "--replace", "blue=green"], "'blue' is not in the prompt"),
+    ],
+)
+def test_what_the_model_can_not_do_is_said_in_one_line(xattn_command, model, words, says):
+    code, out, err = xattn_command(*words, "--model", model, "--steps", "2")
+    assert (code, out) == (1, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_comes_from(xattn_command):
+    code, _, err = xattn_command("show", "nothing.safetensors", "--debug")
+    assert code == 1
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("xattn: there is no recording")
+
+
+@pytest.mark.parametrize("command", ["demo", "record", "edit", "sweep", "show", "app", "batch"])
+def test_help_has_an_example(xattn_command, command):
+    code, out, _ = xattn_command(command, "--help")
+    assert code == 0
+    assert f"xattn {command}" in out.split("Usage:")[1].replace("\n", " ")
+    if command != "batch":
+        assert "Example" in out
+
+
+# -- the bundled model, and the real entry point
+
+
+def test_the_demo_shows_everything_once(xattn_command, toyland, tmp_path):
+    code, out, err = xattn_command("demo", "--steps", "4")
+    assert (code, err) == (0, "")
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("image.png", "words.png", "car.gif", "report.html", "edit/edits.png"):
+        assert f"xattn-demo/{name}" in names
+        assert f"xattn-demo/{name}" in out
+
+
+def entry_point() -> list[str]:
+    installed = Path(sys.executable).with_name("xattn")
+    return [str(installed)] if installed.exists() else [sys.executable, "-m", "xattn.cli"]
+
+
+def shell(*words: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*entry_point(), *words] if code is None else [sys.executable, "-c", code, *words]
+    plain = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
+
+
+def test_the_installed_command_runs():
+    done = shell("--version")
+    assert (done.returncode, done.stdout.strip()) == (0, f"xattn {xattn.__version__}")
+
+
+def test_the_installed_command_fails_without_a_traceback(tmp_path):
+    done = shell("show", str(tmp_path / "none"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.strip() == f"xattn: there is no recording at {tmp_path / 'none'}"
+
+
+def test_completion_is_written_for_a_shell():
+    done = shell(code="import os; os.environ['_XATTN_COMPLETE'] = 'complete_bash'; "
+                      "os.environ['COMP_WORDS'] = 'xattn rec'; os.environ['COMP_CWORD'] = '1'; "
+                      "from xattn.cli import main; main([])")  # fmt: skip
+    assert done.stdout.split() == ["record"]
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    done = shell(code="import sys; sys.modules['typer'] = None; import xattn.cli as c; c.main([])")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith('run: pip install "xattn[cli]"')
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_needs_no_model_and_no_torch():
+    code = (
+        "import sys, xattn.cli as c\n"
+        "try: c.main(['record', '--help'])\n"
+        "finally: print(sorted({'torch', 'diffusers', 'gradio'} & set(sys.modules)))"
+    )
+    done = shell(code=code)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,213 @@
+"""What the commands have in common: their options, and what is drawn with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+MODEL, RUN, OUTPUT = "Model", "Sampling", "Output"
+
+
+class Dtype(str, Enum):
+    """Precisions."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Offload(str, Enum):
+    """How weights wait in the CPU's memory."""
+
+    MODEL = "model"
+    SEQUENTIAL = "sequential"
+
+
+def _size(text: str) -> tuple[int, int]:
+    from xattn.loading import size_of
+
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+PromptArgument = Annotated[str, typer.Argument(help="The prompt.", show_default=False)]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="A folder or a hub id; the bundled Toyland model by default.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:1, mps; the accelerator there is by default.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype", help="float16 on an accelerator, float32 on a CPU by default.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+OffloadOption = Annotated[
+    Offload | None,
+    typer.Option(
+        "--offload", help="Keep weights in the CPU's memory, by whole models or layer by layer.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Of the noise.", rich_help_panel=RUN)
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=1, max=1000, help="The model's own number by default.", rich_help_panel=RUN
+    ),
+]
+SizeOption = Annotated[
+    Any,
+    typer.Option(
+        "--size", parser=_size, metavar="WxH", help="In pixels: 512, or 768x512.",
+        rich_help_panel=RUN,
+    ),
+]  # fmt: skip
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option("--guidance", help="Guidance scale; 1 is off.", rich_help_panel=RUN),
+]
+NegativeOption = Annotated[
+    str | None, typer.Option("--negative", help="The negative prompt.", rich_help_panel=RUN)
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="The folder for results.", rich_help_panel=OUTPUT)
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object, and nothing else.", rich_help_panel=OUTPUT),
+]
+DebugOption = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show warnings, and where an error comes from.", rich_help_panel=OUTPUT
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw with, and how: the options of a command that samples."""
+
+    model: str | None = None
+    device: str | None = None
+    dtype: Dtype | None = None
+    offload: Offload | None = None
+    seed: int = 0
+    steps: int | None = None
+    size: tuple[int, int] | None = None
+    guidance: float | None = None
+    negative: str | None = None
+
+    def pipeline(self, console: Console) -> Any:
+        """Loads the model."""
+        with console.status(f"loading {self.model or 'the bundled model'}"):
+            from xattn.loading import load_pipeline
+
+            pipe = load_pipeline(
+                self.model,
+                device=self.device,
+                dtype=self.dtype.value if self.dtype else None,
+                offload=self.offload.value if self.offload else None,
+            )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def arguments(self, pipe: Any) -> dict[str, Any]:
+        """Gives the arguments of the pipeline's call that were asked for."""
+        import math
+
+        import torch
+
+        # drawn on the CPU: the same noise on every device
+        found: dict[str, Any] = {"generator": torch.Generator().manual_seed(self.seed)}
+        if self.size is not None:
+            factor = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)))
+            if any(side % factor for side in self.size):
+                height, width = self.size
+                raise ValueError(f"--size {width}x{height}: both must be multiples of {factor}")
+            found["height"], found["width"] = self.size
+        if self.steps is not None:
+            found["num_inference_steps"] = self.steps
+        if self.guidance is not None:
+            found["guidance_scale"] = self.guidance
+        if self.negative is not None:
+            found["negative_prompt"] = self.negative
+        return found
+
+    def facts(self, pipe: Any) -> dict[str, Any]:
+        """Gives what a machine wants to know of it."""
+        return {
+            "model": self.model or "toyland",
+            "device": str(pipe._execution_device),
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "seed": self.seed,
+        }
+
+
+@dataclass
+class Watch:
+    """Follows the steps of a run: a bar for those who wait, and the latents on the way."""
+
+    pipe: Any
+    advance: Callable[[int, int], None]
+    keeps: bool = False
+    latents: list[Any] = field(default_factory=list)
+
+    def __call__(
+        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Is ``callback_on_step_end``."""
+        self.advance(step + 1, int(getattr(pipe, "num_timesteps", 0)))
+        if self.keeps:
+            self.latents.append(tensors["latents"][:1].detach().clone())
+        return {}
+
+    def previews(self) -> list[Any]:
+        """Decodes the first image as it was after each step."""
+        import torch
+
+        vae, found = self.pipe.vae, []
+        with torch.no_grad():
+            for latent in self.latents:
+                scaled = latent.to(vae.dtype) / vae.config.scaling_factor
+                image = vae.decode(scaled, return_dict=False)[0]
+                found.append(self.pipe.image_processor.postprocess(image)[0])
+        return found
+
+
+@contextmanager
+def watched(pipe: Any, console: Console, label: str, *, keeps: bool = False) -> Iterator[Watch]:
+    """Shows a progress bar while the block samples with the watch as its callback."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = console.is_terminal
+    with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None)
+
+        yield Watch(pipe, advance, keeps)

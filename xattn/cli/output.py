@@ -1,0 +1,101 @@
+"""What a command leaves: files in a folder, and what it says of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+LEGIBLE = 512  # pixels: pictures with a map on them are at least so large
+
+
+@dataclass
+class Folder:
+    """A folder of results that knows what each of its files shows."""
+
+    path: Path
+    entries: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--out {self.path} is a file; give a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def new(self, name: str, what: str) -> Path:
+        """Gives the path of a new file, and notes what it shows."""
+        path = self.path / name
+        self.entries.append((path, what))
+        return path
+
+    def picture(self, name: str, image: Any, what: str) -> None:
+        """Writes a picture."""
+        image.save(self.new(name, what), compress_level=3)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The path of each file, and what it shows."""
+        return {str(path): what for path, what in self.entries}
+
+
+def consoles(as_json: bool) -> tuple[Console, Console]:
+    """Gives where results are said, and where progress is shown: stdout, stderr."""
+    return Console(soft_wrap=True, quiet=as_json), Console(stderr=True, quiet=as_json)
+
+
+def tell(folder: Folder, console: Console, title: str = "") -> None:
+    """Prints what is where."""
+    from rich.text import Text
+
+    if title:
+        console.print(Text(title, style="bold"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column()
+    for path, what in folder.entries:
+        table.add_row(Text(str(path)), Text(what))
+    console.print(table)
+
+
+def print_json(data: Any) -> None:
+    """Prints one JSON object on stdout."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def slug(number: int, word: str) -> str:
+    """Gives a file's name for a word, whatever characters it has."""
+    plain = re.sub(r"[^\w-]+", "-", word).strip("-")[:40]
+    return f"{number:02d}-{plain or 'word'}"
+
+
+def enlarged(image: Any) -> Any:
+    """Gives an image that is large enough to see a map on it."""
+    from PIL import Image
+
+    longer = max(image.size)
+    if longer >= LEGIBLE:
+        return image
+    size = tuple(round(side * LEGIBLE / longer) for side in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def figures(trace: Any, words: Sequence[str], image: int = 0, **where: Any) -> dict[str, Any]:
+    """Gives the measures of each word's map, as plain JSON values."""
+    found = {}
+    for word in words:
+        heat = trace.heatmap(word, image, **where)
+        entry = {k: _plain(v) for k, v in heat.measure().items()}
+        entry["peak"] = [int(n) for n in divmod(int(heat.array.argmax()), heat.shape[1])]
+        found[word] = entry
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return round(float(value), 6)

@@ -1,0 +1,120 @@
+"""``xattn show``: a saved recording as pictures, a report, or figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xattn.cli import options as o
+from xattn.cli.output import Folder, consoles, figures, print_json, slug, tell
+from xattn.cli.record import extent, write_pictures
+
+EPILOG = """Examples: [bold]xattn show trace.safetensors --out shown[/bold],
+[bold]xattn show trace.safetensors --word red --steps 0:10 --json[/bold]"""
+
+
+def _steps(text: str) -> Any:
+    try:
+        numbers = [int(part) if part else None for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1 and numbers[0] is not None:
+        return numbers[0]
+    if len(numbers) == 2:
+        return slice(*numbers)
+    raise typer.BadParameter(f"{text!r} are no steps: give 3, 0:10 or 10:")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(epilog=EPILOG)(show)
+
+
+def show(
+    trace: Annotated[
+        Path, typer.Argument(help="A file of Trace.save, or a folder of streamed maps.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Option("--word", help="A word or phrase; every word by default. Repeat it for more."),
+    ] = None,
+    steps: Annotated[
+        Any, typer.Option(parser=_steps, metavar="STEPS", help="Only some: 3, 0:10, 10:.")
+    ] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Names or globs of layers, 'all' or 'daam'.")
+    ] = None,
+    run: Annotated[int, typer.Option(help="Which run of several; the latest by default.")] = -1,
+    image: Annotated[int, typer.Option(min=0, help="Which image of a batch.")] = 0,
+    animate: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Write a GIF of a word over the steps.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder for results; xattn-show by default, none with --json.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = None,
+    as_json: o.JsonOption = False,
+    debug: o.DebugOption = False,
+) -> None:
+    """Make pictures, a report or figures of a saved recording."""
+    import xattn
+
+    console, progress = consoles(as_json)
+    with progress.status("reading"):
+        loaded = xattn.load(trace)
+    if not -len(loaded) <= run < len(loaded):
+        raise ValueError(f"--run {run}: the recording has {len(loaded)} runs, counted from 0")
+    chosen = loaded[run]
+    shown = list(words or kept_words(chosen, image))
+    layout: Any = layers[0] if layers and len(layers) == 1 else layers
+    where = {"steps": steps, "layers": layout}
+    numbers = figures(chosen, shown, image, **where)
+    if out is None and as_json:
+        folder = None
+    else:
+        folder = Folder(out or Path("xattn-show"))
+        with progress.status("writing"):
+            write(folder, chosen, shown, image, animate, where)
+    if as_json:
+        data = {"prompt": chosen.run.prompt(image).text, "image": image, **extent(chosen)}
+        files = folder.files if folder else {}
+        print_json({**data, "info": chosen.run.info, "files": files, "words": numbers})
+    elif folder is not None:
+        tell(folder, console)
+
+
+def kept_words(trace: Any, image: int) -> list[str]:
+    """Gives the words of an image's prompt that were kept."""
+    from xattn import maps
+
+    return list(maps.kept_words(trace.run, maps.image_index(trace.run, image)))
+
+
+def write(
+    folder: Folder, trace: Any, words: list[str], image: int, animate: str | None,
+    where: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes pictures and report of one image of a recording."""
+    known = trace.run.images[image] if image < len(trace.run.images) else None
+    if known is not None:
+        folder.picture("image.png", known, "the image")
+    write_pictures(folder, trace, known or blank(trace), words, image, **where)
+    if "step" in trace.run.keep and words:
+        path = folder.new("entropy.png", f"how focused {words[0]!r} is, by layer and step")
+        trace.evolution(words[0], image).plot().save(path)
+    if animate is not None:
+        path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
+        trace.animate(animate, image, path)
+    trace.report(folder.new("report.html", "the report: open it in a browser"))
+
+
+def blank(trace: Any) -> Any:
+    """Gives grey of a run's size, for a recording without images."""
+    from xattn import views
+
+    return views.picture(None, trace.run.latent)
