@@ -16,19 +16,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from xattn.processors.recording import Recording, kept_probs
 from xattn.processors.wrapping import Compute
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the batch that are edited, and for each the source's row of the same image."""
+    """Rows of the batch that are edited, and for each the source's row of the same image.
+
+    The source's rows are counted in the batch, or in what was kept of an earlier run.
+    """
 
     edited: Tensor
     sources: Tensor
 
     @classmethod
-    def of(cls, siblings: list[int], images: int, start: int, device: torch.device) -> Rows:
+    def of(
+        cls,
+        siblings: list[int],
+        images: int,
+        start: int,
+        device: torch.device,
+        *,
+        kept: bool = False,
+    ) -> Rows:
         """Gives the rows of some siblings.
 
         Args:
@@ -36,10 +48,40 @@ class Rows:
             images: images of each prompt; the batch is prompt-major, the source's come first.
             start: where the conditional rows begin.
             device: of the batch.
+            kept: whether the source isn't in the batch, but was kept of an earlier run.
         """
-        edited = [start + (j + 1) * images + i for j in siblings for i in range(images)]
-        sources = [start + i for _ in siblings for i in range(images)]
+        first, source = (start, 0) if kept else (start + images, start)
+        edited = [first + j * images + i for j in siblings for i in range(images)]
+        sources = [source + i for _ in siblings for i in range(images)]
         return cls(torch.tensor(edited, device=device), torch.tensor(sources, device=device))
+
+
+class Origin:
+    """The source's queries and keys in one layer, kept in one run and read in later ones.
+
+    Attributes:
+        calls: for each denoiser call the queries (images, heads, queries, channels) and keys.
+        call: which call is under way.
+        rows: where the source's rows are in the batch, while keeping; None while reading.
+    """
+
+    def __init__(self, calls: list[tuple[Tensor, Tensor]], rows: slice | None = None) -> None:
+        self.calls = calls
+        self.call = 0
+        self.rows = rows
+
+    def keep(self, query: Tensor, key: Tensor) -> None:
+        """Keeps a call's; keys that stay as they were (the text's) take no room again."""
+        assert self.rows is not None
+        ours = query[self.rows].detach().clone(), key[self.rows].detach().clone()
+        if self.calls and torch.equal(self.calls[-1][1], ours[1]):
+            ours = ours[0], self.calls[-1][1]
+        self.calls.append(ours)
+
+    def read(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the queries and keys of the call under way."""
+        one, two = self.calls[self.call]
+        return one.to(query), two.to(query)
 
 
 @dataclass(frozen=True)
@@ -66,6 +108,7 @@ def edited_cross_attention(
     mask: Tensor | None,
     step: CrossStep,
     compute: Compute,
+    origin: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Gives the layer's output with some rows edited.
 
@@ -81,6 +124,7 @@ def edited_cross_attention(
         mask: the call's own.
         step: what to do.
         compute: the model's own call.
+        origin: the source's queries and keys, where it isn't in the batch.
 
     Returns:
         (batch, heads, queries, channels)
@@ -89,12 +133,14 @@ def edited_cross_attention(
     own_value = value.index_select(0, edited)  # (rows, heads, tokens, channels)
     mixed = step.mix.to(value.dtype)[:, None] @ own_value  # (rows, heads, source tokens, channels)
     if not step.owns:
-        return followed(query, key, value.index_copy(0, edited, mixed), mask, step.rows, compute)
+        value = value.index_copy(0, edited, mixed)
+        return followed(query, key, value, mask, step.rows, compute, origin)
     kept = own_value * step.own.to(value.dtype)[:, None, :, None]
     out = compute(query, key, value.index_copy(0, edited, kept), mask)
+    from_query, from_key = origin or (query, key)
     taken = compute(
-        query.index_select(0, sources),
-        key.index_select(0, sources),
+        from_query.index_select(0, sources),
+        from_key.index_select(0, sources),
         mixed,
         mask if mask is None or len(mask) == 1 else mask.index_select(0, sources),
     )
@@ -102,14 +148,21 @@ def edited_cross_attention(
 
 
 def followed(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Rows, compute: Compute
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Rows,
+    compute: Compute,
+    origin: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Gives the model's own call with some rows attending as their source does.
 
     One call of the same size as the model's: SDPA(q_src, k_src, v) for these rows.
     """
-    query = query.index_copy(0, rows.edited, query.index_select(0, rows.sources))
-    key = key.index_copy(0, rows.edited, key.index_select(0, rows.sources))
+    from_query, from_key = origin or (query, key)
+    query = query.index_copy(0, rows.edited, from_query.index_select(0, rows.sources))
+    key = key.index_copy(0, rows.edited, from_key.index_select(0, rows.sources))
     if mask is not None and len(mask) > 1:
         mask = mask.index_copy(0, rows.edited, mask.index_select(0, rows.sources))
     return compute(query, key, value, mask)
@@ -120,6 +173,7 @@ class CrossEditing(Recording):
 
     Attributes:
         step: what the step does; None where every row takes the model's own call.
+        origin: what is kept of the source, or was; None where it is in the batch.
         words: where LocalBlend's layers add their maps, float32 (rows, tokens, height, width).
         words_share: what this layer adds of its mean over heads.
     """
@@ -127,6 +181,7 @@ class CrossEditing(Recording):
     def __init__(self, name: str, heads: int) -> None:
         super().__init__(name, heads)
         self.step: CrossStep | None = None
+        self.origin: Origin | None = None
         self.words: Tensor | None = None
         self.words_share = 1.0
 
@@ -141,26 +196,36 @@ class CrossEditing(Recording):
     ) -> Tensor:
         """Gives the layer's output, edited where the step says so."""
         self.seen = True
+        origin = source_of(self.origin, query, key, mask)
+        if self.words is None and self.step is None and self.buffer is not None:
+            return super().attend(query, key, value, mask, scale, compute)
         if self.buffer is not None or self.words is not None:
-            self.keep(query, key, mask, scale)
+            span = self.rows[0]
+            part = mask if mask is None or len(mask) == 1 else mask[span]
+            probs = kept_probs(query[span], key[span], part, scale, slice(None))
+            taken = None if origin is None else kept_probs(*origin, None, scale, slice(None))
+            self.write_all(self.edited(probs, taken))
         if self.step is None:
             return compute(query, key, value, mask)
-        return edited_cross_attention(query, key, value, mask, self.step, compute)
+        return edited_cross_attention(query, key, value, mask, self.step, compute, origin)
 
-    def keep(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
-        """Writes the maps that the conditional rows have in effect."""
-        span = self.rows[0]
-        part = mask if mask is None or len(mask) == 1 else mask[span]
-        probs = kept_probs(query[span], key[span], part, scale, slice(None))
-        self.write_all(self._edited(probs))
+    def edited(self, probs: Tensor, origin: Tensor | None = None) -> Tensor:
+        """Gives probabilities of the conditional rows as they are in effect.
 
-    def _edited(self, probs: Tensor) -> Tensor:
-        """Gives probabilities of the conditional rows as they are in effect."""
+        Args:
+            probs: float32 (rows, heads, queries, tokens).
+            origin: the source's, where it isn't among them.
+        """
         step = self.step
         if step is None:
             return probs
-        edited, sources = step.rows.edited - self.rows[0].start, step.rows.sources
-        taken = probs.index_select(0, sources - self.rows[0].start) @ step.mix[:, None]
+        first = self.rows[0].start
+        taken = (
+            probs.index_select(0, step.rows.sources - first)
+            if origin is None
+            else origin.index_select(0, step.rows.sources)
+        ) @ step.mix[:, None]
+        edited = step.rows.edited - first
         own = probs.index_select(0, edited) * step.own[:, None, None]
         return probs.index_copy(0, edited, taken + own)
 
@@ -182,9 +247,10 @@ class CrossEditing(Recording):
     ) -> Tensor:
         """Gives an explicit processor's probabilities (batch x heads, queries, tokens), edited."""
         self.seen = True
+        _refuse_kept(self.origin, self.name)
         probs = compute(query, key, mask)
         whole = probs.unflatten(0, (-1, self.heads))  # (batch, heads, queries, tokens)
-        edited = self._edited(whole[self.rows[0]].float())
+        edited = self.edited(whole[self.rows[0]].float())
         if self.buffer is not None or self.words is not None:
             self.write_all(edited.detach())
         if self.step is None:
@@ -203,6 +269,7 @@ class SelfEditing:
         live: whether the layer is looked at at all in this call.
         over: whether the session has ended, so that the wrapper may be taken out.
         follow: the rows that follow their source; None where none does.
+        origin: what is kept of the source, or was; None where it is in the batch.
     """
 
     def __init__(self, name: str, heads: int) -> None:
@@ -212,6 +279,7 @@ class SelfEditing:
         self.over = False
         self.seen = False
         self.follow: Rows | None = None
+        self.origin: Origin | None = None
 
     def opened(self) -> None:
         """Does nothing."""
@@ -230,9 +298,10 @@ class SelfEditing:
     ) -> Tensor:
         """Gives SDPA(q_src, k_src, v) for the rows that follow, the model's own for the rest."""
         self.seen = True
+        origin = source_of(self.origin, query, key, mask)
         if self.follow is None:
             return compute(query, key, value, mask)
-        return followed(query, key, value, mask, self.follow, compute)
+        return followed(query, key, value, mask, self.follow, compute, origin)
 
     def scores(
         self,
@@ -244,9 +313,32 @@ class SelfEditing:
     ) -> Tensor:
         """Gives an explicit processor's probabilities, the source's for rows that follow."""
         self.seen = True
+        _refuse_kept(self.origin, self.name)
         probs = compute(query, key, mask)
         if self.follow is None:
             return probs
         whole = probs.unflatten(0, (-1, self.heads))
         taken = whole.index_select(0, self.follow.sources)
         return whole.index_copy(0, self.follow.edited, taken).flatten(0, 1)
+
+
+def source_of(
+    origin: Origin | None, query: Tensor, key: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Keeps the source's queries and keys of a call, or gives those that were kept."""
+    if origin is None:
+        return None
+    if mask is not None:
+        raise RuntimeError("a source can't be kept where attention is masked")
+    if origin.rows is not None:
+        origin.keep(query, key)
+        return None
+    return origin.read(query)
+
+
+def _refuse_kept(origin: Origin | None, name: str) -> None:
+    if origin is not None:
+        raise RuntimeError(
+            f"layer {name} writes its probabilities out; a source can be kept only where it "
+            "doesn't: call pipe.unet.set_default_attn_processor() first"
+        )

@@ -378,6 +378,57 @@ def test_latents_of_the_users_own_are_shared(generator: Generator) -> None:
     assert torch.equal(got.images[0], got.source)
 
 
+# -- chains ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral"])
+def test_a_kept_source_gives_the_same_edits_without_being_sampled_again(
+    scheduler: str, generator: Generator
+) -> None:
+    pipe = tiny.sd1(scheduler)
+    twins = [generator(1), generator(2)]
+    edits = [
+        Refine(NIGHT),
+        [Replace("car", "skateboard"), LocalBlend("car", subtract="red", threshold=0.8)],
+        [Replace("red", "blue"), Reweight("blue", -1.0)],
+    ]
+    want = run(pipe, *edits, generator=[generator(1), generator(2)])
+    first = run(pipe, [], generator=twins, keep_source=True)
+    assert first.kept is not None
+    assert first.kept.nbytes > 0
+    batches: list[int] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    got = edit(pipe, CAR, *edits, source=first)
+    hook.remove()
+    assert set(batches) == {2 * 3 * 2}  # guided, three siblings, two seeds: no source
+    for one, two in zip(got.seeds, want.seeds, strict=True):
+        assert close(one.source, two.source)
+        assert all(close(a, b) for a, b in zip(one.images, two.images, strict=True))
+        assert one.masks[1] is not None
+        assert two.masks[1] is not None
+        assert torch.equal(one.masks[1], two.masks[1])
+    assert got.trace is not None
+    assert want.trace is not None
+    assert got.trace.prompts == want.trace.prompts[1:]
+    mine = torch.tensor(got.trace.heatmap("car", 0).array)
+    theirs = torch.tensor(want.trace.heatmap("car", 2).array)
+    assert torch.allclose(mine, theirs, rtol=1e-2, atol=1e-3)
+
+
+def test_a_kept_source_refuses_what_it_can_not_give() -> None:
+    pipe = tiny.sd1()
+    plain_ = run(pipe, [], num_inference_steps=1)
+    with pytest.raises(ValueError, match="keep_source=True"):
+        edit(pipe, CAR, [], source=plain_)
+    kept = run(pipe, [], num_inference_steps=1, keep_source=True)
+    with pytest.raises(ValueError, match="of the prompt"):
+        edit(pipe, BLUE, [], source=kept)
+    with pytest.raises(ValueError, match="num_inference_steps: seed and options"):
+        edit(pipe, CAR, [], source=kept, num_inference_steps=3)
+    with pytest.raises(ValueError, match="side=32 reaches layer"):
+        edit(pipe, CAR, Replace("red", "blue"), source=kept, side=32)
+
+
 # -- pipelines ------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from xattn import blend
 from xattn.edits import begun
+from xattn.kept import KeptSource
 from xattn.options import Options
 from xattn.plan import EditPlan, Sibling
-from xattn.processors.editing import CrossEditing, CrossStep, Rows, SelfEditing
+from xattn.processors.editing import CrossEditing, CrossStep, Origin, Rows, SelfEditing
 from xattn.processors.wrapping import handler_of, innermost, is_wrapped, unwrap, wrap
 from xattn.recorder import Recorder, Tap, _set_processor, _wraps
 from xattn.sites import Site, find_sites, text_sites
@@ -39,10 +40,13 @@ class Self:
 class Editor(Recorder):
     """Edits the siblings of a batch, and records what every row attends to in effect.
 
-    The batch is prompt-major: all images of the source, then all images of each sibling.
+    The batch is prompt-major: all images of the source, then all images of each sibling. A source
+    that was kept of an earlier run isn't in the batch.
 
     Attributes:
         edits: the plan.
+        kept: where the source is kept, or was; None where it is neither.
+        reads: whether it was kept of an earlier run.
         masks: for each sibling and each step that is complete, where LocalBlend let the edit
             through, (images, height, width) on the CPU; None in steps before its start.
     """
@@ -57,8 +61,12 @@ class Editor(Recorder):
         images: int = 1,
         side: int | None = None,
         scale: int = 8,
+        kept: KeptSource | None = None,
+        reads: bool = False,
     ) -> None:
         self.edits = edits
+        self.kept = kept
+        self.reads = reads
         self.images = images
         self.side = side
         self.scale = scale
@@ -73,6 +81,16 @@ class Editor(Recorder):
         self.ended: tuple[int, int] | None = None  # the step that just ended, of how many
         self._drawn: list[Tensor | None] = []  # users' masks on the latent grid
         super().__init__(source, options)
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts of the batch."""
+        return self.edits.texts[1:] if self.reads else self.edits.texts
+
+    def rows_of(self, sibling: int) -> slice:
+        """Gives a sibling's rows among those that follow the prompts."""
+        first = (sibling + (0 if self.reads else 1)) * self.images
+        return slice(first, first + self.images)
 
     def _make_taps(self) -> list[Tap]:
         """Gives the layers whose maps are kept: the edited ones that fit ``layers``."""
@@ -114,9 +132,9 @@ class Editor(Recorder):
         asked = self.source.asked
         assert asked is not None
         texts = [prompt.text for prompt in asked.prompts]
-        if texts != self.edits.texts:
+        if texts != self.texts:
             raise ValueError(
-                f"inside editing(), call the pipeline with session.prompts, {self.edits.texts!r}; "
+                f"inside editing(), call the pipeline with session.prompts, {self.texts!r}; "
                 f"it was called with {texts!r}"
             )
         self.images = len(asked.rows) // len(texts)
@@ -133,6 +151,7 @@ class Editor(Recorder):
         for edited in self.selfs:
             height, width = edited.site.grid(latent)
             edited.handler.seen = height * width > most  # too large to be edited at all
+        self._lay_out_origins(latent)
 
     def _fit_masks(self, latent: tuple[int, int]) -> list[Tensor | None]:
         masks: list[Tensor | None] = []
@@ -141,18 +160,36 @@ class Editor(Recorder):
             masks.append(None if given is None else blend.fit_mask(given, latent, self.scale))
         return masks
 
+    def _lay_out_origins(self, latent: tuple[int, int]) -> None:
+        """Connects the layers to where the source is kept."""
+        most = area_limit(latent, self.side)
+        for layer in self.layers:
+            layer.handler.origin = None
+            height, width = layer.site.grid(latent)
+            if self.kept is None or (isinstance(layer, Self) and height * width > most):
+                continue
+            if not self.reads:
+                self.kept.layers[layer.site.name] = []
+            elif layer.site.name not in self.kept.layers:
+                raise ValueError(
+                    f"side={self.side} reaches layer {layer.site.name}, which the source didn't "
+                    "keep; run it again with keep_source=True and the same side"
+                )
+            layer.handler.origin = Origin(self.kept.layers[layer.site.name])
+
     def _lay_out_words(self, latent: tuple[int, int], device: torch.device) -> None:
         """Makes room for the maps of the middle resolution, where a LocalBlend needs them."""
         self.words = self.pending = self.total = None
         for edited in self.cross:
             edited.handler.words = None
-        if not any(_looks(sibling) for sibling in self.edits.siblings):
+        keeps = self.kept is not None and not self.reads
+        if not keeps and not any(_looks(sibling) for sibling in self.edits.siblings):
             return
         most = area_limit(latent, self.side)
         grids = {edited.site.grid(latent) for edited in self.cross}
         grid = min(grids, key=lambda g: (abs(log(g[0] * g[1] / most)), g))
         chosen = [edited for edited in self.cross if edited.site.grid(latent) == grid]
-        rows, tokens = self.images * len(self.edits.prompts), self.edits.source.length
+        rows, tokens = self.images * len(self.texts), self.edits.source.length
         self.words = torch.zeros(rows, tokens, *grid, device=device)
         self.pending, self.total = torch.zeros_like(self.words), torch.zeros_like(self.words)
         for edited in chosen:
@@ -175,18 +212,24 @@ class Editor(Recorder):
         device = arguments["sample"].device
         cross = self._cross_step(step, steps, rows[0].start, device)
         recorded = {id(tap.recording) for tap in self.taps}
+        keeps = self.kept is not None and not self.reads
+        for layer in self.layers:
+            if layer.handler.origin is not None:
+                layer.handler.origin.call = self.call
+                first = rows[0].start
+                layer.handler.origin.rows = slice(first, first + self.images) if keeps else None
         for edited in self.cross:
             handler = edited.handler
             handler.rows, handler.step = rows, cross
             looks = handler.words is not None or id(handler) in recorded
-            handler.live = looks or cross is not None
+            handler.live = looks or cross is not None or keeps
         active = [j for j, now in enumerate(self.edits.self_(step, steps)) if now]
-        follow = Rows.of(active, self.images, rows[0].start, device) if active else None
+        follow = self._rows_for(active, rows[0].start, device) if active else None
         height, width = arguments["sample"].shape[-2:]
         most = area_limit((height, width), self.side)
         for itself in self.selfs:
             h, w = itself.site.grid((height, width))
-            itself.handler.live = follow is not None and h * w <= most
+            itself.handler.live = (follow is not None or keeps) and h * w <= most
             itself.handler.follow = follow
 
     def _cross_step(
@@ -198,11 +241,14 @@ class Editor(Recorder):
             return None
         per_row = [j for j in chosen for _ in range(self.images)]
         return CrossStep(
-            rows=Rows.of(chosen, self.images, start, device),
+            rows=self._rows_for(chosen, start, device),
             mix=mix[per_row].to(device),
             own=own[per_row].to(device),
             owns=bool(own[chosen].any()),
         )
+
+    def _rows_for(self, siblings: list[int], start: int, device: torch.device) -> Rows:
+        return Rows.of(siblings, self.images, start, device, kept=self.reads)
 
     def after_call(self, prefix: str) -> None:
         """Takes what a denoiser call left."""
@@ -238,9 +284,9 @@ class Editor(Recorder):
         for layer in self.layers:
             layer.handler.live = False
         for cross in self.cross:
-            cross.handler.step = cross.handler.words = None
+            cross.handler.step = cross.handler.words = cross.handler.origin = None
         for itself in self.selfs:
-            itself.handler.follow = None
+            itself.handler.follow = itself.handler.origin = None
 
     # -- LocalBlend --------------------------------------------------------------------------------
 
@@ -256,35 +302,57 @@ class Editor(Recorder):
             return latents
         (step, steps), self.ended = self.ended, None
         n = self.images
-        if len(latents) != n * len(self.edits.prompts):
+        if len(latents) != n * len(self.texts):
             raise ValueError(
-                f"latents has {len(latents)} rows; expected {n} of the source and of each of the "
-                f"{len(self.edits.siblings)} siblings"
+                f"latents has {len(latents)} rows; expected {n} for each of the prompts "
+                f"{self.texts!r}"
             )
-        source, parts = latents[:n], [latents[:n]]
+        source, maps = self._source(latents, step)
+        parts = [] if self.reads else [source]
         for j, sibling in enumerate(self.edits.siblings):
-            own = latents[(j + 1) * n : (j + 2) * n]
-            mask = self._mask(j, sibling, step, steps, (latents.shape[-2], latents.shape[-1]))
+            rows = self.rows_of(j)
+            grid = (latents.shape[-2], latents.shape[-1])
+            target = None if self.total is None else self.total[rows]
+            mask = None
+            if sibling.blend is not None and begun(step, steps, sibling.blend.start):
+                mask = self._mask(j, sibling, maps, target, grid)
             self.masks[j].append(None if mask is None else mask.cpu())
-            parts.append(own if mask is None else blend.blended(own, source, mask))
+            parts.append(
+                latents[rows] if mask is None else blend.blended(latents[rows], source, mask)
+            )
         return torch.cat(parts)
 
+    def _source(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Gives the source's latents after a step and its maps up to it; keeps them if asked."""
+        if self.kept is not None and self.reads:
+            maps = self.kept.maps[step]
+            return self.kept.latents[step].to(latents), maps.to(latents.device)
+        source = latents[: self.images]
+        maps_ = None if self.total is None else self.total[: self.images]
+        if self.kept is not None and maps_ is not None:
+            self.kept.latents.append(source.detach().clone())
+            self.kept.maps.append(maps_.clone())
+        return source, maps_
+
     def _mask(
-        self, j: int, sibling: Sibling, step: int, steps: int, grid: tuple[int, int]
-    ) -> Tensor | None:
-        """Gives a sibling's mask after a step, (images, height, width); None before its start."""
-        n, how, places = self.images, sibling.blend, sibling.places
-        if how is None or places is None or not begun(step, steps, how.start):
-            return None
-        drawn = self._drawn[j]
-        if self.total is None:
-            assert drawn is not None
-            return drawn.expand(n, -1, -1)
-        source, target = self.total[:n], self.total[(j + 1) * n : (j + 2) * n]
+        self,
+        j: int,
+        sibling: Sibling,
+        source: Tensor | None,
+        target: Tensor | None,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """Gives a sibling's mask, (images, height, width)."""
+        how, places, drawn = sibling.blend, sibling.places, self._drawn[j]
+        assert how is not None
+        assert places is not None
+        if source is None or target is None:
+            assert drawn is not None  # without words there is a mask
+            return drawn.expand(self.images, -1, -1)
         if drawn is None:
             return blend.pair_mask(source, target, places, grid, how.threshold)
         less = blend.left_out(source, target, places, grid, how.threshold)
-        return drawn.to(less.device).expand(n, -1, -1) * ~less
+        return drawn.to(less.device).expand(self.images, -1, -1) * ~less
 
 
 def area_limit(latent: tuple[int, int], side: int | None) -> int:

@@ -2,153 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xattn import prompts, views
-from xattn.editor import Editor
+from xattn import views
 from xattn.edits import Edits, Reweight
-from xattn.options import Options, place
-from xattn.plan import EditPlan, make_plan
-from xattn.sources import Asked, LoopSource, PipelineSource
-from xattn.streams import Given, streams
+from xattn.kept import KeptSource
+from xattn.loops import Session, TraceOptions, editing, session_of
+from xattn.plan import EditPlan
+from xattn.rows import Batch
+from xattn.streams import Given
 from xattn.trace import Trace
 
-TraceOptions = bool | Mapping[str, Any]
-
-
-class Session:
-    """What ``editing`` gives: the prompts to sample, and LocalBlend's step between steps.
-
-    Attributes:
-        plan: which token takes from which.
-        prompts: the source's prompt and each sibling's: the rows of the batch, in this order.
-        trace: what every row attends to in effect; None where it isn't recorded.
-    """
-
-    def __init__(self, editor: Editor) -> None:
-        self._editor = editor
-        self.plan: EditPlan = editor.edits
-        self.prompts: list[str] = editor.edits.texts
-        self.trace: Trace | None = editor.trace if editor.records else None
-
-    def blend(self, latents: Tensor) -> Tensor:
-        """Gives the latents after a step of the scheduler, LocalBlends applied.
-
-        To be called after each of the scheduler's steps; without a LocalBlend it gives back what
-        it was given.
-
-        Args:
-            latents: (prompts x images, channels, height, width), prompt-major.
-        """
-        return self._editor.blend(latents)
-
-    @property
-    def masks(self) -> list[Tensor | None]:
-        """For each edit where LocalBlend let it through, (steps, images, height, width).
-
-        All of it in the steps before LocalBlend starts; None for an edit without LocalBlend.
-        """
-        found: list[Tensor | None] = []
-        for sibling, masks in zip(self.plan.siblings, self._editor.masks, strict=True):
-            some = next((m for m in masks if m is not None), None)
-            if sibling.blend is None or some is None:
-                found.append(None)
-            else:
-                whole = [torch.ones_like(some) if m is None else m for m in masks]
-                found.append(torch.stack(whole))
-        return found
-
-    def callback(
-        self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Is ``callback_on_step_end`` for a pipeline that is called inside ``editing``."""
-        return {**tensors, "latents": self.blend(tensors["latents"])}
-
-
-@contextmanager
-def editing(
-    pipe: Any,
-    prompt: str,
-    *edits: Edits,
-    tokenizer: Any = None,
-    scheduler: Any = None,
-    images: int = 1,
-    rows: slice | None = None,
-    side: int | None = None,
-    scale: int | None = None,
-    trace: TraceOptions = True,
-) -> Iterator[Session]:
-    """Edits while the block runs: for pipeline calls, or a sampling loop, of your own.
-
-    Inside the block a batch of ``session.prompts`` is edited; start all of its rows from the same
-    noise. On leaving the denoiser is as it was found.
-
-    Args:
-        pipe: a pipeline; or, for your own loop, its UNet.
-        prompt: the source's prompt.
-        *edits: one for each sibling; a list composes into one.
-        tokenizer: for your own loop: the tokenizer, or both of SDXL's.
-        scheduler: for your own loop, after ``set_timesteps``: edits are timed by its steps.
-        images: for your own loop, images of each prompt; the batch is prompt-major.
-        rows: for your own loop, which rows of the UNet's batch follow the prompts. By default
-            all of them where there are as many as prompts x images, else the second half.
-        side: self-attention follows the source in layers of at most side x side queries; by
-            default 16, or a quarter of the latents' height and width where that is more.
-        scale: for masks in pixels, pixels for each latent; the VAE's, or 8.
-        trace: whether to record what each row attends to in effect, or ``record``'s options for
-            it: ``keep``, ``words``, ``layers``, ``dtype``, ``to``.
-
-    Yields:
-        A ``Session``.
-
-    Raises:
-        TypeError: the pipeline has no text cross-attention that can be seen.
-        ValueError: an edit doesn't fit the prompt, or an option makes no sense.
-
-    Example:
-        >>> with xattn.editing(
-        ...     unet, "a red car", xattn.Replace("red", "blue"),
-        ...     tokenizer=tokenizer, scheduler=scheduler,
-        ... ) as session:
-        ...     states = encode(session.prompts)
-        ...     latents = noise.repeat(len(session.prompts), 1, 1, 1)
-        ...     for t in scheduler.timesteps:
-        ...         predicted = unet(scheduler.scale_model_input(latents, t), t, states).sample
-        ...         latents = session.blend(scheduler.step(predicted, t, latents).prev_sample)
-    """
-    options = _options(trace, rows)
-    if isinstance(pipe, nn.Module):
-        if tokenizer is None or scheduler is None:
-            raise ValueError("editing a UNet needs tokenizer= and scheduler=")
-        tokenizers = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer]
-        plan = make_plan(*_tokenized(prompt, edits, tokenizers, None))
-        source: PipelineSource | LoopSource = LoopSource(pipe, options, tokenizers, scheduler)
-        each = range(len(plan.prompts))
-        source.asked = Asked(plan.prompts, tuple(j for j in each for _ in range(images)))
-    else:
-        source = PipelineSource(pipe, options)
-        named = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
-        tokenizers = [t for t in named if t is not None]
-        convert = getattr(pipe, "maybe_convert_prompt", None)
-        plan = make_plan(*_tokenized(prompt, edits, tokenizers, convert))
-    editor = Editor(
-        source,
-        options,
-        plan,
-        records=trace is not False,
-        side=side,
-        scale=scale or int(getattr(pipe, "vae_scale_factor", 8)),
-    )
-    with editor.installed():
-        yield Session(editor)
+__all__ = ["EditResult", "edit", "editing", "sweep"]
 
 
 @dataclass(repr=False)
@@ -168,6 +38,7 @@ class EditResult:
             1, 2 ... (with several seeds ``index x seeds + seed``); None where ``trace=False``.
         labels: a name for each sibling.
         seeds: a result for each seed; the first is this one.
+        kept: what ``edit(..., source=result)`` needs; ``kept.nbytes`` says how much that is.
     """
 
     source: Any
@@ -178,6 +49,7 @@ class EditResult:
     trace: Trace | None
     labels: list[str] = field(default_factory=list)
     seeds: list[EditResult] = field(default_factory=list)
+    kept: KeptSource | None = None
 
     def strip(self, side: int = 256) -> Image.Image:
         """Draws the source and its siblings in a row, a row for each seed."""
@@ -206,6 +78,8 @@ def edit(
     generator: Given = None,
     side: int | None = None,
     trace: TraceOptions = True,
+    keep_source: bool = False,
+    source: EditResult | None = None,
     **options: Any,
 ) -> EditResult:
     """Draws a prompt and edited siblings of it, from the same noise (Hertz et al. 2022).
@@ -227,6 +101,11 @@ def edit(
             default 16, or a quarter of the latents' height and width where that is more.
         trace: whether to record what each image attends to, or ``record``'s options for it:
             ``keep``, ``words``, ``layers``, ``dtype``, ``to``.
+        keep_source: keeps what later edits need of the source, on the run's device: see
+            ``KeptSource`` for the memory it takes.
+        source: a result of ``keep_source=True`` for the same prompt: its source isn't sampled
+            again, which halves the work of a single edit. Seed and options are that run's, and
+            ``result.trace`` is of the siblings alone.
         **options: the pipeline's own. A negative prompt, an image, a mask image go to all rows;
             ``latents`` are those of the source.
 
@@ -247,11 +126,48 @@ def edit(
     """
     if isinstance(pipe, nn.Module):
         raise TypeError("edit takes a pipeline; for a UNet and your own loop there is editing")
-    with editing(pipe, prompt, *edits, side=side, trace=trace) as session:
+    if source is not None:
+        return _edit_kept(pipe, prompt, edits, source, generator, side, trace, options)
+    kept = KeptSource(prompt, 1, dict(options)) if keep_source else None
+    with session_of(pipe, prompt, edits, side=side, trace=trace, kept=kept) as session:
         rows = Batch.of(pipe, session.prompts, generator, options)
+        if kept is not None:
+            kept.images, kept.generators = rows.images, rows.generators.twins()
         output = pipe(**rows.arguments(pipe, session, options))
         rows.generators.leave()
-    return _result(session, output.images, rows.images, [_label(e) for e in edits])
+    images = _by_prompt(output.images, rows.images)
+    if kept is not None:
+        kept.pictures = images[0]
+    return _result(session, images[0], images[1:], [_label(e) for e in edits], kept)
+
+
+def _edit_kept(
+    pipe: Any,
+    prompt: str,
+    edits: Sequence[Edits],
+    source: EditResult,
+    generator: Given,
+    side: int | None,
+    trace: TraceOptions,
+    options: dict[str, Any],
+) -> EditResult:
+    """Draws the siblings of a source that was kept."""
+    kept = source.kept
+    if kept is None:
+        raise ValueError("source has kept nothing: make it with edit(..., keep_source=True)")
+    if prompt != kept.prompt:
+        raise ValueError(f"source is of the prompt {kept.prompt!r}, not of {prompt!r}")
+    if generator is not None or options:
+        names = ", ".join([*(["generator"] if generator is not None else []), *options])
+        raise ValueError(f"{names}: seed and options are those of source's run; leave them out")
+    with session_of(pipe, prompt, edits, side=side, trace=trace, kept=kept, reads=True) as session:
+        generators = kept.generators
+        given = generators[0] if len(generators) == 1 else generators
+        wanted = {**kept.options, "num_images_per_prompt": kept.images}
+        rows = Batch.of(pipe, session.prompts, given, wanted)
+        output = pipe(**rows.arguments(pipe, session, wanted))
+    images = _by_prompt(output.images, rows.images)
+    return _result(session, kept.pictures, images, [_label(e) for e in edits], kept)
 
 
 def sweep(
@@ -283,121 +199,32 @@ def sweep(
     return result
 
 
-@dataclass(frozen=True)
-class Batch:
-    """How a pipeline's own arguments become those of a batch of siblings."""
-
-    prompts: list[str]
-    images: int
-    generators: Any
-
-    @classmethod
-    def of(cls, pipe: Any, texts: list[str], generator: Given, options: Mapping[str, Any]) -> Batch:
-        """Gives the batch of some prompts, after checking the pipeline's arguments."""
-        for name in ("prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_2"):
-            if options.get(name) is not None:
-                raise ValueError(f"{name}= can't be edited: edits need the prompt as one text")
-        several = generator is not None and not isinstance(generator, torch.Generator)
-        given = len(generator) if several else None  # type: ignore[arg-type]
-        images = options.get("num_images_per_prompt") or given or 1
-        if given not in (None, images):
-            raise ValueError(
-                f"generator has {given} generators for num_images_per_prompt={images}: give one "
-                "for each image"
-            )
-        device = torch.device(pipe._execution_device)
-        return cls(texts, images, streams(generator, images, len(texts), device))
-
-    @property
-    def rows(self) -> int:
-        """How many images are drawn."""
-        return len(self.prompts) * self.images
-
-    def arguments(self, pipe: Any, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Gives what the pipeline is called with."""
-        known = inspect.signature(pipe.__call__).parameters
-        arguments = dict(options)
-        arguments.update(
-            prompt=self.prompts,
-            num_images_per_prompt=self.images,
-            generator=self.generators,
-            return_dict=True,
-        )
-        for name in ("negative_prompt", "negative_prompt_2"):
-            if options.get(name) is not None:
-                arguments[name] = self._negative(name, options[name])
-        if options.get("latents") is not None:
-            arguments["latents"] = self._latents(options["latents"])
-        # text-to-image ControlNets repeat their image themselves
-        for name in ("image", "mask_image") if "strength" in known else ():
-            if options.get(name) is not None:
-                arguments[name] = self._repeated(options[name])
-        if any(sibling.blend is not None for sibling in session.plan.siblings):
-            if "callback_on_step_end" not in known:
-                raise ValueError(
-                    f"{type(pipe).__name__} has no callback_on_step_end, which LocalBlend needs"
-                )
-            arguments.update(_composed(session, options))
-        return arguments
-
-    def _negative(self, name: str, given: Any) -> Any:
-        texts = [given] if isinstance(given, str) else list(given)
-        if len(texts) != 1:
-            raise ValueError(f"{name} has {len(texts)} texts; give one, for all of the images")
-        return texts * len(self.prompts)
-
-    def _latents(self, given: Tensor) -> Tensor:
-        if len(given) not in (1, self.images):
-            raise ValueError(
-                f"latents has {len(given)} rows; give one, or one for each of the {self.images} "
-                "images of the source"
-            )
-        return given.repeat(self.rows // len(given), 1, 1, 1)
-
-    def _repeated(self, given: Any) -> Any:
-        """Gives an image for every row: only then does each row's generator draw for it."""
-        if isinstance(given, Tensor):
-            single = given[None] if given.ndim == 3 else given
-            return single.repeat(self.rows // len(single), *[1] * (single.ndim - 1))
-        if isinstance(given, list | tuple):
-            return list(given) * (self.rows // len(given))
-        return [given] * self.rows
+def _by_prompt(images: Any, each: int) -> list[list[Any]]:
+    """Gives the images of each prompt."""
+    return [[images[i + k] for k in range(each)] for i in range(0, len(images), each)]
 
 
-def _composed(session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives LocalBlend's callback, with the user's own after it."""
-    own: Callable[..., dict[str, Any] | None] | None = options.get("callback_on_step_end")
-    names = list(options.get("callback_on_step_end_tensor_inputs") or ["latents"])
-    names = list(getattr(own, "tensor_inputs", None) or names)
-
-    def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        blended = session.callback(pipe, index, timestep, tensors)
-        if own is None:
-            return blended
-        wanted = {name: blended[name] for name in names}
-        return {"latents": blended["latents"], **(own(pipe, index, timestep, wanted) or {})}
-
-    return {
-        "callback_on_step_end": callback,
-        "callback_on_step_end_tensor_inputs": list(dict.fromkeys(["latents", *names])),
-    }
-
-
-def _result(session: Session, images: Any, each: int, labels: list[str]) -> EditResult:
+def _result(
+    session: Session,
+    sources: list[Any],
+    siblings: list[list[Any]],
+    labels: list[str],
+    kept: KeptSource | None,
+) -> EditResult:
     masks = session.masks
-
-    def of_seed(i: int) -> EditResult:
-        return EditResult(
-            source=images[i],
-            images=[images[j * each + i] for j in range(1, len(session.prompts))],
-            prompts=list(session.prompts),
+    results = [
+        EditResult(
+            source=one,
+            images=[images[i] for images in siblings],
+            prompts=session.plan.texts,
             plan=session.plan,
             masks=[None if mask is None else mask[:, i] for mask in masks],
             trace=session.trace,
             labels=list(labels),
+            kept=kept,
         )
-
-    results = [of_seed(i) for i in range(each)]
+        for i, one in enumerate(sources)
+    ]
     results[0].seeds = results
     return results[0]
 
@@ -405,33 +232,3 @@ def _result(session: Session, images: Any, each: int, labels: list[str]) -> Edit
 def _label(edits: Edits) -> str:
     parts = edits if isinstance(edits, Sequence) else [edits]
     return ", ".join(map(str, parts)) or "plain"
-
-
-def _options(trace: TraceOptions, rows: slice | None) -> Options:
-    given = dict(trace) if isinstance(trace, Mapping) else {}
-    unknown = set(given) - {"keep", "words", "layers", "dtype", "to"}
-    if unknown:
-        raise ValueError(
-            f"trace={trace!r}: {sorted(unknown)[0]!r} is none of keep, words, layers, dtype, to"
-        )
-    for name in ("keep", "words", "layers"):
-        value = given.get(name)
-        if value is not None:
-            given[name] = (value,) if isinstance(value, str | int) else tuple(value)
-    if "keep" in given:
-        given["keep"] = frozenset(given["keep"])
-    if "to" in given:
-        given["to"] = place(given["to"])
-    return Options(rows=rows, **given)
-
-
-def _tokenized(
-    prompt: str, edits: Sequence[Edits], tokenizers: Sequence[Any], convert: Any
-) -> tuple[prompts.Prompt, Sequence[Edits], Callable[[str], prompts.Prompt]]:
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"prompt must be one text with words in it, got {prompt!r}")
-
-    def tokenize(text: str) -> prompts.Prompt:
-        return prompts.tokenize_all(tokenizers, text, convert=convert)
-
-    return tokenize(prompt), edits, tokenize

@@ -55,6 +55,10 @@ class Streams(list[torch.Generator]):
         found.set_state(self._before[image])
         return found
 
+    def twins(self) -> list[torch.Generator]:
+        """Gives clones of the generators that were given, as they stand now."""
+        return [_clone(generator) for generator in self.given]
+
     def leave(self) -> None:
         """Sets the generators that were given to where a plain run would leave them."""
         for i, generator in enumerate(self.given):
