@@ -407,12 +407,7 @@ def test_a_kept_source_gives_the_same_edits_without_being_sampled_again(
         assert one.masks[1] is not None
         assert two.masks[1] is not None
         assert torch.equal(one.masks[1], two.masks[1])
-    assert got.trace is not None
-    assert want.trace is not None
-    assert got.trace.prompts == want.trace.prompts[1:]
-    mine = torch.tensor(got.trace.heatmap("car", 0).array)
-    theirs = torch.tensor(want.trace.heatmap("car", 2).array)
-    assert torch.allclose(mine, theirs, rtol=1e-2, atol=1e-3)
+    assert got.trace is None
 
 
 def test_a_kept_source_refuses_what_it_can_not_give() -> None:

@@ -35,7 +35,7 @@ class EditResult:
         masks: for each edit where LocalBlend let it through, (steps, height, width) of the
             latents, all of it before its start; None for an edit without LocalBlend.
         trace: what each image attends to in effect, the source's as image 0 and the siblings' as
-            1, 2 ... (with several seeds ``index x seeds + seed``); None where ``trace=False``.
+            1, 2 ... (with several seeds ``index x seeds + seed``); None where nothing was recorded.
         labels: a name for each sibling.
         seeds: a result for each seed; the first is this one.
         kept: what ``edit(..., source=result)`` needs; ``kept.nbytes`` says how much that is.
@@ -105,7 +105,7 @@ def edit(
             ``KeptSource`` for the memory it takes.
         source: a result of ``keep_source=True`` for the same prompt: its source isn't sampled
             again, which halves the work of a single edit. Seed and options are that run's, and
-            ``result.trace`` is of the siblings alone.
+            nothing is recorded: ``result.trace`` is None.
         **options: the pipeline's own. A negative prompt, an image, a mask image go to all rows;
             ``latents`` are those of the source.
 
@@ -127,7 +127,7 @@ def edit(
     if isinstance(pipe, nn.Module):
         raise TypeError("edit takes a pipeline; for a UNet and your own loop there is editing")
     if source is not None:
-        return _edit_kept(pipe, prompt, edits, source, generator, side, trace, options)
+        return _edit_kept(pipe, prompt, edits, source, generator, side, options)
     kept = KeptSource(prompt, 1, dict(options)) if keep_source else None
     with session_of(pipe, prompt, edits, side=side, trace=trace, kept=kept) as session:
         rows = Batch.of(pipe, session.prompts, generator, options)
@@ -148,7 +148,6 @@ def _edit_kept(
     source: EditResult,
     generator: Given,
     side: int | None,
-    trace: TraceOptions,
     options: dict[str, Any],
 ) -> EditResult:
     """Draws the siblings of a source that was kept."""
@@ -160,7 +159,7 @@ def _edit_kept(
     if generator is not None or options:
         names = ", ".join([*(["generator"] if generator is not None else []), *options])
         raise ValueError(f"{names}: seed and options are those of source's run; leave them out")
-    with session_of(pipe, prompt, edits, side=side, trace=trace, kept=kept, reads=True) as session:
+    with session_of(pipe, prompt, edits, side=side, trace=False, kept=kept, reads=True) as session:
         generators = kept.generators
         given = generators[0] if len(generators) == 1 else generators
         wanted = {**kept.options, "num_images_per_prompt": kept.images}
