@@ -25,6 +25,7 @@ class _Replacement:
 
 
 _replacements: list[_Replacement] = []
+_lock = threading.Lock()
 
 
 @contextmanager
@@ -34,14 +35,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     Replacements of one attribute may end in any order: the last to end finds the original.
     Whoever else set the attribute in between keeps it.
     """
-    mine = _Replacement(owner, name, value, owner.__dict__.get(name, _MISSING))
-    _replacements.append(mine)
-    object.__setattr__(owner, name, value)
+    with _lock:
+        mine = _Replacement(owner, name, value, owner.__dict__.get(name, _MISSING))
+        _replacements.append(mine)
+        object.__setattr__(owner, name, value)
     try:
         yield
     finally:
-        mine.over = True
-        _restore(owner, name)
+        with _lock:
+            mine.over = True
+            _restore(owner, name)
 
 
 def _restore(owner: Any, name: str) -> None:
@@ -101,6 +104,19 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
 
 def _original(denoiser: Any) -> Any:
     return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def is_compiled(denoiser: nn.Module) -> bool:
+    """Tells whether calls go through torch.compile."""
+    in_place = denoiser.__dict__.get("_compiled_call_impl") is not None
+    return in_place or denoiser is not _original(denoiser)
+
+
+def mark_dynamic(tensor: Tensor, axis: int) -> None:
+    """Tells torch.compile that an axis may have another length the next time."""
+    from torch import _dynamo
+
+    _dynamo.maybe_mark_dynamic(tensor, axis)
 
 
 @dataclass(frozen=True)
@@ -244,6 +260,6 @@ class Owner:
         """Raises RuntimeError when another thread's run is under way."""
         if self.thread is not None and self.thread != threading.get_ident():
             raise RuntimeError(
-                "another thread is using this pipeline inside the same recording; give each "
-                "thread its own pipeline (pipe.from_pipe shares the weights only) or its own turn"
+                "another thread is using this pipeline, or one with the same UNet, inside a "
+                "recording; give each thread a pipeline with a UNet of its own, or its own turn"
             )

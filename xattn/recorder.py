@@ -102,8 +102,10 @@ class Recorder:
                 _set_processor(tap.site.module, restored)
 
     def _new_prompt(self) -> None:
-        self.owner.check()
+        if self.run is not None:
+            self.owner.check()
         self.end_run()
+        self.owner.claim()  # from here on: two pipelines can share one denoiser
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -179,12 +181,15 @@ class Recorder:
         self.tape = tape.Tape(shape, sample.device, to)
         self.plan, self.call, self.matched = plan, 0, {}
         self.last = timestep
-        tokens = _index(positions, sample.device)
+        compiled = hooks.is_compiled(self.source.denoiser)
+        tokens = _index(positions, sample.device, compiled)
         for tap, (i, share) in zip(self.taps, members, strict=True):
             tap.recording.tokens = tokens
             tap.recording.buffer = self.tape.views[i]
             tap.recording.share = share
             tap.recording.seen = False
+            if compiled:  # one graph for prompts of every length
+                hooks.mark_dynamic(self.tape.views[i], 2)
         self.run = Run(
             prompts=asked.prompts,
             rows=asked.rows,
@@ -350,11 +355,14 @@ def kept_positions(
     return tuple(sorted(found))
 
 
-def _index(positions: Sequence[int], device: torch.device) -> slice | Tensor:
+def _index(positions: Sequence[int], device: torch.device, compiled: bool) -> slice | Tensor:
     first, last = positions[0], positions[-1]
-    if last - first + 1 == len(positions):
+    if last - first + 1 == len(positions) and not compiled:
         return slice(first, last + 1)
-    return torch.tensor(positions, device=device)
+    index = torch.tensor(positions, device=device)
+    if compiled:
+        hooks.mark_dynamic(index, 0)
+    return index
 
 
 def _timestep(arguments: dict[str, Any]) -> float:
