@@ -202,6 +202,13 @@ def _refuse_unseen(inner: Any) -> None:
             f"{name} computes attention inside xformers, where xattn can't see it; "
             "call pipe.disable_xformers_memory_efficient_attention() first"
         )
+    backend = getattr(inner, "_attention_backend", None)
+    chosen = str(getattr(backend, "value", backend or "native"))
+    if not chosen.lstrip("_").startswith("native"):
+        raise TypeError(
+            f"{name} computes attention in the backend {chosen!r}, where xattn can't see it; "
+            'call pipe.unet.set_attention_backend("native") first'
+        )
 
 
 class Wrapper:
@@ -326,7 +333,10 @@ def _wrapper_class(inner: Any) -> type:
     """
     kind = type(inner)
     used = _names(type(innermost(inner)))
-    runner = _run_explicit if _SCORES in used and _SDPA not in used else _run
+    first = ""
+    runner: Any = _run_explicit if _SCORES in used and _SDPA not in used else _run
+    if _has_direct(kind):
+        runner, first = _run_direct, "self._xattn_direct, "
     names: dict[str, Any] = {"_runner": runner}
     declared: list[str] = []
     passed: list[str] = []
@@ -345,7 +355,7 @@ def _wrapper_class(inner: Any) -> type:
         passed.append(f"{p.name}={p.name}" if keyword else f"{star}{p.name}")
     source = (
         f"def __call__(self, {', '.join(declared)}):\n"
-        f"    return _runner(self._xattn_inner, self._xattn_handler, {', '.join(passed)})\n"
+        f"    return _runner({first}self._xattn_inner, self._xattn_handler, {', '.join(passed)})\n"
     )
     exec(source, names)
     return type(f"Xattn{kind.__name__}", (Wrapper,), {"__call__": names["__call__"]})
