@@ -317,7 +317,7 @@ class SelfEditing:
         probs = compute(query, key, mask)
         if self.follow is None:
             return probs
-        whole = probs.unflatten(0, (-1, self.heads))
+        whole: Tensor = probs.unflatten(0, (-1, self.heads))  # (batch, heads, queries, queries)
         taken = whole.index_select(0, self.follow.sources)
         return whole.index_copy(0, self.follow.edited, taken).flatten(0, 1)
 
