@@ -1,0 +1,1 @@
+"""What xattn costs, and whether what it shows is true: ``python -m benchmarks``."""

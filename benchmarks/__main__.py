@@ -1,0 +1,84 @@
+"""``python -m benchmarks``: measures, prints the tables, and writes them beside the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import page
+
+
+def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures one part."""
+    # imported where they are used: --readme needs none of them
+    if part == "speed":
+        from benchmarks import pictures, speed
+
+        found = speed.measure(options.quick, options.full)
+        pictures.draw_speed(found, options.out / "speed.png")
+        return found
+    if part == "memory":
+        from benchmarks import speed
+
+        return speed.measure_bytes()
+    if part == "truth":
+        from benchmarks import grounding, models, pictures
+
+        pipe = models.bundled()
+        truth = grounding.measure_grounding(pipe, 40 if options.quick else 200)
+        truth["better"] = grounding.better(truth)
+        pictures.draw_grounding(truth, options.out / "grounding.png")
+        return {"grounding": truth, "precision": grounding.measure_precision(pipe)}
+    from benchmarks import peers
+
+    models_timed = ("bundled",) if options.quick else ("bundled", "sd15")
+    pairs = {"bundled": 4 if options.quick else 12, "sd15": 4}
+    return {m: peers.measure_peers(options.peers, pairs[m], m) for m in models_timed}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under five minutes on two cores")
+    parser.add_argument("--full", action="store_true", help="SDXL's shape too (5 GB)")
+    parser.add_argument("--only", help=f"parts, with commas between: {','.join(page.PARTS)}")
+    parser.add_argument("--out", type=Path, default=page.RESULTS)
+    parser.add_argument("--readme", action="store_true", help="put the results there are in README")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "xattn-peers",
+        help="where the peers' environments are made and kept",
+    )
+    options = parser.parse_args(arguments)
+    if options.readme:
+        text = page.README.read_text("utf-8")
+        tables = page.summary(page.read(options.out))
+        page.README.write_text(page.with_tables(text, tables), "utf-8")
+        return
+    parts = options.only.split(",") if options.only else list(page.PARTS)
+    unknown = [part for part in parts if part not in page.PARTS]
+    if unknown:
+        parser.error(f"--only={options.only}: {unknown[0]!r} is none of {', '.join(page.PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    from benchmarks.machine import facts
+
+    for part in parts:
+        result = {"quick": options.quick, "machine": facts(), "result": measure(part, options)}
+        text = json.dumps(result, indent=1) + "\n"
+        (options.out / f"{part}.json").write_text(text, "utf-8")
+    text = page.page(page.read(options.out))
+    (options.out / "benchmarks.md").write_text(text, "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The results as tables: one page of all of them, and README's part of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import line
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+PARTS = ("speed", "memory", "truth", "peers")
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+Result = dict[str, Any]
+
+
+def read(folder: Path = RESULTS) -> dict[str, Result]:
+    """Reads the parts that were measured."""
+    files = {part: folder / f"{part}.json" for part in PARTS}
+    return {part: json.loads(f.read_text("utf-8")) for part, f in files.items() if f.exists()}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Writes a Markdown table."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def ratio(figure: dict[str, float]) -> str:
+    """Writes a ratio with its quartiles."""
+    return f"{figure['median']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def percent(figure: dict[str, float]) -> str:
+    """Writes a share with its interval."""
+    return f"{100 * figure['mean']:.1f} % ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
+
+
+def size(nbytes: float) -> str:
+    """Writes bytes."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def _costs(found: Result) -> list[list[str]]:
+    return [
+        [name, ratio(each["cpu"]), ratio(each["wall"]), str(each["cpu"]["pairs"])]
+        for name, each in found["ratios"].items()
+    ]
+
+
+_COST = ("", "CPU time, plain = 1", "wall time, plain = 1", "pairs")
+
+
+def speed_page(result: Result) -> str:
+    """Writes what recording and editing cost."""
+    parts = [
+        "## Time",
+        "One thread; a pair is a plain call and the other one, next to each other. Median of the "
+        "pairs, their quartiles in brackets.",
+    ]
+    for model, found in result["result"].items():
+        for part, head in (("recording", "plain"), ("editing", "a plain batch of two")):
+            if part not in found:
+                continue
+            seconds = found[part]["plain"]["wall"]
+            parts += [f"### {part.title()}: {model}", f"Against {head}, {seconds:.2f} s."]
+            parts.append(table(_COST, _costs(found[part])))
+        if "growth" in found:
+            rows = [
+                [f"{count} {what}", *_costs(each)[0][1:]]
+                for what, ladder in found["growth"].items()
+                for count, each in ladder.items()
+            ]
+            parts += [f"### How it grows: {model}", "Each step and layer recorded."]
+            parts.append(table(_COST, rows))
+    return "\n\n".join(parts)
+
+
+def memory_page(result: Result) -> str:
+    """Writes what recordings keep."""
+    rows = [
+        [name, size(each["kept"]), size(each["implied"]), f"{each['kept'] / each['implied']:.3f}"]
+        for name, each in result["result"].items()
+    ]
+    head = ("bundled model, 20 steps", "kept", "what the options imply", "kept / implied")
+    return "## Bytes\n\n" + table(head, rows)
+
+
+def truth_page(result: Result) -> str:
+    """Writes whether heat maps are true."""
+    grounding, precision = result["result"]["grounding"], result["result"]["precision"]
+    kinds = list(next(iter(grounding["ways"].values())))
+    parts = [
+        "## Truth",
+        f"{grounding['words']} words of {grounding['scenes']} drawn scenes that training never "
+        f"saw, at noise levels {', '.join(map(str, grounding['levels']))}, against exact masks. "
+        "Pointing: the maximum lies in the mask. IoU: at the threshold that was best, for the "
+        "class of words, on other scenes. In brackets 95 % bootstrap intervals over scenes; a "
+        f"mask covers {100 * grounding['chance']:.0f} % of the picture on average.",
+        table(
+            ("heat map", "pointing", "IoU", "pointing above default", "IoU above default"),
+            [
+                [name, *(percent(every[w]) for w in _FIGURES)]
+                for name, every in ((n, f["all words"]) for n, f in grounding["ways"].items())
+            ],
+        ),
+        "Chosen layers: " + ", ".join(f"`{name}`" for name in grounding["chosen layers"]) + ".",
+        _verdict(grounding),
+        "### By class of words",
+        "Pointing / IoU.",
+        table(
+            ("heat map", *kinds),
+            [
+                [
+                    name,
+                    *(
+                        f"{100 * figures[k]['pointing']['mean']:.0f} % / "
+                        f"{100 * figures[k]['iou']['mean']:.0f} %"
+                        for k in kinds
+                    ),
+                ]
+                for name, figures in grounding["ways"].items()
+            ],
+        ),
+        "### Half precision against float32",
+        "Maps of the same scenes at noise level 500: the largest difference of a probability, and "
+        "the median over maps of the largest difference as a share of the map's maximum.",
+        _precision(precision),
+    ]
+    return "\n\n".join(parts)
+
+
+_FIGURES = ("pointing", "iou", "pointing above default", "iou above default")
+
+
+def _verdict(grounding: Result) -> str:
+    if not grounding["better"]:
+        return "None of these is above the default in both figures outside of the noise."
+    names = ", ".join(grounding["better"])
+    return f"Above the default in both figures, outside of the noise: {names}."
+
+
+def _precision(found: Result) -> str:
+    rows = []
+    for dtype, layers in found.items():
+        if "failed" in layers:
+            rows.append([dtype, layers["failed"], "", ""])
+            continue
+        rows += [
+            [dtype, f"`{name}`", f"{each['largest difference']:.1e}", f"{each['of the peak']:.1e}"]
+            for name, each in layers.items()
+        ]
+    return table(("", "layer", "largest difference", "of the map's maximum"), rows)
+
+
+def peers_page(result: Result) -> str:
+    """Writes what other libraries cost, each against its own plain pipeline."""
+    rows = []
+    for model, peers in result["result"].items():
+        for name, each in peers.items():
+            if "absent" in each:
+                rows.append([name, model, f"absent: {each['absent']}", "", "", ""])
+                continue
+            cost, versions = each["ratios"]["peer"], each["versions"]
+            used = f"{versions[name]} (diffusers {versions['diffusers']})"
+            change = f"{each['largest change']:.1e}"
+            rows.append([name, model, used, ratio(cost["cpu"]), ratio(cost["wall"]), change])
+    head = ("", "model", "version", *_COST[1:3], "change of the latents")
+    return "## Other libraries\n\n" + table(head, rows)
+
+
+_PAGES = {"speed": speed_page, "memory": memory_page, "truth": truth_page, "peers": peers_page}
+
+
+def page(results: dict[str, Result]) -> str:
+    """Writes every part, each with what it was measured on."""
+    parts = ["# What xattn costs, and whether it is true", "Made by `python -m benchmarks`."]
+    for part, result in results.items():
+        quick = " `--quick`." if result["quick"] else ""
+        parts += [_PAGES[part](result), f"*{line(result['machine'])}*{quick}"]
+    return "\n\n".join(parts) + "\n"
+
+
+# -- README
+
+
+def summary(results: dict[str, Result]) -> str:
+    """Writes README's tables; what wasn't measured is left out."""
+    parts = []
+    if "speed" in results:
+        rows = []
+        for model, found in results["speed"]["result"].items():
+            for part in ("recording", "editing"):
+                for name, each in found.get(part, {}).get("ratios", {}).items():
+                    rows.append([model, f"{part}: {name}", ratio(each["cpu"])])
+        rows += _peer_rows(results.get("peers"))
+        parts += [
+            "Time on one thread, the plain pipeline (for edits: a plain batch of the same size) "
+            "being 1; median of interleaved pairs, with quartiles:",
+            table(("model", "", "CPU time"), rows),
+        ]
+    if "memory" in results:
+        found = results["memory"]["result"]
+        rows = [[name, size(each["kept"])] for name, each in found.items()]
+        parts += ["Memory kept, bundled model, 20 steps:", table(("", "kept"), rows)]
+    if "truth" in results:
+        grounding = results["truth"]["result"]["grounding"]
+        wanted = [
+            name
+            for name in grounding["ways"]
+            if name in _SHOWN or name in grounding["better"] or "weights" in name or "mask" in name
+        ]
+        rows = [
+            [name, *(percent(grounding["ways"][name]["all words"][w]) for w in _FIGURES[:2])]
+            for name in wanted
+        ]
+        parts += [
+            f"Truth: {grounding['words']} words of {grounding['scenes']} scenes that training "
+            "never saw, against their exact masks (95 % bootstrap intervals):",
+            table(("heat map", "pointing", "IoU"), rows),
+        ]
+    if results:
+        first = next(iter(results.values()))
+        parts.append(
+            f"*{line(first['machine'])}* All figures: "
+            "[benchmarks/results](benchmarks/results/benchmarks.md); made by "
+            "`python -m benchmarks`, put here by `python -m benchmarks --readme`."
+        )
+    return "\n\n".join(parts)
+
+
+_SHOWN = ("default", "DAAM's layers", "prompt-to-prompt's average at 16 x 16")
+
+
+def _peer_rows(result: Result | None) -> list[list[str]]:
+    rows = []
+    for model, peers in (result or {"result": {}})["result"].items():
+        for name, each in peers.items():
+            shown = f"absent: {each['absent']}" if "absent" in each else None
+            rows.append([model, name, shown or ratio(each["ratios"]["peer"]["cpu"])])
+    return rows
+
+
+def with_tables(readme: str, tables: str) -> str:
+    """Puts tables between README's markers.
+
+    Raises:
+        ValueError: README lacks the markers.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md has no {BEGIN} and {END} to write between")
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"

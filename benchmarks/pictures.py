@@ -1,0 +1,48 @@
+"""The results as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.grounding import EVERY
+
+
+def _bars(
+    names: list[str], series: dict[str, list[tuple[float, float, float]]], path: Path
+) -> None:
+    """Draws (middle, low, high) of each name, a panel for each series."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(series) + 3, 0.3 * len(names) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for panel, (title, values) in zip(panels, series.items(), strict=True):
+        middle = [v[0] for v in values]
+        spread = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
+        panel.errorbar(middle, range(len(names)), xerr=spread, fmt="o", color="#30508c", capsize=3)
+        panel.set_title(title, loc="left")
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
+def draw_grounding(grounding: dict[str, Any], path: Path) -> None:
+    """Draws pointing and IoU of every way, with their intervals."""
+    ways = {name: figures[EVERY] for name, figures in grounding["ways"].items()}
+
+    def values(figure: str) -> list[tuple[float, float, float]]:
+        return [(w[figure]["mean"], w[figure]["low"], w[figure]["high"]) for w in ways.values()]
+
+    _bars(list(ways), {"pointing": values("pointing"), "IoU": values("iou")}, path)
+
+
+def draw_speed(speed: dict[str, Any], path: Path) -> None:
+    """Draws the CPU time of recordings and edits against plain, with quartiles."""
+    names, values = [], []
+    for model, found in speed.items():
+        for part in ("recording", "editing"):
+            for name, each in found.get(part, {}).get("ratios", {}).items():
+                names.append(f"{model}: {name}")
+                values.append((each["cpu"]["median"], each["cpu"]["low"], each["cpu"]["high"]))
+    _bars(names, {"CPU time, plain = 1": values}, path)

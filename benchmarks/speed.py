@@ -1,0 +1,230 @@
+"""What recording and editing cost, in time and in bytes, against the plain pipeline."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import xattn
+from benchmarks import models, textbook
+from benchmarks.timing import Call, compare
+
+PROMPT = "a red car on a green lawn"
+OTHER = "a blue car on a green lawn"
+LONGER = "a red car on a green lawn at night"
+
+Options = dict[str, Any]
+
+RECORDINGS: dict[str, Options] = {
+    "everything averaged": {"keep": ()},
+    "each step and layer": {},
+    "each step, layer and head": {"keep": ("step", "layer", "head")},
+    "one word": {"words": "car"},
+    "to disk": {"to": "folder"},
+}
+
+EDITS: dict[str, Any] = {
+    "replace": xattn.Replace("red", "blue"),
+    "refine": xattn.Refine(LONGER),
+    "reweight": xattn.Reweight({"red": 2.0}),
+    "replace, LocalBlend": [xattn.Replace("red", "blue"), xattn.LocalBlend("car")],
+}
+
+
+class Drawing:
+    """Calls of one pipeline, of one size."""
+
+    def __init__(self, pipe: Any, size: int, steps: int) -> None:
+        self.pipe = pipe
+        self.options: Options = {"height": size, "width": size, "output_type": "latent"}
+        self.steps = steps
+
+    def __call__(self, prompts: str | list[str] = PROMPT, steps: int | None = None) -> Any:
+        """Draws prompts, each from a generator of its own."""
+        count = 1 if isinstance(prompts, str) else len(prompts)
+        generators = [torch.Generator().manual_seed(0) for _ in range(count)]
+        steps = steps or self.steps
+        return self.pipe(
+            prompts, generator=generators, num_inference_steps=steps, **self.options
+        ).images
+
+    def plain(self, prompts: str | list[str] = PROMPT, steps: int | None = None) -> Call:
+        """Gives the plain call."""
+        return lambda: self(prompts, steps)
+
+    def recorded(
+        self, options: Options, prompts: str | list[str] = PROMPT, steps: int | None = None
+    ) -> Call:
+        """Gives the call inside ``xattn.record``."""
+
+        def call() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                to = {"to": Path(folder)} if options.get("to") == "folder" else {}
+                with xattn.record(self.pipe, **{**options, **to}):
+                    self(prompts, steps)
+
+        return call
+
+    def edited(self, edits: Sequence[Any], trace: bool = False) -> Call:
+        """Gives ``xattn.edit``'s call."""
+
+        def call() -> None:
+            generator = torch.Generator().manual_seed(0)
+            options = {**self.options, "num_inference_steps": self.steps}
+            xattn.edit(self.pipe, PROMPT, *edits, generator=generator, trace=trace, **options)
+
+        return call
+
+    def textbook_recorded(self) -> None:
+        """Draws under the textbook recorder."""
+        with textbook.recording(self.pipe):
+            self()
+
+    def textbook_edited(self) -> None:
+        """Draws a replacement by the textbook."""
+        with textbook.replacing(self.pipe, self.steps):
+            self([PROMPT, OTHER])
+
+
+def check(draw: Drawing) -> dict[str, Any]:
+    """Holds what is timed to its promises: the image unchanged, the textbook's edit ours."""
+    plain = draw()
+    with xattn.record(draw.pipe):
+        same = torch.equal(plain, draw())
+    with textbook.recording(draw.pipe):
+        book = float((plain - draw()).abs().max())
+    return {"recording leaves the latents bit for bit": same, "textbook's largest change": book}
+
+
+def measure_recording(draw: Drawing, pairs: int, names: Sequence[str] | None = None) -> Any:
+    """Times ways of recording, and the textbook's, against the plain pipeline."""
+    chosen = names or list(RECORDINGS)
+    calls = {name: draw.recorded(RECORDINGS[name]) for name in chosen}
+    calls["textbook recorder"] = draw.textbook_recorded
+    return compare(draw.plain(), calls, pairs)
+
+
+def measure_growth(draw: Drawing, pairs: int) -> dict[str, Any]:
+    """Times recording each step and layer for more steps and for more prompts."""
+    found: dict[str, Any] = {"steps": {}, "prompts": {}}
+    for steps in (5, 20, 50):
+        call = draw.recorded({}, steps=steps)
+        found["steps"][steps] = compare(draw.plain(steps=steps), {"ours": call}, pairs)
+    for count in (1, 2, 4):
+        prompts = [PROMPT, OTHER, LONGER, "a boat"][:count]
+        call = draw.recorded({}, prompts)
+        found["prompts"][count] = compare(draw.plain(prompts), {"ours": call}, pairs)
+    return found
+
+
+def measure_editing(draw: Drawing, pairs: int, names: Sequence[str] | None = None) -> Any:
+    """Times edits against a plain batch of a source and one other prompt."""
+    calls: dict[str, Call] = {}
+    for name in names or list(EDITS):
+        calls[name] = draw.edited([EDITS[name]])
+    calls["replace, recorded"] = draw.edited([EDITS["replace"]], trace=True)
+    calls["textbook prompt-to-prompt"] = draw.textbook_edited
+    return compare(draw.plain([PROMPT, OTHER]), calls, pairs)
+
+
+def implied(run: Any) -> int:
+    """Gives the bytes that a run's options imply, from the model's layers alone."""
+    steps = len(run.timesteps) if "step" in run.keep else 1
+    numbers = 0
+    for layer in run.layers:
+        heads = layer.heads if "head" in run.keep else 1
+        numbers += steps * len(run.rows) * heads * len(run.positions) * layer.area
+    return 2 * numbers  # float16
+
+
+def peak(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Gives how much a call's memory grew until its end, and what it gave."""
+    gc.collect()
+    process = psutil.Process()
+    before = process.memory_info().rss
+    result = call()
+    return process.memory_info().rss - before, result
+
+
+def measure_memory(draw: Drawing) -> dict[str, Any]:
+    """Counts the bytes that recordings keep, beside what their options imply."""
+    found: dict[str, Any] = {}
+    for name, options in RECORDINGS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            to = {"to": Path(folder)} if options.get("to") == "folder" else {}
+            with xattn.record(draw.pipe, **{**options, **to}) as trace:
+                draw()
+            kept = trace.nbytes
+            if to:
+                kept = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+            found[name] = {"kept": kept, "implied": implied(trace.run)}
+    with textbook.recording(draw.pipe) as maps:
+        draw()
+        kept = sum(m.numel() * m.element_size() for m in maps)
+    found["textbook recorder"] = {"kept": kept, "implied": found["each step and layer"]["implied"]}
+    return found
+
+
+def measure_sdxl() -> dict[str, Any]:
+    """Times one call of a UNet of SDXL's shape, in bfloat16, at 512 px."""
+    unet = models.unet(models.SDXL, torch.bfloat16)
+    random = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 64, 64, generator=random).bfloat16()
+    text = torch.randn(2, 77, 2048, generator=random).bfloat16()
+    added = {
+        "text_embeds": torch.randn(2, 1280, generator=random).bfloat16(),
+        "time_ids": torch.zeros(2, 6).bfloat16(),
+    }
+
+    @torch.no_grad()
+    def call() -> Any:
+        return unet(latents, 500, text, added_cond_kwargs=added).sample
+
+    def recorded() -> Any:
+        with xattn.record(unet, tokenizer=models.words(), prompt=PROMPT):
+            return call()
+
+    same = torch.equal(call(), recorded())
+    return {"unchanged": same, **compare(call, {"each step and layer": recorded}, 3)}
+
+
+def measure(quick: bool, full: bool) -> dict[str, Any]:
+    """Times everything; about two minutes where ``quick``, twenty where not."""
+    toy = Drawing(models.bundled(), 128, 20)
+    pairs = 6 if quick else 20
+    result: dict[str, Any] = {
+        "bundled": {
+            "checks": check(toy),
+            "recording": measure_recording(toy, pairs),
+            "growth": measure_growth(toy, 4 if quick else 10),
+            "editing": measure_editing(toy, pairs),
+        }
+    }
+    pipe = models.sd15()
+    few = ("everything averaged", "each step and layer")
+    small = Drawing(pipe, 256, 1)
+    result["SD 1.5, 256 px"] = {
+        "checks": check(small),
+        "recording": measure_recording(small, 2 if quick else 10, few[1:] if quick else few),
+    }
+    if not quick:
+        result["SD 1.5, 256 px"]["editing"] = measure_editing(small, 5, ("replace", "refine"))
+        large = Drawing(pipe, 512, 1)
+        result["SD 1.5, 512 px"] = {
+            "recording": measure_recording(large, 4, few[1:]),
+        }
+    if full:
+        del pipe
+        result["SDXL, 512 px, bfloat16"] = {"recording": measure_sdxl()}
+    return result
+
+
+def measure_bytes() -> dict[str, Any]:
+    """Counts the bytes of recordings of the bundled model, 20 steps."""
+    return measure_memory(Drawing(models.bundled(), 128, 20))

@@ -1,0 +1,76 @@
+"""Times two things against each other, in turn, on one thread.
+
+On shared machines the same call varies by tens of per cent from one minute to the next. So every
+figure is a ratio of two calls that ran one after the other, the order changing from pair to pair;
+process CPU time stands beside wall time; and what is reported is the median of the pairs with
+their quartiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of several ratios, their quartiles, and how many there are."""
+
+    median: float
+    low: float
+    high: float
+    pairs: int
+
+    @classmethod
+    def of(cls, ratios: list[float]) -> Ratio:
+        """Summarises ratios."""
+        low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        return cls(float(median), float(low), float(high), len(ratios))
+
+
+def timed(call: Call) -> tuple[float, float]:
+    """Gives the wall seconds and the process's CPU seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(plain: Call, others: dict[str, Call], pairs: int) -> dict[str, Any]:
+    """Times each of some calls against a plain one, in interleaved pairs on one thread.
+
+    Returns:
+        ``plain``'s median seconds, and by name the ratios of wall and of CPU time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds: list[tuple[float, float]] = []
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+    try:
+        for call in (plain, *others.values()):
+            call()
+        for turn in range(pairs):
+            for name, other in others.items():
+                if turn % 2:
+                    mine, base = timed(other), timed(plain)
+                else:
+                    base, mine = timed(plain), timed(other)
+                seconds.append(base)
+                ratios[name].append((mine[0] / base[0], mine[1] / base[1]))
+    finally:
+        torch.set_num_threads(threads)
+    wall, cpu = np.median(seconds, axis=0)
+    found = {
+        name: {
+            "wall": asdict(Ratio.of([wall for wall, _ in each])),
+            "cpu": asdict(Ratio.of([cpu for _, cpu in each])),
+        }
+        for name, each in ratios.items()
+    }
+    return {"plain": {"wall": float(wall), "cpu": float(cpu)}, "ratios": found}

@@ -1,0 +1,81 @@
+"""README shows what was measured, and the benchmarks themselves run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import page, speed, textbook, timing
+from tests import tiny
+
+
+def test_readme_shows_the_results() -> None:
+    """Mended by ``python -m benchmarks --readme``."""
+    results = page.read()
+    if not page.README.exists() or not results:
+        pytest.skip("no README or no results in this tree")
+    text = page.README.read_text("utf-8")
+    assert text == page.with_tables(text, page.summary(results)), test_readme_shows_the_results
+
+
+def test_the_page_shows_the_results() -> None:
+    """Mended by ``python -m benchmarks``."""
+    results = page.read()
+    if not results:
+        pytest.skip("no results in this tree")
+    written = (page.RESULTS / "benchmarks.md").read_text("utf-8")
+    assert written == page.page(results)
+
+
+def test_tables_go_between_the_markers_and_nowhere_else() -> None:
+    readme = f"above\n{page.BEGIN}\nold\n{page.END}\nbelow\n"
+    once = page.with_tables(readme, "new")
+    assert once == f"above\n{page.BEGIN}\n\nnew\n\n{page.END}\nbelow\n"
+    assert page.with_tables(once, "new") == once
+    with pytest.raises(ValueError, match="has no <!-- benchmarks:begin -->"):
+        page.with_tables("no markers", "new")
+
+
+def test_pairs_are_interleaved_and_take_turns() -> None:
+    order: list[str] = []
+    found = timing.compare(
+        lambda: order.append("plain"), {"other": lambda: order.append("other")}, 2
+    )
+    assert order[2:] == ["plain", "other", "other", "plain"]  # after warming up
+    assert found["ratios"]["other"]["cpu"]["pairs"] == 2
+
+
+def test_the_textbook_draws_what_the_pipeline_draws() -> None:
+    draw = speed.Drawing(tiny.sd1(), 64, 2)
+    plain = draw()
+    with textbook.recording(draw.pipe) as maps:
+        recorded = draw()
+    torch.testing.assert_close(recorded, plain, atol=1e-4, rtol=1e-4)
+    layers = sum(".attn2." in name for name in draw.pipe.unet.attn_processors)
+    assert len(maps) == 2 * layers
+    sums = maps[0].sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def test_the_textbook_edits_as_we_do() -> None:
+    draw = speed.Drawing(tiny.sd1(), 64, 4)
+    with textbook.replacing(draw.pipe, 4, side=8):
+        dense = draw([speed.PROMPT, speed.OTHER])
+    options = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 4, "side": 8}
+    edit = speed.EDITS["replace"]
+    ours = speed.xattn.edit(draw.pipe, speed.PROMPT, edit, **options, **draw.options)
+    torch.testing.assert_close(dense[0], ours.source, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(dense[1], ours.images[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", list(speed.RECORDINGS))
+def test_recordings_keep_the_bytes_that_their_options_imply(name: str, tmp_path: Path) -> None:
+    draw = speed.Drawing(tiny.sd1(), 64, 2)
+    options = dict(speed.RECORDINGS[name])
+    if options.get("to") == "folder":
+        options["to"] = tmp_path
+    with speed.xattn.record(draw.pipe, **options) as trace:
+        draw()
+    assert trace.nbytes == speed.implied(trace.run)
