@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -155,6 +156,7 @@ def info_versions() -> Mapping[str, str]:
     return {name: _version(name) for name in ("xattn", "torch", "diffusers", "transformers")}
 
 
+@cache  # reading a package's metadata takes milliseconds
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
