@@ -49,4 +49,4 @@ def launch(
     request = o.Request(model, device, dtype, offload)
     pipe = request.pipeline(Console(stderr=True))
     limits = app.Limits(steps=max_steps, side=max_side, edits=max_edits)
-    app.serve(pipe, limits=limits, host=host, port=port)
+    app.serve(pipe, model=model, limits=limits, host=host, port=port)
