@@ -492,28 +492,32 @@ def test_more_processes_than_groups_and_errors_of_the_main_one(pipe: Any, tmp_pa
 # -- the command line ----------------------------------------------------------------------------
 
 
-def test_the_command_says_how_it_ended(pipe: Any, tmp_path: Path) -> None:
-    typer = pytest.importorskip("typer")
-    from typer.testing import CliRunner
+def test_the_command_says_how_it_ended(
+    pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("typer")
+    pytest.importorskip("rich")
+    from xattn.cli import main
 
-    from xattn import batch_cli
+    def command(*more: str) -> tuple[int, str]:
+        asked = ["batch", path, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "o")]
+        with pytest.raises(SystemExit) as end:
+            main([*asked, "--images", "webp", "--batch-size", "2", *more])
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out + shown.err
 
-    app = typer.Typer()
-    batch_cli.register(app)
-    app.command()(lambda: None)  # so that "batch" is named, as in the whole app
     pipe.save_pretrained(tmp_path / "model")
-    path = write(tmp_path / "p.jsonl", [*items(3), "oops"])
-    asked = ["batch", str(path), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "o")]
-    result = CliRunner().invoke(app, [*asked, "--images", "webp", "--batch-size", "2"])
-    assert result.exit_code == 1, result.output
-    assert "line 4: not JSON" in result.output
-    assert "3 items drawn, 1 failed" in result.output
+    path = str(write(tmp_path / "p.jsonl", [*items(3), "oops"]))
+    code, text = command()
+    assert code == 1, text
+    assert "line 4: not JSON" in text
+    assert "3 items drawn, 1 failed" in text
     with Image.open(tmp_path / "o/images/000001.webp") as image:
         assert image.size == (16, 16)
-    again = CliRunner().invoke(app, asked)
-    assert again.exit_code == 2
-    assert "holds a batch already" in again.output
+    code, text = command()
+    assert code == 2, text
+    assert "holds a batch already" in text
     write(tmp_path / "p.jsonl", items(4))
-    rest = CliRunner().invoke(app, [*asked, "--images", "webp", "--resume"])
-    assert rest.exit_code == 0, rest.output
-    assert "1 items drawn, 3 done before" in rest.output
+    code, text = command("--resume", "--quiet")
+    assert code == 0, text
+    assert "1 items drawn, 3 done before" in text

@@ -456,7 +456,10 @@ class Crew:
             raise answer[1]
         return answer[0]
 
-    def close(self) -> None:
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leaves the group of processes; nothing more can be done together."""
         self.state.destroy_process_group()
 
