@@ -498,9 +498,13 @@ def test_images_can_be_the_base(family: str) -> None:
     got = run(pipe, *edits, num_inference_steps=6, **options)
     alone = {"num_inference_steps": 6} | options
     assert torch.equal(got.images[0], got.source)
-    assert close(got.source, plain(pipe, CAR, **alone)[0])
-    assert close(got.images[1], plain(pipe, BLUE, **alone)[0])
     assert not close(got.images[2], got.source)
+    if family.startswith("sd1"):  # SDXL's tiny twin blows rounding up
+        assert close(got.source, plain(pipe, CAR, **alone)[0])
+    alone |= {name: [alone[name]] * 4 for name in ("image", "mask_image") if name in alone}
+    want = plain(pipe, [CAR, CAR, BLUE, BLUE], **alone)
+    assert torch.equal(got.source, want[0])
+    assert torch.equal(got.images[1], want[2])
 
 
 def test_explicit_processors_are_edited_alike() -> None:
