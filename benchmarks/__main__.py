@@ -7,39 +7,42 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import page
 
 
-def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measures one part."""
+def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures one part, and yields what there is of it so far."""
     # imported where they are used: --readme needs none of them
     if part == "speed":
         from benchmarks import pictures, speed
 
-        found = speed.measure(options.quick, options.full)
-        pictures.draw_speed(found, options.out / "speed.png")
-        return found
-    if part == "memory":
+        for found in speed.measure(options.quick, options.full):
+            pictures.draw_speed(found, options.out / "speed.png")
+            yield found
+    elif part == "memory":
         from benchmarks import speed
 
-        return speed.measure_bytes()
-    if part == "truth":
+        yield speed.measure_bytes()
+    elif part == "truth":
         from benchmarks import grounding, models, pictures
 
         pipe = models.bundled()
         truth = grounding.measure_grounding(pipe, 40 if options.quick else 200)
         truth["better"] = grounding.better(truth)
         pictures.draw_grounding(truth, options.out / "grounding.png")
-        return {"grounding": truth, "precision": grounding.measure_precision(pipe)}
-    from benchmarks import peers
+        yield {"grounding": truth, "precision": grounding.measure_precision(pipe)}
+    else:
+        from benchmarks import peers
 
-    models_timed = ("bundled",) if options.quick else ("bundled", "sd15")
-    pairs = {"bundled": 4 if options.quick else 12, "sd15": 4}
-    return {m: peers.measure_peers(options.peers, pairs[m], m) for m in models_timed}
+        timed: dict[str, Any] = {}
+        for model, pairs in (("bundled", 4 if options.quick else 12), ("sd15", 4)):
+            if model == "bundled" or not options.quick:
+                timed[model] = peers.measure_peers(options.peers, pairs, model)
+                yield timed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,9 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.machine import facts
 
     for part in parts:
-        result = {"quick": options.quick, "machine": facts(), "result": measure(part, options)}
-        text = json.dumps(result, indent=1) + "\n"
-        (options.out / f"{part}.json").write_text(text, "utf-8")
+        for found in measure(part, options):
+            result = {"quick": options.quick, "machine": facts(), "result": found}
+            text = json.dumps(result, indent=1) + "\n"
+            (options.out / f"{part}.json").write_text(text, "utf-8")
     text = page.page(page.read(options.out))
     (options.out / "benchmarks.md").write_text(text, "utf-8")
     print(text)

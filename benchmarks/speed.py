@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import xattn
@@ -143,15 +141,6 @@ def implied(run: Any) -> int:
     return 2 * numbers  # float16
 
 
-def peak(call: Callable[[], Any]) -> tuple[int, Any]:
-    """Gives how much a call's memory grew until its end, and what it gave."""
-    gc.collect()
-    process = psutil.Process()
-    before = process.memory_info().rss
-    result = call()
-    return process.memory_info().rss - before, result
-
-
 def measure_memory(draw: Drawing) -> dict[str, Any]:
     """Counts the bytes that recordings keep, beside what their options imply."""
     found: dict[str, Any] = {}
@@ -194,35 +183,41 @@ def measure_sdxl() -> dict[str, Any]:
     return {"unchanged": same, **compare(call, {"each step and layer": recorded}, 3)}
 
 
-def measure(quick: bool, full: bool) -> dict[str, Any]:
-    """Times everything; about two minutes where ``quick``, twenty where not."""
+def measure(quick: bool, full: bool) -> Iterator[dict[str, Any]]:
+    """Times everything, and yields what there is so far after each model."""
     toy = Drawing(models.bundled(), 128, 20)
-    pairs = 6 if quick else 20
+    pairs = 6 if quick else 16
     result: dict[str, Any] = {
         "bundled": {
             "checks": check(toy),
             "recording": measure_recording(toy, pairs),
-            "growth": measure_growth(toy, 4 if quick else 10),
+            "growth": measure_growth(toy, 3 if quick else 8),
             "editing": measure_editing(toy, pairs),
         }
     }
+    yield result
     pipe = models.sd15()
-    few = ("everything averaged", "each step and layer")
     small = Drawing(pipe, 256, 1)
+    names = ("each step and layer",) if quick else ("everything averaged", "each step and layer")
     result["SD 1.5, 256 px"] = {
         "checks": check(small),
-        "recording": measure_recording(small, 2 if quick else 10, few[1:] if quick else few),
+        "recording": measure_recording(small, 2 if quick else 6, names),
     }
-    if not quick:
-        result["SD 1.5, 256 px"]["editing"] = measure_editing(small, 5, ("replace", "refine"))
-        large = Drawing(pipe, 512, 1)
-        result["SD 1.5, 512 px"] = {
-            "recording": measure_recording(large, 4, few[1:]),
-        }
+    yield result
+    if quick:
+        return
+    result["SD 1.5, 256 px"]["editing"] = measure_editing(small, 4, ("replace",))
+    yield result
+    large = Drawing(pipe, 512, 1)
+    call = large.recorded({})
+    result["SD 1.5, 512 px"] = {
+        "recording": compare(large.plain(), {"each step and layer": call}, 4)
+    }
+    yield result
     if full:
-        del pipe
+        del pipe, small, large
         result["SDXL, 512 px, bfloat16"] = {"recording": measure_sdxl()}
-    return result
+        yield result
 
 
 def measure_bytes() -> dict[str, Any]:
