@@ -41,9 +41,9 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.half = _block(3, 24, stride=2)
-        self.quarter = nn.Sequential(_block(24, 32, stride=2), _block(32, 48))
-        self.eighth = nn.Sequential(
+        self.first = _block(3, 24, stride=2)
+        self.second = nn.Sequential(_block(24, 32, stride=2), _block(32, 48))
+        self.third = nn.Sequential(
             _block(48, 64, stride=2),
             _block(64, 64, dilation=2),
             _block(64, 64, dilation=4),
@@ -54,9 +54,9 @@ class Judge(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Give the scores of each class for each pixel at half size."""
-        half = self.half(pixels)  # (batch, 24, 64, 64)
-        quarter = self.quarter(half)  # (batch, 48, 32, 32)
-        eighth = self.eighth(quarter)  # (batch, 64, 16, 16)
+        half = self.first(pixels)  # (batch, 24, 64, 64)
+        quarter = self.second(half)  # (batch, 48, 32, 32)
+        eighth = self.third(quarter)  # (batch, 64, 16, 16)
         joined = self.join(torch.cat([_double(eighth), quarter], dim=1))
         scores: torch.Tensor = self.out(torch.cat([_double(joined), half], dim=1))
         return scores
