@@ -1,0 +1,100 @@
+"""What a batch costs: its speed against plain batched sampling, and its memory over many items.
+
+Run as ``python -m benchmarks.batch``; it writes ``benchmarks/results/batch.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import xattn
+from benchmarks import machine
+from benchmarks.timing import compare
+from xattn import batch
+
+RESULTS = Path(__file__).parent / "results/batch.json"
+COLOURS = ("red", "blue", "green", "yellow")
+THINGS = ("car", "boat", "house", "tree")
+
+
+def prompts(number: int) -> list[str]:
+    return [f"a {COLOURS[i % 4]} {THINGS[i // 4 % 4]} on a green lawn" for i in range(number)]
+
+
+def speed(pipe: Any, folder: Path, items: int, batch_size: int, steps: int, pairs: int) -> Any:
+    """Gives the time of a batch, recorded and written to files, as a ratio of plain sampling's."""
+    texts, runs = prompts(items), count()
+
+    def plain() -> None:
+        for start in range(0, items, batch_size):
+            some = texts[start : start + batch_size]
+            seeds = [torch.Generator().manual_seed(start + i) for i in range(len(some))]
+            pipe(some, generator=seeds, num_inference_steps=steps)
+
+    def recorded() -> None:
+        asked = [{"prompt": text, "steps": steps} for text in texts]
+        report = batch.run(pipe, asked, folder / f"{next(runs)}", batch_size=batch_size)
+        assert report.ok, report.failures
+
+    return compare(plain, {"batch": recorded}, pairs)
+
+
+def memory(pipe: Any, folder: Path, items: int, side: int) -> int:
+    """Gives the highest resident bytes of a process that draws a batch."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            asked = [{"prompt": text, "steps": 1, "size": [side, side]} for text in prompts(items)]
+            code = 0 if batch.run(pipe, asked, folder / f"memory-{items}").ok else 1
+        finally:
+            os._exit(code)
+    _, status, used = os.wait4(child, 0)
+    assert status == 0, f"the batch of {items} items failed"
+    return int(used.ru_maxrss) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--many", type=int, default=500)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    pipe = xattn.demo("cpu")
+    pipe.set_progress_bar_config(disable=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bytes_of = {n: memory(pipe, folder, n, 32) for n in (10, given.many)}
+        timing = speed(pipe, folder, given.items, given.batch_size, given.steps, given.pairs)
+    ratio = timing["ratios"]["batch"]
+    found = {
+        "machine": machine.facts(),
+        "items": given.items,
+        "batch_size": given.batch_size,
+        "steps": given.steps,
+        "time": timing,
+        "throughput_ratio": {kind: 1 / ratio[kind]["median"] for kind in ("wall", "cpu")},
+        "peak_bytes": bytes_of,
+        "growth_bytes_per_item": (bytes_of[given.many] - bytes_of[10]) / (given.many - 10),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found["throughput_ratio"]), json.dumps(bytes_of))
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main()
