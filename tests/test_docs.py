@@ -1,0 +1,115 @@
+"""The pages say what is true: every snippet runs, every command parses, every link leads there.
+
+Snippets run with the tiny pipelines in place of the bundled model and of the hub's, on the CPU.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [text for name, text in found if name == language]
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "sdxl"
+    tiny.sdxl().save_pretrained(folder, variant="fp16")
+    return folder
+
+
+def stand_in(text: str, sdxl: Path) -> str:
+    """Puts small things in the place of large ones: models, precisions, devices."""
+    for large, little in {
+        "xattn.demo()": "bundled()",
+        '"stabilityai/stable-diffusion-xl-base-1.0"': repr(str(sdxl)),
+        "torch_dtype=torch.float16": "torch_dtype=torch.float32",
+        '"cuda"': '"cpu"',
+        "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
+    }.items():
+        text = text.replace(large, little)
+    return text
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_the_snippets_of_a_page_run_one_after_the_other(
+    page, model_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"bundled": lambda: quiet(tiny.sd1())}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        code = compile(stand_in(block, model_folder), f"{page.name}, snippet {number}", "exec")
+        exec(code, names)
+
+
+@pages
+def test_every_command_of_a_page_is_one_that_there_is(page, tmp_path, monkeypatch):
+    pytest.importorskip("typer")
+    from typer.main import get_command
+
+    from xattn.cli.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    group: Any = get_command(app)
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    for line in lines:
+        for part in re.split(r"&&", line.partition(" #")[0]):
+            words = shlex.split(part)
+            if words[:1] != ["xattn"]:
+                continue
+            assert words[1] in group.commands, line
+            command = group.commands[words[1]]
+            with command.make_context(words[1], [w for w in words[2:]]) as context:
+                assert context.params, line
+
+
+@pages
+def test_every_link_and_picture_is_there(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+@pages
+def test_pages_speak_of_the_repository_alone(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", text)
+
+
+def test_the_readme_has_its_two_commands_and_its_marks():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 'pip install -c constraints.txt -e ".[cli]" && xattn demo\n' in text
+    assert 'pip install -c constraints.txt -e ".[dev]" && python -m pytest\n' in text
+    begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+    assert text.count(begin) == text.count(end) == 1
+    assert text.index(begin) < text.index(end)
+
+
+def test_every_page_is_in_the_menu():
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in menu
