@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from scipy import ndimage
 
@@ -106,12 +107,14 @@ def edits_of(case: Case) -> dict[str, Edits]:
 
 
 def draw(pipe: Any, case: Case, steps: int, folder: Path) -> dict[str, Image.Image]:
-    """Gives the source and its edits; what was drawn with the same weights is kept."""
+    """Gives the source and its edits; latents that the same UNet has drawn are kept."""
     edits = edits_of(case)
-    state = float(sum(p.detach().double().abs().sum() for p in pipe.unet.parameters()))
-    path = folder / f"{state:.3f}-{steps}-{case.seed}.png"
-    names = ["source", *edits]
-    if not path.exists():
+    weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
+    state = float(sum(p.detach().double().abs().sum() for p in weights))
+    path = folder / f"{state:.3f}-{steps}-{case.seed}.pt"
+    if path.exists():
+        latents = torch.load(path, weights_only=True)
+    else:
         result = xattn.edit(
             pipe,
             case.prompt,
@@ -119,16 +122,16 @@ def draw(pipe: Any, case: Case, steps: int, folder: Path) -> dict[str, Image.Ima
             generator=torch.Generator().manual_seed(case.seed),
             num_inference_steps=steps,
             guidance_scale=GUIDANCE,
+            output_type="latent",
             trace=False,
         )
-        images = [result.source, *result.images]
-        row = Image.fromarray(np.hstack([np.asarray(image) for image in images]))
+        latents = torch.stack([result.source, *result.images])
         folder.mkdir(parents=True, exist_ok=True)
-        row.save(path)
-    row = Image.open(path)
-    side = row.height
-    boxes = [(i * side, 0, (i + 1) * side, side) for i in range(len(names))]
-    return {name: row.crop(box) for name, box in zip(names, boxes, strict=True)}
+        torch.save(latents, path)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    images = pipe.image_processor.postprocess(decoded)
+    return dict(zip(["source", *edits], images, strict=True))
 
 
 # -- looking at pictures ---------------------------------------------------------------------------
@@ -288,13 +291,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--minutes", type=float, default=60.0, help="stop in time, with what is done"
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--model", type=Path, help="a saved pipeline; by default the bundled one")
     parser.add_argument("--kept", type=Path, default=Path(".work/edits"), help="pictures, kept")
     parser.add_argument("--first", type=int, default=0, help="the prompt to begin with")
     parser.add_argument("--only-draw", action="store_true", help="draw what isn't kept, no more")
     parser.add_argument("--judge", type=Path, default=Path(".work/judge.pt"), help="kept here")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    pipe = xattn.demo(device="cpu")
+    if options.model is None:
+        pipe = xattn.demo(device="cpu")
+    else:
+        pipe = StableDiffusionPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
     if not options.only_draw:
         judge = train_judge(options.judge)
@@ -303,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start, done = time.perf_counter(), 0
     for case in chosen[options.first :]:
         images = draw(pipe, case, options.steps, options.kept)
-        if options.only_draw:
+        if options.only_draw:  # in another process
             continue
         if score(case, images, judge, tally) and len(shown) < 12:
             shown.append((case, images))
