@@ -28,6 +28,7 @@ import xattn
 from benchmarks.judge import CLASSES, Judge, nearest, to_pixels, train_judge
 from benchmarks.toyland import RESULTS, Tally, percent
 from xattn.edits import CROSS_STEPS, SELF_STEPS, Edits
+from xattn.toyland.bundle import DTYPE
 from xattn.toyland.world import COLOURS, GROUNDS, HELD_OUT, NOUNS, PALETTE
 
 FIRST_SEED = 30_000_000
@@ -301,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.model is None:
         pipe = xattn.demo(device="cpu")
     else:
-        pipe = StableDiffusionPipeline.from_pretrained(options.model)
+        pipe = StableDiffusionPipeline.from_pretrained(options.model, **{DTYPE: torch.float32})
     pipe.set_progress_bar_config(disable=True)
     if not options.only_draw:
         judge = train_judge(options.judge)
