@@ -107,12 +107,17 @@ def edits_of(case: Case) -> dict[str, Edits]:
     }  # fmt: skip
 
 
+def place(pipe: Any, case: Case, steps: int, folder: Path) -> Path:
+    """Gives where a case's latents are kept; other weights have another place."""
+    weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
+    state = float(sum(p.detach().double().abs().sum() for p in weights))
+    return folder / f"{state:.3f}-{steps}-{case.seed}.pt"
+
+
 def draw(pipe: Any, case: Case, steps: int, folder: Path) -> dict[str, Image.Image]:
     """Gives the source and its edits; latents that the same UNet has drawn are kept."""
     edits = edits_of(case)
-    weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
-    state = float(sum(p.detach().double().abs().sum() for p in weights))
-    path = folder / f"{state:.3f}-{steps}-{case.seed}.pt"
+    path = place(pipe, case, steps, folder)
     if path.exists():
         latents = torch.load(path, weights_only=True)
     else:
@@ -296,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kept", type=Path, default=Path(".work/edits"), help="pictures, kept")
     parser.add_argument("--first", type=int, default=0, help="the prompt to begin with")
     parser.add_argument("--only-draw", action="store_true", help="draw what isn't kept, no more")
+    parser.add_argument("--only-score", action="store_true", help="score what is kept, no more")
     parser.add_argument("--judge", type=Path, default=Path(".work/judge.pt"), help="kept here")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -310,6 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = cases(12 if options.quick else options.prompts)
     start, done = time.perf_counter(), 0
     for case in chosen[options.first :]:
+        there = place(pipe, case, options.steps, options.kept).exists()
+        if options.only_score and not there:
+            continue
         images = draw(pipe, case, options.steps, options.kept)
         if options.only_draw:  # in another process
             continue
