@@ -451,8 +451,8 @@ def launch(work: Callable[[], Any], processes: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_one_process_and_two_write_the_same_files(pipe: Any, tmp_path: Path) -> None:
-    what: list[Any] = items(64, steps=1)
+def test_one_process_and_two_write_the_same_files(toyland: Any, tmp_path: Path) -> None:
+    pipe, what = toyland, items(64, steps=1, size=[64, 64])
     what[5] = {**what[5], "edits": [{"reweight": {"a": 2.0}}]}
     what[40] = {"prompt": "a car", "words": ["boat"]}
 
