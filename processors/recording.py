@@ -52,8 +52,13 @@ class Recording:
         compute: Compute,
     ) -> Tensor:
         """Gives the model's own output, and keeps the maps of its conditional rows."""
-        self.keep(query, key, mask, scale)
-        return compute(query, key, value, mask)
+        fused = fused_attention(query, key, value, mask, compute)
+        if fused is None:
+            self.keep(query, key, mask, scale)
+            return compute(query, key, value, mask)
+        output, sums = fused
+        self.keep_fused(query, key, scale, sums)
+        return output
 
     def scores(
         self,
@@ -79,25 +84,95 @@ class Recording:
         query, key = _pick(query, self.rows), _pick(key, self.rows)
         self.write(kept_probs(query, key, mask, scale, self.tokens))
 
+    def keep_fused(self, query: Tensor, key: Tensor, scale: float, sums: Tensor) -> None:
+        """Writes the maps of queries and keys whose softmax has the given sums."""
+        query, key, sums = (_pick(t, self.rows) for t in (query, key, sums))
+        self.write_maps(kept_maps(query, key, scale, sums, self.tokens))
+
     def write(self, probs: Tensor) -> None:
         """Writes (images, heads, queries, tokens) into the buffer."""
-        buffer = self.buffer
-        if buffer is None:
-            return
-        if buffer.shape[1] == 1:
+        if self.buffer is not None and self.buffer.shape[1] == 1:
             probs = probs.mean(1, keepdim=True)
-        if probs.shape[2] != buffer.shape[-2] * buffer.shape[-1]:
+        self.write_maps(probs.transpose(-1, -2))
+
+    def write_maps(self, maps: Tensor) -> None:
+        """Writes (images, heads, tokens, queries) into the buffer."""
+        if self.buffer is None:
+            return
+        # (images, heads or 1, tokens, queries)
+        buffer = self.buffer.flatten(-2)
+        if maps.shape[-1] != buffer.shape[-1]:
             raise RuntimeError(
-                f"layer {self.name} has {probs.shape[2]} queries where a grid of "
-                f"{tuple(buffer.shape[-2:])} was expected; please report the model's configuration"
+                f"layer {self.name} has {maps.shape[-1]} queries where a grid of "
+                f"{tuple(self.buffer.shape[-2:])} was expected; please report the model's "
+                "configuration"
             )
-        # (images, heads, queries, tokens) -> (images, heads, tokens, height, width)
-        maps = probs.transpose(-1, -2).unflatten(-1, buffer.shape[-2:])
-        if self.share is None:
-            buffer.copy_(maps)
+        averaged = buffer.shape[1] == 1 < maps.shape[1]
+        if averaged and self.share is None:
+            torch.mean(maps, 1, keepdim=True, out=buffer)
         else:
-            buffer.add_(maps, alpha=self.share)
+            maps = maps.mean(1, keepdim=True) if averaged else maps
+            buffer.copy_(maps) if self.share is None else buffer.add_(maps, alpha=self.share)
         self.seen = True
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, compute: Compute
+) -> tuple[Tensor, Tensor] | None:
+    """Gives the model's own output, and the logarithms of its softmax's sums.
+
+    On the CPU, PyTorch's fused attention has these sums and throws them away; this is the operator
+    that its ``scaled_dot_product_attention`` would choose, called by its own name. Maps then cost
+    work for the kept tokens alone, and no matrix of queries x tokens is made.
+
+    Returns:
+        (batch, heads, queries, channels) and float32 (batch, heads, queries), or None where
+        PyTorch would compute otherwise, or somebody else watches its calls.
+    """
+    if (
+        mask is not None
+        or query.device.type != "cpu"
+        or not getattr(compute, "usual", False)
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_function_stack()
+        or type(query) is not Tensor
+    ):
+        return None
+    scale = compute.scale  # type: ignore[attr-defined]
+    if torch._fused_sdp_choice(query, key, value, scale=scale) != _FLASH:
+        return None
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, scale=scale
+    )
+    return output, sums.detach()
+
+
+_FLASH = 1  # SDPBackend.FLASH_ATTENTION
+
+
+def kept_maps(
+    query: Tensor, key: Tensor, scale: float, sums: Tensor, tokens: slice | Tensor
+) -> Tensor:
+    """Gives exp(query keyᵀ scale - sums) in float32, of the kept tokens alone.
+
+    Args:
+        query: (images, heads, queries, channels).
+        key: (images, heads, tokens, channels).
+        scale: the attention's.
+        sums: logarithms of the softmax's sums, float32 (images, heads, queries).
+        tokens: which positions are kept.
+
+    Returns:
+        (images, heads, kept tokens, queries)
+    """
+    key = key[:, :, tokens] if isinstance(tokens, slice) else key.index_select(2, tokens)
+    images = len(key)
+    query, key = query.detach().float().flatten(0, 1), key.detach().float().flatten(0, 1)
+    sums = sums.flatten(0, 1)[:, None]  # (images x heads, 1, queries)
+    logits = torch.baddbmm(sums, key, query.transpose(1, 2), beta=-1, alpha=scale)
+    maps: Tensor = logits.exp_().unflatten(0, (images, -1))
+    return maps
 
 
 def kept_probs(

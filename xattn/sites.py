@@ -48,7 +48,8 @@ def find_sites(denoiser: nn.Module, prefix: str = "") -> tuple[Site, ...]:
         TypeError: the model isn't of a family whose layout is known.
     """
     model: Any = getattr(denoiser, "_orig_mod", denoiser)
-    if not hasattr(model, "attn_processors") or not hasattr(model, "down_blocks"):
+    # asked of the class: on the instance the property would walk the whole model
+    if not hasattr(type(model), "attn_processors") or not hasattr(model, "down_blocks"):
         raise TypeError(
             f"{type(model).__name__} has no layers of text cross-attention that xattn knows; "
             "expected a UNet2DConditionModel or a ControlNetModel"
