@@ -142,10 +142,10 @@ _FIGURES = ("pointing", "iou", "pointing above default", "iou above default")
 
 
 def _verdict(grounding: Result) -> str:
+    above = "above the default in one figure and below it in none, outside of the noise"
     if not grounding["better"]:
-        return "None of these is above the default in both figures outside of the noise."
-    names = ", ".join(grounding["better"])
-    return f"Above the default in both figures, outside of the noise: {names}."
+        return f"None of these is {above}."
+    return f"{above.capitalize()}: {', '.join(grounding['better'])}."
 
 
 def _precision(found: Result) -> str:
