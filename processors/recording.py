@@ -18,6 +18,8 @@ class Recording:
         live: whether calls are looked at; while False the layer runs as it was found.
         over: whether the recording has ended for good.
         rows: the rows of the batch that are recorded, as slices of it.
+        batch: how many rows the denoiser's call has.
+        images: how many of them are recorded; the buffer may have room for more.
         tokens: the positions that are kept: a slice where they follow one another.
         buffer: (images, heads or 1, tokens, height, width), float32, where maps are written.
         share: what one layer adds to the buffer; None where the buffer is its own.
@@ -29,6 +31,8 @@ class Recording:
         self.live = False
         self.over = False
         self.rows: tuple[slice, ...] = ()
+        self.batch = 0
+        self.images = 0
         self.tokens: slice | Tensor = slice(None)
         self.buffer: Tensor | None = None
         self.share: float | None = None
@@ -52,6 +56,11 @@ class Recording:
         compute: Compute,
     ) -> Tensor:
         """Gives the model's own output, and keeps the maps of its conditional rows."""
+        if query.shape[:2] != (self.batch, self.heads):
+            raise RuntimeError(
+                f"layer {self.name} attends with {tuple(query.shape[:2])} (rows, heads) where the "
+                f"denoiser has {(self.batch, self.heads)}: xattn doesn't know what its rows are"
+            )
         fused = fused_attention(query, key, value, mask, compute)
         if fused is None:
             self.keep(query, key, mask, scale)
@@ -71,7 +80,7 @@ class Recording:
         """Gives the model's own probabilities, and keeps those of its conditional rows."""
         probs = kept_probs(query, key, mask, attn.scale, self.tokens)
         self.parts.append(probs)  # (some of batch x heads, queries, tokens)
-        if sum(map(len, self.parts)) >= self.rows[-1].stop * self.heads:
+        if sum(map(len, self.parts)) >= self.batch * self.heads:
             whole = torch.cat(self.parts).unflatten(0, (-1, self.heads))
             self.write(_pick(whole, self.rows))
             self.parts = []
@@ -100,7 +109,7 @@ class Recording:
         if self.buffer is None:
             return
         # (images, heads or 1, tokens, queries)
-        buffer = self.buffer.flatten(-2)
+        buffer = self.buffer[: self.images].flatten(-2)
         if maps.shape[-1] != buffer.shape[-1]:
             raise RuntimeError(
                 f"layer {self.name} has {maps.shape[-1]} queries where a grid of "

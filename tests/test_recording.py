@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -502,7 +505,8 @@ def test_maps_streamed_to_a_folder_are_the_same(sd1: Any, tmp_path: Any, keep: A
 def test_what_does_not_fit_is_refused_before_the_first_step(
     sd1: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xattn.tape.free_bytes", lambda *_: (40_000, "this machine's memory"))
+    free = iter([(10**9, "the device"), (40_000, "this machine's memory")])
+    monkeypatch.setattr("xattn.tape.free_bytes", lambda *_: next(free))
     calls: list[Any] = []
     handle = sd1.unet.register_forward_hook(lambda *_: calls.append(1))
     fitting = r"40\.0 kB free; what would fit: .*keep="
@@ -673,8 +677,10 @@ def test_a_second_thread_in_one_recording_is_refused(sd1: Any) -> None:
 def test_schedules_group_calls_into_steps() -> None:
     assert Schedule.of([9, 5, 5, 1, 1], order=2).steps == (0, 0, 1, 1, 2)  # Heun
     assert Schedule.of([9, 7, 5, 3, 1], order=2).timesteps == (9, 5, 1)  # DPM2
-    assert Schedule.of([9, 5, 5, 1]).steps == (0, 1, 1, 2)  # PNDM
-    plan = Schedule.of([9, 5, 5, 1])
+    assert Schedule.of([9, 5, 5, 1], repeats=True).steps == (0, 1, 1, 2)  # PNDM
+    assert Schedule.of([9, 5, 5, 1]).steps == (0, 1, 2, 3)  # rounded alike, yet apart
+    assert Schedule.of([9, 8, 8, 7, 7, 6, 6, 5, 5, 4], lead=8).steps == (0,) * 4 + (1,) * 4 + (2, 3)
+    plan = Schedule.of([9, 5, 5, 1], repeats=True)
     assert [plan.ends_step(i) for i in range(4)] == [True, False, True, True]
 
 
@@ -763,3 +769,234 @@ def test_previews_are_saved_and_animated(sd1: Any, tmp_path: Any, name: str) -> 
     trace.animate("red", 0, tmp_path / "red.gif")
     with Image.open(tmp_path / "red.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
+
+
+# -- what must not be labelled wrong -----------------------------------------------------------
+
+
+def called_at(pipe: Any, **kwargs: Any) -> list[float]:
+    """Gives the timesteps at which a pipeline calls its denoiser."""
+    seen: list[float] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(float(args[1])))
+    draw(pipe, **kwargs)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.7, 0.96, 1.0])
+def test_pndms_repeated_timestep_is_found_wherever_img2img_begins(strength: float) -> None:
+    pipe = tiny.sd1_img2img("pndm")
+    given = {"image": picture(), "strength": strength, "steps": 6}
+    calls = called_at(pipe, **given)
+    with xattn.record(pipe, dtype=torch.float32) as trace:
+        draw(pipe, **given)
+    assert list(trace.run.timesteps) == list(dict.fromkeys(calls))
+
+
+def test_runge_kutta_calls_go_four_to_a_step() -> None:
+    pipe = tiny.sd1("pndm")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, skip_prk_steps=False)
+    trace = assert_unchanged(pipe, steps=8)
+    assert trace.run.done == 8
+
+
+def test_timesteps_that_a_schedule_rounded_alike_stay_steps() -> None:
+    pipe = tiny.sd1("dpm++2m")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    with xattn.record(pipe, words="red", keep=("step",)) as trace:
+        draw(pipe, steps=50)
+    assert trace.run.done == 50
+
+
+def test_a_denoiser_called_again_at_a_timestep_is_refused(sd1: Any) -> None:
+    def again(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe.unet(kwargs["latents"].repeat(2, 1, 1, 1), timestep, kwargs["prompt_embeds"])
+        return kwargs
+
+    names = ["latents", "prompt_embeds"]
+    with pytest.raises(RuntimeError, match="called more often"), xattn.record(sd1):
+        draw(sd1, callback_on_step_end=again, callback_on_step_end_tensor_inputs=names)
+
+
+def test_a_text_exchanged_during_the_run_is_refused(sd1: Any) -> None:
+    def change(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": kwargs["prompt_embeds"] + 1}
+
+    names = ["prompt_embeds"]
+    with pytest.raises(RuntimeError, match="didn't ask for"), xattn.record(sd1):
+        draw(sd1, callback_on_step_end=change, callback_on_step_end_tensor_inputs=names)
+
+
+def test_embeddings_that_somebody_wants_meanwhile_begin_no_run(sd1: Any) -> None:
+    def encode(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe.encode_prompt(OTHER, "cpu", 1, True)
+        return kwargs
+
+    with xattn.record(sd1) as trace:
+        sd1.encode_prompt(OTHER, "cpu", 1, True)
+        draw(sd1, callback_on_step_end=encode)
+    assert [run.done for run in trace.runs] == [3]
+    assert trace.prompts == (PROMPT,)
+
+
+def test_a_sibling_after_a_run_that_was_broken_off_is_not_recorded(sd1: Any) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    def stop(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return kwargs
+
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(sd1)
+    sibling.set_progress_bar_config(disable=True)
+    with xattn.record(sd1) as trace:
+        draw(sd1, steps=4, callback_on_step_end=stop)
+        before = np.asarray(trace.heatmap("red"))
+        draw(sibling, PROMPT, image=picture(), strength=0.5, steps=4)
+    assert [run.done for run in trace.runs] == [2]
+    np.testing.assert_array_equal(trace.heatmap("red"), before)
+
+
+def test_an_exchanged_unet_is_refused(sd1: Any) -> None:
+    with xattn.record(sd1):
+        sd1.unet = tiny.unet(1)
+        with pytest.raises(RuntimeError, match="exchanged"):
+            draw(sd1)
+
+
+def test_two_recordings_into_one_folder_stay_apart(sd1: Any, tmp_path: Any) -> None:
+    with xattn.record(sd1, to=tmp_path, words="red") as first:
+        draw(sd1)
+    kept = np.asarray(first.heatmap("red"))
+    with xattn.record(sd1, to=tmp_path, words="cats") as second:
+        draw(sd1, OTHER)
+    np.testing.assert_array_equal(first.heatmap("red"), kept)
+    assert [run.prompts[0].text for run in xattn.load(tmp_path).runs] == [PROMPT, OTHER]
+    assert (np.asarray(second.heatmap("cats")) != kept).any()
+
+
+def test_a_sliced_negative_prompt_has_its_own_maps(sd1: Any) -> None:
+    asked = {"negative_prompt": "two cats"}
+    with xattn.record(sd1, negative=True, dtype=torch.float32) as plain:
+        draw(sd1, **asked)
+    sd1.enable_attention_slicing(1)
+    with xattn.record(sd1, negative=True, dtype=torch.float32) as sliced:
+        draw(sd1, **asked)
+    torch.testing.assert_close(plain.run.maps(0), sliced.run.maps(0), atol=1e-4, rtol=0)
+
+
+def test_a_controlnets_share_of_an_average_is_kept() -> None:
+    pipe = tiny.controlnet()
+    layers = ["controlnet.*", "*"]
+    with xattn.record(pipe, layers=layers, dtype=torch.float32) as apart:
+        draw(pipe, image=picture())
+    with xattn.record(pipe, layers=layers, keep="step", dtype=torch.float32) as merged:
+        draw(pipe, image=picture())
+    for i, layer in enumerate(merged.run.layers):
+        members = [j for j, x in enumerate(apart.run.layers) if x.name in layer.members]
+        expected = torch.stack([apart.run.maps(j) for j in members]).mean(0)
+        torch.testing.assert_close(merged.run.maps(i), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_an_average_can_not_be_read_before_its_end(sd1: Any) -> None:
+    def look(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        with (
+            pytest.raises(ValueError, match="no step of this run is complete")
+            if step < 2
+            else (contextlib.nullcontext())
+        ):
+            trace.heatmap("red")
+        return kwargs
+
+    with xattn.record(sd1, keep="layer") as trace:
+        draw(sd1, callback_on_step_end=look)
+    assert trace.heatmap("red").maximum > 0
+
+
+def test_an_unknown_picture_is_no_image_of_several(sd1: Any) -> None:
+    with xattn.record(sd1) as trace:
+        sd1([PROMPT, OTHER], num_inference_steps=1, height=64, width=64)
+    with pytest.raises(ValueError, match="none of the run's"):
+        trace.heatmap("red", picture())
+
+
+def test_guidance_cut_off_leaves_the_negative_prompt_empty(sd1: Any) -> None:
+    def cut(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            pipe._guidance_scale = 0.0
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[-1]
+        return kwargs
+
+    with xattn.record(sd1, negative=True) as trace:
+        draw(
+            sd1,
+            negative_prompt="two cats",
+            callback_on_step_end=cut,
+            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        )
+    most = trace.run.maps(0).amax(dim=(2, 3, 4, 5))  # (steps, images)
+    assert (most[:, 0] > 0).all()
+    assert most[0, 1] > 0
+    assert (most[1:, 1] == 0).all()
+
+
+def test_guidance_in_two_passes_needs_and_takes_the_embeddings(sd1: Any) -> None:
+    positive, negative = sd1.encode_prompt(PROMPT, "cpu", 1, True)
+
+    def loop() -> None:
+        sd1.scheduler.set_timesteps(3)
+        latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            for t in sd1.scheduler.timesteps:
+                low = sd1.unet(latents, t, negative).sample
+                high = sd1.unet(latents, t, positive).sample
+                latents = sd1.scheduler.step(low + 7.5 * (high - low), t, latents).prev_sample
+
+    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT, "dtype": torch.float32}
+    for scheduler in (sd1.scheduler, None):
+        refused = xattn.record(sd1.unet, scheduler=scheduler, **own)
+        with pytest.raises(RuntimeError, match="embeds="), refused:
+            loop()
+        with xattn.record(sd1.unet, scheduler=scheduler, embeds=positive, **own) as trace:
+            loop()
+        assert [run.done for run in trace.runs] == [3]
+        with xattn.record(sd1, dtype=torch.float32) as expected:
+            draw(sd1)
+        torch.testing.assert_close(trace.run.maps(0), expected.run.maps(0), atol=2e-3, rtol=0)
+
+
+def test_several_images_of_one_prompt_in_a_loop_are_the_second_half(sd1: Any) -> None:
+    positive, negative = sd1.encode_prompt(PROMPT, "cpu", 2, True)
+    sample = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT, "dtype": torch.float32}
+    with torch.no_grad(), xattn.record(sd1.unet, **own) as trace:
+        sd1.unet(sample, 5, torch.cat([negative, positive]))
+    with torch.no_grad(), xattn.record(sd1.unet, rows=slice(0, 2), **own) as alone:
+        sd1.unet(sample[2:], 5, positive)
+    assert trace.run.rows == alone.run.rows == (0, 0)
+    torch.testing.assert_close(trace.run.maps(0), alone.run.maps(0))
+
+
+def test_videos_are_refused(sd1: Any) -> None:
+    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT}
+    with pytest.raises(RuntimeError, match="no video"), xattn.record(sd1.unet, **own):
+        sd1.unet(torch.randn(1, 4, 2, 32, 32), 5, torch.randn(1, 77, 32))
+
+
+def test_a_copy_made_inside_the_block_is_free_of_us(sd1: Any) -> None:
+    plain = draw(sd1)
+    with xattn.record(sd1) as trace:
+        twin = copy.deepcopy(sd1)
+        twin.unet(torch.randn(1, 4, 32, 32), 5, torch.randn(1, 77, 32))
+        np.testing.assert_array_equal(plain, draw(twin))
+        pickle.loads(pickle.dumps(sd1.unet))
+    assert len(trace) == 0
+    with torch.no_grad():
+        for weight in twin.text_encoder.parameters():
+            weight.zero_()
+    assert (draw(twin) != plain).any()
+
+
+def test_what_tokenizers_divide_differently_has_no_words_behind_it(sdxl: Any) -> None:
+    with xattn.record(sdxl) as trace:
+        draw(sdxl, "a red car!! on a lawn", steps=1)
+    assert trace.heatmap("red").shape == (32, 32)

@@ -127,7 +127,7 @@ class Editor(Recorder):
 
     # -- a run -------------------------------------------------------------------------------------
 
-    def begin_run(self, arguments: dict[str, Any]) -> None:
+    def begin_run(self, prefix: str, arguments: dict[str, Any]) -> None:
         """Lays out what a run needs, after checking that it is the run that was planned."""
         asked = self.source.asked
         assert asked is not None
@@ -141,7 +141,7 @@ class Editor(Recorder):
         sample: Tensor = arguments["sample"]
         latent = (int(sample.shape[-2]), int(sample.shape[-1]))
         self._drawn = self._fit_masks(latent)
-        super().begin_run(arguments)
+        super().begin_run(prefix, arguments)
         if self.plan is None:
             raise ValueError("editing a loop of your own needs scheduler=, to know its steps")
         self.masks = [[] for _ in self.edits.siblings]
@@ -201,13 +201,14 @@ class Editor(Recorder):
         super().before_call(prefix, arguments)
         if prefix:
             return
-        if self.source.asked is None or self.plan is None:
+        if self.asleep or self.plan is None:
             for layer in self.layers:
                 layer.handler.live = False
             return
         if self.words is not None:
             self.words.zero_()
-        rows = self.matched[""][1]
+        rows = self._rows(prefix, arguments)
+        assert rows is not None
         step, steps = self.plan.steps[self.call], len(self.plan.timesteps)
         device = arguments["sample"].device
         cross = self._cross_step(step, steps, rows[0].start, device)
@@ -252,7 +253,7 @@ class Editor(Recorder):
 
     def after_call(self, prefix: str) -> None:
         """Takes what a denoiser call left."""
-        if prefix or self.run is None or self.plan is None or self.source.asked is None:
+        if prefix or self.asleep or self.run is None or self.plan is None:
             super().after_call(prefix)
             return
         self._check_edited()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,15 +93,61 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
         with replaced(denoiser, "_compiled_call_impl", call):
             yield
         return
-    first = denoiser.register_forward_pre_hook(
-        lambda _, args, kwargs: before(named(args, kwargs)), with_kwargs=True
-    )
-    last = denoiser.register_forward_hook(lambda _, args, output: after(output))
+    with _lock:  # torch gives two threads that register at once the same number
+        # a call in another thread can come between torch's two steps of registering with_kwargs
+        begins = _Hook(lambda args, kwargs=None: before(named(args, kwargs or {})))
+        first = denoiser.register_forward_pre_hook(begins, with_kwargs=True)
+        last = denoiser.register_forward_hook(_Hook(lambda args, output: after(output)))
     try:
         yield
     finally:
-        first.remove()
-        last.remove()
+        with _lock:
+            first.remove()
+            last.remove()
+
+
+class _Hook:
+    """A module's hook that a copied or pickled module leaves behind."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        self.call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> Any:
+        return _inert, ()
+
+
+def _inert() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*args: Any) -> None:
+    """Is what a copied module has in the place of our hook."""
+
+
+class StandIn:
+    """A function in the place of a method; a copy of its owner has the method again."""
+
+    def __init__(self, owner: Any, method: Any, call: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, method)  # whoever wraps us still sees the parameters
+        self.owner = owner
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        return self.call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo.get(id(self.owner), self.owner)
+        return getattr(type(owner), self.__name__).__get__(owner)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner.__class__, self.__name__)  # type: ignore[attr-defined]
 
 
 def _original(denoiser: Any) -> Any:
@@ -126,10 +174,12 @@ class Schedule:
     Attributes:
         steps: for each denoiser call, the step it belongs to.
         timesteps: the timestep of each step.
+        at: the timestep of each call.
     """
 
     steps: tuple[int, ...]
     timesteps: tuple[float, ...]
+    at: tuple[float, ...]
 
     @property
     def calls(self) -> int:
@@ -141,36 +191,118 @@ class Schedule:
         return call + 1 >= len(self.steps) or self.steps[call + 1] != self.steps[call]
 
     @classmethod
-    def of(cls, timesteps: Sequence[float], order: int = 1) -> Schedule:
-        """Groups a scheduler's timesteps: ``order`` calls a step, or equal ones that follow.
+    def of(
+        cls, timesteps: Sequence[float], order: int = 1, *, repeats: bool = False, lead: int = 0
+    ) -> Schedule:
+        """Groups a scheduler's timesteps into steps.
 
-        Heun and DPM2 call the denoiser ``order`` times in a step (one time less in the last),
-        PNDM's warm-up repeats a timestep.
+        Args:
+            timesteps: one for each denoiser call.
+            order: calls a step: 2 for Heun and DPM2, one time less in the last step.
+            repeats: whether equal timesteps that follow one another are one step, as in PNDM's
+                warm-up. Elsewhere they are steps apart, which a coarse schedule rounded alike.
+            lead: how many calls at the beginning go four to a step, Runge and Kutta's.
         """
         steps: list[int] = []
         starts: list[float] = []
         for call, t in enumerate(timesteps):
-            new = call % order == 0 if order > 1 else not steps or t != starts[-1]
+            if call < lead:
+                new = call % 4 == 0
+            elif order > 1:
+                new = call % order == 0
+            else:
+                new = not (repeats and call > lead and t == timesteps[call - 1])
             if new:
                 starts.append(float(t))
             steps.append(len(starts) - 1)
-        return cls(tuple(steps), tuple(starts))
+        return cls(tuple(steps), tuple(starts), tuple(map(float, timesteps)))
 
 
-def schedule_of(scheduler: Any, calls: int | None, first: float) -> Schedule:
-    """Derives a run's schedule from its scheduler, just before the first denoiser call.
+@dataclass(frozen=True)
+class Clock:
+    """A run's schedule, and how a denoiser call is known to be the one that it says.
+
+    Attributes:
+        plan: the schedule.
+        timesteps: the scheduler's own tensor, of which pipelines pass one element after another.
+        begin: which of them is the first call's.
+    """
+
+    plan: Schedule
+    timesteps: Tensor
+    begin: int
+
+    def is_at(self, call: int, given: Any) -> bool:
+        """Tells whether a timestep is that of a call.
+
+        An element of the scheduler's tensor is known by its place, so that nothing waits for the
+        device; any other number by its value.
+        """
+        if call >= self.plan.calls:
+            return False
+        if _place_in(self.timesteps, given) == self.begin + call:
+            return True
+        value, expected = timestep_of(given), self.plan.at[call]
+        narrow = isinstance(given, Tensor) and given.dtype in (torch.float16, torch.bfloat16)
+        return math.isclose(value, expected, rel_tol=4e-3 if narrow else 1e-6)
+
+
+def clock_of(scheduler: Any, calls: int | None, given: Any) -> Clock:
+    """Derives a run's clock from its scheduler, just before the first denoiser call.
 
     Args:
         scheduler: after ``set_timesteps``.
         calls: how many denoiser calls the pipeline will make, where it says so.
-        first: the timestep of the first call: img2img and ``denoising_end`` shorten the schedule.
+        given: the timestep of the first call: img2img and ``denoising_end`` shorten the schedule.
+
+    Raises:
+        RuntimeError: the timestep isn't one of the scheduler's.
     """
-    timesteps = [float(t) for t in scheduler.timesteps.tolist()]
-    begin = getattr(scheduler, "begin_index", None)
-    if begin is None or begin >= len(timesteps) or timesteps[begin] != first:
-        begin = timesteps.index(first) if first in timesteps else 0
+    base: Tensor = scheduler.timesteps
+    timesteps = [float(t) for t in base.tolist()]
+    begin = _place_in(base, given)
+    if begin is None:
+        begin = _first_call(timesteps, timestep_of(given), calls, scheduler)
     stop = len(timesteps) if calls is None else begin + calls
-    return Schedule.of(timesteps[begin:stop], int(getattr(scheduler, "order", 1)))
+    prk = getattr(scheduler, "prk_timesteps", None)
+    plan = Schedule.of(
+        timesteps[begin:stop],
+        int(getattr(scheduler, "order", 1)),
+        repeats="skip_prk_steps" in scheduler.config,
+        lead=0 if prk is None else max(0, len(prk) - begin),
+    )
+    return Clock(plan, base, begin)
+
+
+def _first_call(timesteps: list[float], first: float, calls: int | None, scheduler: Any) -> int:
+    places = [i for i, t in enumerate(timesteps) if math.isclose(t, first, rel_tol=1e-6)]
+    if not places:
+        shown = ", ".join(f"{t:g}" for t in timesteps[:6])
+        raise RuntimeError(
+            f"the denoiser was called at timestep {first:g}, which is none of the scheduler's "
+            f"({shown} ...): pass it as the scheduler gives it"
+        )
+    begin = getattr(scheduler, "begin_index", None)
+    if begin in places:
+        return int(begin)
+    fitting = [i for i in places if calls is not None and i + calls == len(timesteps)]
+    return (fitting or places)[0]
+
+
+def timestep_of(given: Any) -> float:
+    """Gives a timestep's value, of a number, a tensor, or a tensor with one for each row."""
+    return float(torch.as_tensor(given).flatten()[0])
+
+
+def _place_in(base: Tensor, given: Any) -> int | None:
+    """Tells which element of a tensor another tensor is, without reading either."""
+    if not isinstance(given, Tensor) or given.numel() != 1 or given.dtype != base.dtype:
+        return None
+    if given.device != base.device or not given.untyped_storage().data_ptr():
+        return None
+    offset = given.data_ptr() - base.data_ptr()
+    place, rest = divmod(offset, base.element_size())
+    return place if rest == 0 and 0 <= place < len(base) else None
 
 
 @dataclass
@@ -221,18 +353,17 @@ def conditional_block(states: Tensor, embeds: Tensor) -> slice | None:
 
 
 def usual_block(batch: int, rows: int) -> slice:
-    """Gives the conditional rows by the usual layout, [negative, positive, ...].
+    """Gives the rows that follow the prompts in a loop of one's own: all, or the second half.
 
     Raises:
-        RuntimeError: the batch isn't a multiple of the images asked for.
+        RuntimeError: the batch is neither as large as the rows asked for nor twice as large.
     """
-    if batch % rows:
+    if batch not in (rows, 2 * rows):
         raise RuntimeError(
             f"the denoiser was called with {batch} rows for {rows} images: which of them follow "
-            "the prompt can't be known; pass rows= to record your own sampling loop"
+            "the prompts can't be known; pass rows= or embeds="
         )
-    block = min(1, batch // rows - 1)
-    return slice(block * rows, (block + 1) * rows)
+    return slice(batch - rows, batch)
 
 
 def text_states(states: Any) -> Tensor | None:
@@ -251,6 +382,11 @@ class Owner:
     def claim(self) -> None:
         """Takes the recording for this thread."""
         self.thread = threading.get_ident()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the recording is this thread's."""
+        return self.thread == threading.get_ident()
 
     def release(self) -> None:
         """Lets any thread begin the next run."""

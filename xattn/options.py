@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from xattn.runs import AXES
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Options:
     """What a recording keeps, and where; see ``record``."""
 
@@ -24,6 +27,7 @@ class Options:
     prompt: tuple[str, ...] | None = None
     rows: slice | None = None
     previews: bool = False
+    embeds: Tensor | None = None
 
     def __post_init__(self) -> None:
         unknown = self.keep - set(AXES)
@@ -33,8 +37,15 @@ class Options:
             raise ValueError(
                 'keep="head" needs "layer" too: heads of different layers have no mean'
             )
-        if not self.dtype.is_floating_point:
-            raise ValueError(f"dtype={self.dtype} can't hold probabilities; use torch.float16")
+        if self.dtype not in DTYPES:
+            names = ", ".join(map(str, DTYPES))
+            raise ValueError(f"dtype={self.dtype}: maps can be kept as {names}")
+        if self.words is not None and not self.words:
+            raise ValueError("words=[] keeps nothing; leave words= out to keep every word")
+        if self.previews and self.negative:
+            raise ValueError("previews=True and negative=True can't be had in one recording")
+        if isinstance(self.to, Path) and self.to.exists() and not self.to.is_dir():
+            raise ValueError(f"to={os.fspath(self.to)!r} is a file; maps are streamed to a folder")
 
 
 def place(to: str | os.PathLike[str] | torch.device) -> str | torch.device | Path:
@@ -45,5 +56,5 @@ def place(to: str | os.PathLike[str] | torch.device) -> str | torch.device | Pat
         try:
             return torch.device(to)
         except RuntimeError:
-            return Path(to)
-    return Path(to)
+            pass
+    return Path(to).resolve()  # whoever changes the working directory meanwhile

@@ -68,6 +68,8 @@ class Prompt:
         end: the position of the end token, behind the prompt's own; padding follows it. None
             where only the embeddings are known.
         lost: the text that truncation cut off, "" where nothing was.
+        clash: why the lost words have no place of their own on the axis, where it isn't that the
+            model's tokens ran out; "" elsewhere.
 
     Raises:
         ValueError: the parts contradict each other.
@@ -78,6 +80,7 @@ class Prompt:
     length: int
     end: int | None
     lost: str = ""
+    clash: str = ""
 
     def __post_init__(self) -> None:
         problem = _contradiction(self)
@@ -88,6 +91,11 @@ class Prompt:
     def anonymous(cls, length: int) -> Prompt:
         """Gives a prompt known only by its embeddings: its words are token positions."""
         return cls(text="", tokens=(), length=length, end=None)
+
+    @classmethod
+    def clashing(cls, text: str, length: int, reason: str) -> Prompt:
+        """Gives a prompt none of whose words has a place of its own on the token axis."""
+        return cls(text=text, tokens=(), length=length, end=1, lost=text, clash=reason)
 
     @property
     def is_anonymous(self) -> bool:
@@ -149,13 +157,7 @@ class Prompt:
         """
         if isinstance(word, str):
             return self.positions(word)
-        numbers = [word] if isinstance(word, int) else list(word)
-        outside = [n for n in numbers if not 0 <= n < self.length]
-        if outside or not numbers:
-            raise WordError(
-                f"token positions {numbers}: the token axis has positions 0 to {self.length - 1}"
-            )
-        return tuple(sorted(set(numbers)))
+        return self._within(word, range(self.length))
 
     def to_json(self) -> dict[str, Any]:
         """Gives the prompt as plain JSON values; a token is [position, id, start, end]."""
@@ -165,6 +167,7 @@ class Prompt:
             "length": self.length,
             "end": self.end,
             "lost": self.lost,
+            "clash": self.clash,
         }
 
     @classmethod
@@ -175,7 +178,8 @@ class Prompt:
             ValueError: the data aren't a prompt.
         """
         try:
-            text, length, end, lost = (data[key] for key in ("text", "length", "end", "lost"))
+            names = ("text", "length", "end", "lost", "clash")
+            text, length, end, lost, clash = (data[key] for key in names)
             tokens = tuple(
                 Token(position, number, text[start:stop], start, stop)
                 for position, number, start, stop in data["tokens"]
@@ -184,7 +188,7 @@ class Prompt:
             raise ValueError(f"not a prompt: {missing} is missing") from None
         except (TypeError, ValueError) as wrong:
             raise ValueError(f"not a prompt: {wrong}") from None
-        return cls(text, tokens, length, end, lost)
+        return cls(text, tokens, length, end, lost, clash)
 
     @property
     def _cut(self) -> int:
@@ -214,6 +218,11 @@ class Prompt:
         kept = [span for span in spans if span[1] <= self._cut]
         if kept:
             return kept
+        if spans and self.clash:
+            raise WordError(
+                f"word {word!r} has no place of its own: {self.clash}; {self._inventory()}; give "
+                "token positions (1, 2, ...) to look all the same"
+            )
         if spans:
             raise WordError(
                 f"word {word!r} was cut off at {self.length} tokens: the model reads only "
@@ -241,16 +250,17 @@ class Prompt:
 
     def _own(self, word: int | Sequence[int]) -> tuple[int, ...]:
         """Gives token positions that were given as such, checked."""
+        if self.is_anonymous:
+            return self._within(word, range(self.length))
+        return self._within(word, range(self._first, self._first + len(self.tokens)))
+
+    def _within(self, word: int | Sequence[int], there: range) -> tuple[int, ...]:
         given = word if isinstance(word, Sequence) else [word]
         if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in given):
             raise WordError(f"word {word!r} must be a text or token positions")
         places = tuple(dict.fromkeys(index(place) for place in given))
         if not places:
             raise WordError("word () is empty: give at least one token position")
-        if self.is_anonymous:
-            there = range(self.length)
-        else:
-            there = range(self._first, self._first + len(self.tokens))
         for place in places:
             if place not in there:
                 extent = f"{there[0]} to {there[-1]}" if there else "none"
@@ -347,6 +357,33 @@ def tokenize_all(
     return read[0]
 
 
+def tokenize_common(
+    tokenizers: Sequence[Any],
+    text: str,
+    *,
+    max_length: int | None = None,
+    convert: Convert | None = None,
+) -> Prompt:
+    """Gives what several tokenizers agree on: words up to the first that they divide differently.
+
+    CLIP's vocabulary has "!!!" as one token, which SDXL's second tokenizer, padding with "!",
+    divides: what stands behind it lies at two places of one axis.
+    """
+    read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
+    first, number = read[0], 0
+    for row in zip(*(p.tokens for p in read), strict=False):
+        if len({replace(t, id=0) for t in row}) > 1:
+            break
+        number += 1
+    if all(len(p.tokens) == number and p.lost == first.lost for p in read):
+        return first
+    tokens = first.tokens[:number]
+    cut = tokens[-1].end if tokens else 0
+    start = first.end - len(first.tokens) if first.end is not None else 0
+    reason = f"the model's tokenizers divide {text[cut:].strip()!r} differently"
+    return Prompt(text, tokens, first.length, start + number, text[cut:], reason)
+
+
 def replace_mapping(
     source: Prompt, target: Prompt, aligner: Literal["exact", "reference"] = "exact"
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -416,8 +453,8 @@ def _contradiction(prompt: Prompt) -> str | None:
     lost: Any = prompt.lost
     length, end = prompt.length, prompt.end
     numbers = [n for t in prompt.tokens for n in (t.position, t.id, t.start, t.end)]
-    if not isinstance(text, str) or not isinstance(lost, str):
-        return "text and lost must be strings"
+    if not all(isinstance(part, str) for part in (text, lost, prompt.clash)):
+        return "text, lost and clash must be strings"
     if any(type(n) is not int for n in [*numbers, length, *([] if end is None else [end])]):
         return "positions, ids, offsets, length and end must be whole numbers"
     if length < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from xattn import files, hooks, prompts, tape
 from xattn.options import Options
 from xattn.processors.recording import Recording
-from xattn.processors.wrapping import Handler, handler_of, is_wrapped, unwrap, wrap
+from xattn.processors.wrapping import Handler, handler_of, innermost, is_wrapped, unwrap, wrap
 from xattn.runs import Layer, Run, info_versions
 from xattn.sites import Site, find_sites, text_sites
 from xattn.sources import Asked, LoopSource, PipelineSource, Source
@@ -42,11 +42,23 @@ class Recorder:
         self.taps = self._make_taps()
         self.run: Run | None = None
         self.tape: tape.Tape | None = None
-        self.plan: hooks.Schedule | None = None
+        self.clock: hooks.Clock | None = None
         self.call = 0
         self.last: float | None = None
-        self.matched: dict[str, tuple[Any, tuple[slice, ...]]] = {}
-        source.on_prompt = self._new_prompt
+        self.asleep = True
+        self.states: Tensor | None = None  # the text of the call under way
+        self.next: Asked | None = None  # of an encode_prompt while a run was under way
+        self.matched: dict[str, tuple[Any, tuple[slice, ...] | None]] = {}
+        if isinstance(source, PipelineSource):
+            source.on_prompt = self._before_prompt
+            source.on_asked = self._after_prompt
+            source.on_end = self.end_run
+            source.on_pictures = self._keep_pictures
+
+    @property
+    def plan(self) -> hooks.Schedule | None:
+        """The schedule of the run under way; None where nobody knows it."""
+        return None if self.clock is None else self.clock.plan
 
     def _make_taps(self) -> list[Tap]:
         taps: list[Tap] = []
@@ -101,11 +113,23 @@ class Recorder:
             if restored is not found:
                 _set_processor(tap.site.module, restored)
 
-    def _new_prompt(self) -> None:
+    def _before_prompt(self) -> None:
+        pipe = getattr(self.source, "pipe", None)
+        if pipe is not None and pipe.unet is not self.source.denoiser:
+            raise RuntimeError(
+                "pipe.unet was exchanged inside the block, and the new one isn't recorded; "
+                "exchange it first, then record(pipe)"
+            )
         if self.run is not None:
             self.owner.check()
-        self.end_run()
-        self.owner.claim()  # from here on: two pipelines can share one denoiser
+        else:
+            self.owner.claim()  # from here on: two pipelines can share one denoiser
+
+    def _after_prompt(self, asked: Asked) -> None:
+        if self.run is None:
+            self.source.asked = asked
+        else:  # the run under way was broken off, or somebody only wants embeddings
+            self.next = asked
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -122,48 +146,130 @@ class Recorder:
 
     def before_call(self, prefix: str, arguments: dict[str, Any]) -> None:
         """Gets ready for a denoiser call: at a run's first, knows all of its axes and bytes."""
-        sleeping = self.source.asked is None
-        if not prefix:
-            self.sample: Tensor = arguments["sample"]
-        if not sleeping:
+        if self.source.asked is not None or self.next is not None:
             self.owner.check()
-            self._tick(prefix, arguments)
+        awake = self._follows if isinstance(self.source, PipelineSource) else self._loops
+        self.asleep = not awake(prefix, arguments)
+        if not self.asleep:
             self._inject()  # whoever replaced processors in between is wrapped in turn
             if self.run is None:
-                self.begin_run(arguments)
+                self.begin_run(prefix, arguments)
             self._aim(prefix, arguments)
+            if not prefix:
+                self.sample: Tensor = arguments["sample"]
         for tap in self.taps:
             if tap.prefix == prefix:
-                tap.recording.live = not sleeping
-        if not sleeping and not prefix and self.tape is not None:
-            self.tape.start_call()
+                tap.recording.live = not self.asleep
+                tap.recording.seen = False
 
-    def _tick(self, prefix: str, arguments: dict[str, Any]) -> None:
-        """In a loop of one's own, sees where steps and runs end."""
-        if prefix or not isinstance(self.source, LoopSource) or self.run is None:
-            return
-        if self.plan is not None:
-            if self.call >= self.plan.calls:
-                self.end_run()
-            return
-        timestep = _timestep(arguments)
-        if self.last is not None and timestep != self.last and self.tape is not None:
-            self.tape.end_step()
-            self.run.done = self.tape.steps
-        if self.last is not None and timestep > self.last:
+    def _follows(self, prefix: str, arguments: dict[str, Any]) -> bool:
+        """Tells whether a call belongs to the pipeline's run; begins and ends runs by that.
+
+        Raises:
+            RuntimeError: the call is of the run, but not the one that its schedule says, or not
+                of the text that it was asked for.
+        """
+        if self.clock is not None and self.run is not None:
+            ours = self._rows(prefix, arguments) is not None
+            timely = self.clock.is_at(self.call, arguments["timestep"])
+            fresh = self.next is not None and self._matches(self.next, arguments)
+            if ours and timely and not (fresh and self.call == 0):
+                return True
+            if fresh:
+                self._begin_next()
+                return True
+            if ours:
+                raise RuntimeError(_untimely(arguments, self.clock.plan, self.call))
+            if timely:
+                raise RuntimeError(
+                    "the denoiser follows a text that this call of the pipeline didn't ask for "
+                    "(were the embeddings changed during the run?): its words would be labelled "
+                    "wrong; record the UNet itself, with rows= and prompt="
+                )
+            return False  # another pipeline's, which shares the denoiser
+        return self.source.asked is not None and self._matches(self.source.asked, arguments)
+
+    def _begin_next(self) -> None:
+        asked = self.next
+        self.end_run()
+        self.source.asked, self.next = asked, None
+        self.owner.claim()
+
+    def _matches(self, asked: Asked, arguments: dict[str, Any]) -> bool:
+        states = hooks.text_states(arguments.get("encoder_hidden_states"))
+        if states is None or asked.embeds is None:
+            return False
+        return hooks.conditional_block(states, asked.embeds) is not None
+
+    def _loops(self, prefix: str, arguments: dict[str, Any]) -> bool:
+        """In a loop of one's own, sees where steps and runs end, and which calls count.
+
+        Raises:
+            RuntimeError: the calls don't follow the scheduler, or two passes can't be told apart.
+        """
+        if self.options.embeds is not None and self._rows(prefix, arguments) is None:
+            return False  # guidance's other pass
+        if self.run is None:
+            return True
+        if self.clock is not None:
+            if not self.clock.is_at(self.call, arguments["timestep"]):
+                if not self.clock.is_at(0, arguments["timestep"]) or self._two_passes(arguments):
+                    raise RuntimeError(
+                        _untimely(arguments, self.clock.plan, self.call)
+                        + "; guidance in two passes needs embeds="
+                    )
+                self.end_run()  # broken off, and begun anew
+            return True
+        timestep = hooks.timestep_of(arguments["timestep"])
+        assert self.last is not None
+        assert self.tape is not None
+        if timestep == self.last:
+            if self._two_passes(arguments):
+                raise RuntimeError(
+                    f"the UNet was called twice at timestep {timestep:g} with different texts: "
+                    "pass embeds=, the prompts' embeddings, to tell which of them counts"
+                )
+            return True
+        self.tape.end_step()
+        self._tell_done()
+        if timestep > self.last:
             self.end_run()
-        elif timestep != self.last:
+        else:
             self.run.timesteps += (timestep,)
         self.last = timestep
+        return True
 
-    def begin_run(self, arguments: dict[str, Any]) -> None:
+    def _two_passes(self, arguments: dict[str, Any]) -> bool:
+        """Tells whether a call has another text than the one before."""
+        if self.options.embeds is not None or self.options.rows is not None:
+            return False
+        states = hooks.text_states(arguments.get("encoder_hidden_states"))
+        before = self.states
+        if states is None or before is None:
+            return False
+        return states.shape != before.shape or not torch.equal(states, before)
+
+    def _tell_done(self) -> None:
+        """Says how many steps can be read: an average can't be before its end."""
+        if self.run is not None and self.tape is not None and "step" in self.options.keep:
+            self.run.done = self.tape.steps
+
+    def begin_run(self, prefix: str, arguments: dict[str, Any]) -> None:
         """Lays out a run's axes and buffers, and refuses what would not fit."""
         asked = self.source.asked
         assert asked is not None
         sample: Tensor = arguments["sample"]
-        timestep = _timestep(arguments)
+        if sample.ndim != 4:
+            raise RuntimeError(
+                f"the denoiser's sample has {sample.ndim} axes; xattn records images, "
+                "(rows, channels, height, width), and no video yet"
+            )
+        if isinstance(self.source, LoopSource):
+            asked = self._as_many_images(asked, len(sample))
         latent = (int(sample.shape[-2]), int(sample.shape[-1]))
-        plan = self.source.schedule(timestep)
+        self.clock = self.source.clock(arguments["timestep"])
+        self.matched = {}
+        plan = self.plan
         positions = kept_positions(asked.prompts, self.options.words)
         layers, members = self._layers(latent)
         shape = tape.Shape(
@@ -175,12 +281,13 @@ class Recorder:
             dtype=self.options.dtype,
         )
         to = self.options.to
-        if isinstance(to, Path):
-            to = to / f"run-{len(self.trace.runs):05d}"
         tape.check_room(shape, sample.device, to)
+        if isinstance(to, Path):
+            to = tape.new_folder(to)
         self.tape = tape.Tape(shape, sample.device, to)
-        self.plan, self.call, self.matched = plan, 0, {}
-        self.last = timestep
+        self.call, self.last = 0, None
+        if plan is None:
+            self.last = hooks.timestep_of(arguments["timestep"])
         compiled = hooks.is_compiled(self.source.denoiser)
         tokens = _index(positions, sample.device, compiled)
         for tap, (i, share) in zip(self.taps, members, strict=True):
@@ -195,23 +302,46 @@ class Recorder:
             rows=asked.rows,
             positions=positions,
             layers=layers,
-            timesteps=(timestep,) if plan is None else plan.timesteps,
+            timesteps=(self.last,) if self.last is not None else plan.timesteps,  # type: ignore[union-attr]
             latent=latent,
             keep=self.options.keep,
             store=self.tape.store,
             info={**self.source.facts(), "versions": dict(info_versions())},
         )
-        self.source.pictures = self.run.images
+        if isinstance(self.source, PipelineSource):
+            self.source.pictures = self.run.images
         if self.options.previews:
             self.run.estimates = self._room_for_estimates(sample, asked, plan)
         self.trace.runs.append(self.run)
         self.owner.claim()
+
+    def _as_many_images(self, asked: Asked, batch: int) -> Asked:
+        """Gives a loop's rows their prompts: as many images of each as the batch has room for."""
+        wanted = len(asked.rows)
+        if self.options.rows is not None:
+            images = len(range(*self.options.rows.indices(batch)))
+        elif asked.embeds is not None:
+            images = len(asked.embeds)
+        elif batch in (wanted, 2 * wanted) or batch % (2 * wanted):
+            images = wanted
+        else:
+            images = batch // 2
+        if images % len(asked.prompts):
+            raise RuntimeError(
+                f"{images} rows follow the prompts, which are {len(asked.prompts)}: give "
+                "prompt= a text for each row"
+            )
+        if images != wanted:
+            each = images // len(asked.prompts)
+            asked = replace(asked, rows=tuple(i // each for i in range(images)))
+        return asked
 
     def _room_for_estimates(
         self, sample: Tensor, asked: Asked, plan: hooks.Schedule | None
     ) -> Tensor:
         if plan is None:
             raise ValueError("previews=True needs scheduler=, to know the noise of each step")
+        self.source.clean(sample[:0], sample[:0], plan.timesteps[0])  # or say why it can't be had
         channels = int(getattr(self.source.denoiser, "config", {}).get("out_channels", 4))
         size = (len(plan.timesteps), len(asked.rows), channels, *sample.shape[-2:])
         return torch.zeros(size, dtype=torch.float16, device=sample.device)
@@ -236,41 +366,58 @@ class Recorder:
 
     def _aim(self, prefix: str, arguments: dict[str, Any]) -> None:
         """Points the layers of a component at the rows of this call's batch that count."""
+        rows = self._rows(prefix, arguments)
+        assert rows is not None
+        assert self.run is not None
+        self.states = hooks.text_states(arguments.get("encoder_hidden_states"))
+        batch = len(arguments["sample"])
+        images = sum(span.stop - span.start for span in rows)
+        for tap in self.taps:
+            if tap.prefix == prefix:
+                tap.recording.rows = rows
+                tap.recording.batch = batch
+                tap.recording.images = images
+        if images < len(self.run.rows) and self.tape is not None:
+            self.tape.staging.zero_()  # guidance was cut off: the negative prompt has no rows
+
+    def _rows(self, prefix: str, arguments: dict[str, Any]) -> tuple[slice, ...] | None:
+        """Gives the rows of a call's batch that are recorded; None where the text isn't ours."""
         states = hooks.text_states(arguments.get("encoder_hidden_states"))
         batch = len(arguments["sample"])
-        key = (batch, None if states is None else (states.data_ptr(), states.shape))
+        key: Any = (batch, None)
+        if states is not None:
+            version = None if states.is_inference() else states._version
+            key = (batch, states.data_ptr(), states.shape, version)
         known = self.matched.get(prefix)
         if known is None or known[0] != key:
-            known = (key, self._rows(states, batch))
+            known = (key, self._find_rows(states, batch))
             self.matched[prefix] = known
-            for tap in self.taps:
-                if tap.prefix == prefix:
-                    tap.recording.rows = known[1]
+        return known[1]
 
-    def _rows(self, states: Tensor | None, batch: int) -> tuple[slice, ...]:
+    def _find_rows(self, states: Tensor | None, batch: int) -> tuple[slice, ...] | None:
         asked = self.source.asked
         assert asked is not None
         if self.options.rows is not None:
-            return (self.options.rows,)
-        images = len(asked.rows) if asked.embeds is None else len(asked.embeds)
-        span = None
-        if asked.embeds is not None and states is not None:
-            span = hooks.conditional_block(states, asked.embeds)
-        span = span or hooks.usual_block(batch, images)
-        if len(asked.rows) == images:
+            start, stop, _ = self.options.rows.indices(batch)
+            return (slice(start, stop),)
+        if asked.embeds is None:
+            images = len(asked.rows if self.run is None else self.run.rows)
+            return (hooks.usual_block(batch, images),)
+        images = len(asked.embeds)
+        span = None if states is None else hooks.conditional_block(states, asked.embeds)
+        if span is None:
+            return None
+        if len(asked.rows) == images or batch == images:
             return (span,)
-        if batch == images:
-            raise RuntimeError("negative=True, but this call has no rows of the negative prompt")
-        other = slice(0, images) if span.start else slice(images, 2 * images)
-        return (span, other)
+        return (span, slice(0, images) if span.start else slice(images, 2 * images))
 
     def _estimate(self, output: Any) -> None:
         """Keeps what the denoiser takes the clean latents to be, where previews are wanted."""
         run, plan = self.run, self.plan
-        if run is None or run.estimates is None or plan is None:
+        if self.asleep or run is None or run.estimates is None or plan is None:
             return
         noise = output[0] if isinstance(output, tuple) else output.sample
-        (rows,) = self.matched[""][1][:1]
+        rows = self.taps[0].recording.rows[0] if self.taps else slice(None)
         sample, guided = self.sample[rows], noise[rows]
         scale = run.info.get("guidance_scale")
         if scale and len(noise) == 2 * len(guided):
@@ -282,22 +429,27 @@ class Recorder:
 
     def after_call(self, prefix: str) -> None:
         """Hands on what a denoiser call left, and ends the run with its last call."""
-        if prefix or self.run is None or self.tape is None or self.source.asked is None:
+        if prefix or self.asleep or self.run is None or self.tape is None:
             return
-        if self.call == 0:
-            self._check_seen()
+        if not self.owner.is_here:
+            return  # the end of a call that another thread began earlier
+        self._check_seen()
         self.tape.end_call(self.plan is not None and self.plan.ends_step(self.call))
-        self.run.done = self.tape.steps
+        self._tell_done()
         self.call += 1
-        over = self.plan is not None and self.call >= self.plan.calls
-        if over and isinstance(self.source, PipelineSource):
+        if self.plan is not None and self.call >= self.plan.calls:
             self.end_run()
 
     def _check_seen(self) -> None:
         blind = [tap for tap in self.taps if not tap.recording.seen]
         if blind:
             site = blind[0].site
-            name = type(unwrap(site.module.processor)).__name__
+            name = type(innermost(site.module.processor)).__name__
+            if self.call:
+                raise RuntimeError(
+                    f"layer {site.name} was left out of a denoiser call (is its attention cached "
+                    "or skipped?): its maps would be those of another step; record without it"
+                )
             raise RuntimeError(
                 f"layer {site.name} computes attention where xattn can't see it ({name}); call "
                 "pipe.unet.set_default_attn_processor() or pipe.unet.set_attention_backend"
@@ -307,7 +459,7 @@ class Recorder:
     def end_run(self) -> None:
         """Completes the run under way, whole or cut short."""
         if isinstance(self.source, PipelineSource):
-            self.source.asked = None
+            self.source.asked = self.next = None
         if self.run is None or self.tape is None:
             return
         run, finished, self.run, self.tape = self.run, self.tape, None, None
@@ -325,6 +477,12 @@ class Recorder:
         if finished.folder is not None:
             files.write_header(finished.folder.store.folder, run)
 
+    def _keep_pictures(self) -> None:
+        """Puts the pictures of the run that just ended with its streamed maps."""
+        run = self.trace.runs[-1] if self.trace.runs else None
+        if run is not None and isinstance(run.store, files.FolderStore) and self.run is None:
+            files.write_header(run.store.folder, run)
+
 
 def kept_positions(
     asked: Sequence[prompts.Prompt], words: Sequence[str | int] | None
@@ -338,7 +496,7 @@ def kept_positions(
     if words is None:
         for prompt in asked:
             found.update(t.position for t in prompt.tokens)
-            if prompt.is_anonymous:
+            if prompt.is_anonymous or (prompt.clash and not prompt.tokens):
                 found.update(range(prompt.length))
         if not found:  # an empty prompt: its end token is all that can be looked at
             found.add(1)
@@ -365,8 +523,14 @@ def _index(positions: Sequence[int], device: torch.device, compiled: bool) -> sl
     return index
 
 
-def _timestep(arguments: dict[str, Any]) -> float:
-    return float(torch.as_tensor(arguments["timestep"]).flatten()[0])
+def _untimely(arguments: dict[str, Any], plan: hooks.Schedule, call: int) -> str:
+    timestep = hooks.timestep_of(arguments["timestep"])
+    expected = f"{plan.at[call]:g}" if call < plan.calls else "none"
+    return (
+        f"the denoiser was called at timestep {timestep:g} where the schedule's next is "
+        f"{expected}: it is called more often than once for each, and which call is which can't "
+        "be known"
+    )
 
 
 def _wraps(processor: Any, recording: Handler) -> bool:

@@ -15,7 +15,6 @@ from xattn.options import place as place
 from xattn.recorder import Recorder as Recorder
 from xattn.recorder import Tap as Tap
 from xattn.recorder import _set_processor as _set_processor
-from xattn.recorder import _timestep as _timestep
 from xattn.recorder import _wraps as _wraps
 from xattn.recorder import kept_positions as kept_positions
 from xattn.sources import Asked as Asked
@@ -41,6 +40,7 @@ def record(
     tokenizer: Any = None,
     scheduler: Any = None,
     rows: slice | None = None,
+    embeds: torch.Tensor | None = None,
     previews: bool = False,
 ) -> Iterator[Trace]:
     """Records what every word of a prompt attends to, at every step, while the block runs.
@@ -68,6 +68,8 @@ def record(
         rows: for your own loop, which rows of the UNet's batch follow the prompts. By default
             all of them where there are as many as prompts, else the second half, diffusers'
             [negative, positive].
+        embeds: for your own loop, the prompts' embeddings, (rows, tokens, channels): the rows
+            that follow them are then known by comparing. Guidance in two passes needs it.
         previews: keeps what the denoiser expects the image to be at each step, so that
             ``trace.animate`` shows it as it forms: as many numbers a step as the latents have.
 
@@ -94,6 +96,7 @@ def record(
         negative=negative,
         prompt=None if prompt is None else tuple([prompt] if isinstance(prompt, str) else prompt),
         rows=rows,
+        embeds=embeds,
         previews=previews,
     )
     if isinstance(pipe, nn.Module):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from xattn import hooks, prompts
 from xattn.options import Options
 
+_TWO_TEXTS = "two different texts share one token axis (prompt and prompt_2)"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,6 +42,9 @@ class PipelineSource:
         self.denoiser: nn.Module = denoiser
         self.asked: Asked | None = None
         self.on_prompt: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[Asked], None] = lambda asked: None
+        self.on_end: Callable[[], None] = lambda: None
+        self.on_pictures: Callable[[], None] = lambda: None
         self.pictures: list[Any] | None = None
 
     @property
@@ -62,43 +67,53 @@ class PipelineSource:
         """Listens to the pipeline's ``encode_prompt``, where a run begins."""
         pipe, encode = self.pipe, self.pipe.encode_prompt
 
-        @functools.wraps(encode)  # whoever wraps us in turn still sees the parameters
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             self.on_prompt()
             result = encode(*args, **kwargs)
-            self.asked = self._asked(hooks.encoded(encode, args, kwargs, result))
+            self.on_asked(self._asked(hooks.encoded(encode, args, kwargs, result)))
             return result
 
         with ExitStack() as stack:
-            stack.enter_context(hooks.replaced(pipe, "encode_prompt", encode_prompt))
+            self._replace(stack, pipe, "encode_prompt", encode_prompt)
+            self._replace(stack, pipe, "maybe_free_model_hooks", self._ending)
             processor = getattr(pipe, "image_processor", None)
             if processor is not None:
-                keep = self._keeping_pictures(processor.postprocess)
-                stack.enter_context(hooks.replaced(processor, "postprocess", keep))
+                self._replace(stack, processor, "postprocess", self._keeping_pictures)
             yield
 
-    def _keeping_pictures(self, postprocess: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            images = postprocess(*args, **kwargs)
-            if self.pictures is not None and isinstance(images, list):
-                self.pictures[:] = images
-            return images
+    def _replace(self, stack: ExitStack, owner: Any, name: str, call: Callable[..., Any]) -> None:
+        method = getattr(owner, name)
+        if name != "encode_prompt":
+            call = functools.partial(call, method)
+        stack.enter_context(hooks.replaced(owner, name, hooks.StandIn(owner, method, call)))
 
-        return wrapped
+    def _ending(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.on_end()
+        return method(*args, **kwargs)
+
+    def _keeping_pictures(self, postprocess: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        images = postprocess(*args, **kwargs)
+        if self.pictures is not None and isinstance(images, list):
+            self.pictures[:] = images
+            self.pictures = None  # what is drawn afterwards isn't this run's
+            self.on_pictures()
+        return images
 
     def _asked(self, call: hooks.Encoded) -> Asked:
         given = call.arguments
         texts = _texts(given.get("prompt")) or list(self.options.prompt or ())
         images = call.rows
         second = _texts(given.get("prompt_2"))
-        if second and second != texts:
-            texts = []  # two texts on one axis: words would be ambiguous
         found = self._tokenized(texts, call.prompt_embeds.shape[1], images)
+        if second and second != texts:
+            found = [prompts.Prompt.clashing(p.text, p.length, _TWO_TEXTS) for p in found]
         per_prompt = images // len(found)
         asked = [i // per_prompt for i in range(images)]
         if self.options.negative and call.negative_embeds is not None:
             negatives = _texts(given.get("negative_prompt")) or [""]
             more = self._tokenized(negatives, call.prompt_embeds.shape[1], images)
+            if (_texts(given.get("negative_prompt_2")) or negatives) != negatives:
+                more = [prompts.Prompt.clashing(p.text, p.length, _TWO_TEXTS) for p in more]
             asked += [len(found) + i * len(more) // images for i in range(images)]
             found += more
         return Asked(tuple(found), tuple(asked), call.prompt_embeds, call.negative_embeds)
@@ -119,12 +134,17 @@ class PipelineSource:
             if t is not None
         ]
         convert = getattr(self.pipe, "maybe_convert_prompt", None)
-        return [prompts.tokenize_all(tokenizers, text, convert=convert) for text in texts]
+        # a T5 pipeline reads fewer tokens than its tokenizer could
+        length = min(length, min(int(t.model_max_length) for t in tokenizers))
+        return [
+            prompts.tokenize_common(tokenizers, text, max_length=length, convert=convert)
+            for text in texts
+        ]
 
-    def schedule(self, timestep: float) -> hooks.Schedule | None:
-        """Gives the schedule of the run whose first denoiser call is about to be made."""
+    def clock(self, timestep: Any) -> hooks.Clock | None:
+        """Gives the clock of the run whose first denoiser call is about to be made."""
         calls = getattr(self.pipe, "_num_timesteps", None)
-        return hooks.schedule_of(self.pipe.scheduler, calls, timestep)
+        return hooks.clock_of(self.pipe.scheduler, calls, timestep)
 
     def clean(self, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Gives the clean latents that a denoiser's output means."""
@@ -151,8 +171,11 @@ class LoopSource:
         tokenizers = tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer]
         texts = options.prompt or ()
         found = tuple(prompts.tokenize_all(tokenizers, text) for text in texts)
-        self.asked: Asked | None = Asked(found, tuple(range(len(found))))
+        self.asked: Asked | None = Asked(found, tuple(range(len(found))), options.embeds)
         self.on_prompt: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[Asked], None] = lambda asked: None
+        self.on_end: Callable[[], None] = lambda: None
+        self.on_pictures: Callable[[], None] = lambda: None
         self.pictures: list[Any] | None = None
 
     def components(self) -> dict[str, nn.Module]:
@@ -164,11 +187,11 @@ class LoopSource:
         """Has nothing to listen to."""
         yield
 
-    def schedule(self, timestep: float) -> hooks.Schedule | None:
-        """Gives the scheduler's steps, or None where no scheduler was passed."""
+    def clock(self, timestep: Any) -> hooks.Clock | None:
+        """Gives the scheduler's clock, or None where no scheduler was passed."""
         if self.scheduler is None:
             return None
-        return hooks.schedule_of(self.scheduler, None, timestep)
+        return hooks.clock_of(self.scheduler, None, timestep)
 
     def clean(self, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Gives the clean latents that a denoiser's output means."""

@@ -78,9 +78,10 @@ class RowStore:
 
     def __init__(self, shape: Shape, device: torch.device, pinned: bool) -> None:
         self.shape = shape
-        self.flat = torch.zeros(
-            shape.rows, shape.numel, dtype=shape.dtype, device=device, pin_memory=pinned
-        )
+        with torch.inference_mode(False):
+            self.flat = torch.zeros(
+                shape.rows, shape.numel, dtype=shape.dtype, device=device, pin_memory=pinned
+            )
         self.ready: torch.cuda.Event | None = None
 
     @property
@@ -91,11 +92,17 @@ class RowStore:
     def write(self, row: int, values: Tensor) -> None:
         """Copies one step's numbers, without waiting for the device."""
         if row >= len(self.flat):  # a loop whose length nobody knew
-            self.flat = torch.cat([self.flat, torch.zeros_like(self.flat)])
+            with torch.inference_mode(False):
+                self.flat = torch.cat([self.flat, torch.zeros_like(self.flat)])
         self.flat[row].copy_(values, non_blocking=True)
         if values.is_cuda:
             self.ready = self.ready or torch.cuda.Event()
             self.ready.record()
+
+    def trim(self, rows: int) -> None:
+        """Gives back the room for steps that never came."""
+        if rows < len(self.flat):
+            self.flat = self.flat[:rows].clone()
 
     def read(self, layer: int, steps: Sequence[int]) -> Tensor:
         """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
@@ -159,9 +166,9 @@ class Tape:
 
     def __init__(self, shape: Shape, device: torch.device, to: str | torch.device | Path) -> None:
         self.shape = shape
-        self.staging = torch.zeros(shape.numel, dtype=torch.float32, device=device)
+        with torch.inference_mode(False):  # a later call may be outside of it
+            self.staging = torch.zeros(shape.numel, dtype=torch.float32, device=device)
         self.views = views(self.staging, shape)
-        self.sums = torch.zeros_like(self.staging)  # of the calls of a step, or of all steps
         self.calls = 0
         self.steps = 0
         self.folder: FolderWriter | None = None
@@ -175,23 +182,17 @@ class Tape:
             self.store = RowStore(shape, where, pinned)
         self._grouped = "layer" not in shape.keep
 
-    def start_call(self) -> None:
-        """Makes the buffers ready for a denoiser call."""
-        if self._grouped:
-            self.staging.zero_()  # layers add to it
-
     def end_call(self, ends_step: bool) -> None:
         """Takes what the layers wrote in the call that just ended."""
         self.calls += 1
         if ends_step and self.calls == 1:  # the usual case needs no sum
             self._commit(self.staging)
-            return
-        if self.calls == 1:
-            self.sums.copy_(self.staging)
         else:
-            self.sums.add_(self.staging)
-        if ends_step:
-            self.end_step()
+            self.sums = self.staging.clone() if self.calls == 1 else self.sums.add_(self.staging)
+            if ends_step:
+                self.end_step()
+        if self._grouped:
+            self.staging.zero_()  # layers add to it
 
     def end_step(self) -> None:
         """Completes a step whose end nobody announced; does nothing where none is open."""
@@ -208,7 +209,8 @@ class Tape:
 
     def _accumulate(self, values: Tensor) -> None:
         if self.steps == 0:
-            self.total = values.clone()
+            with torch.inference_mode(False):
+                self.total = torch.empty_like(values).copy_(values)
         else:
             self.total.add_(values)
 
@@ -220,6 +222,8 @@ class Tape:
         """Completes what is kept; of a run cut short, the steps that were complete."""
         if "step" not in self.shape.keep and self.steps:
             self._write(0, self.total / self.steps)
+        if isinstance(self.store, RowStore) and "step" in self.shape.keep:
+            self.store.trim(self.steps)
         if self.folder is not None:
             self.folder.close()
             rows = self.steps if "step" in self.shape.keep else 1
@@ -231,6 +235,13 @@ def check_room(shape: Shape, device: torch.device, to: str | torch.device | Path
 
     The error says which options would make them fit.
     """
+    working = 4 * shape.numel  # the float32 buffer that layers write into
+    free, place = free_bytes(device, device)
+    if working > free:
+        raise MemoryError(
+            f"recording needs a buffer of {_size(working)} on {device}, which has {_size(free)} "
+            "free; record fewer words= or layers=, or without the heads"
+        )
     free, place = free_bytes(device, to)
     if shape.nbytes <= free:
         return
@@ -238,6 +249,19 @@ def check_room(shape: Shape, device: torch.device, to: str | torch.device | Path
         f"this recording takes {_size(shape.nbytes)}, and {place} has {_size(free)} free; "
         + _advice(shape, free, to)
     )
+
+
+def new_folder(parent: Path) -> Path:
+    """Makes the folder of a run: a new one, so that no earlier run is written over."""
+    number = 0
+    while True:
+        folder = parent / f"run-{number:05d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 def free_bytes(device: torch.device, to: str | torch.device | Path) -> tuple[int, str]:

@@ -323,6 +323,12 @@ class Trace:
         run = self.run
         if isinstance(image, Image.Image):
             same = [i for i, known in enumerate(run.images) if known is image]
+            if not same and len(run.rows) > 1:
+                raise ValueError(
+                    f"this picture is none of the run's, which has {len(run.rows)} images: say "
+                    "which is meant, image=0 to image="
+                    f"{len(run.rows) - 1}, and pass the picture to overlay()"
+                )
             return (same[0] if same else 0), image
         index = maps.image_index(run, image or 0)
         return index, run.images[index] if index < len(run.images) else None
