@@ -226,9 +226,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         said = server.stdout.readline()
         log.seek(0)
         assert said.startswith("xattn: http://127.0.0.1:"), said + log.read()
-        yield said.split()[1]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0
+        try:
+            yield said.split()[1]
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
         log.seek(0)
         assert "Traceback" not in log.read()
     assert [path for path in temporary.rglob("*") if path.is_file()] == []

@@ -83,7 +83,7 @@ def test_every_command_of_a_page_is_one_that_there_is(page, tmp_path, monkeypatc
                 continue
             assert words[1] in group.commands, line
             command = group.commands[words[1]]
-            with command.make_context(words[1], [w for w in words[2:]]) as context:
+            with command.make_context(words[1], words[2:]) as context:
                 assert context.params, line
 
 

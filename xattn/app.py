@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,13 +74,17 @@ def serve(
 
 
 def block_until_interrupted() -> None:
-    """Waits for control-C."""
-    import threading
-
+    """Waits for control-C, or to be told to end, and lets files be removed in both cases."""
+    over = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: over.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print()
+        over.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -177,7 +183,9 @@ def _downloads() -> list[Any]:
     kinds = (("Trace", "trace"), ("Report", "report"), ("Python script", "script"))
     with gr.Row():
         return [
-            gr.DownloadButton(label, interactive=False, size="sm", elem_id=f"get-{name}")
+            gr.DownloadButton(
+                label, interactive=False, size="sm", min_width=80, elem_id=f"get-{name}"
+            )
             for label, name in kinds
         ]
 
