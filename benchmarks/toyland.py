@@ -83,18 +83,38 @@ class Tally:
 
 def generate(
     pipe: StableDiffusionPipeline, captions: Sequence[str], seeds: Sequence[int], batch: int = 20
-) -> list[Image.Image]:
-    """Draw captions, each from its own seed."""
-    images: list[Image.Image] = []
+) -> torch.Tensor:
+    """Draw captions, each from its own seed, and give their latents `(count, 8, 16, 16)`."""
+    latents = []
     for start in range(0, len(captions), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
-        images += pipe(
+        drawn = pipe(
             list(captions[start : start + batch]),
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             generator=generators,
-        ).images
+            output_type="latent",
+        )
+        latents.append(drawn.images)
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
+    """Turn latents into pictures."""
+    images: list[Image.Image] = []
+    for part in (latents / pipe.vae.config.scaling_factor).split(20):
+        images += pipe.image_processor.postprocess(pipe.vae.decode(part).sample)
     return images
+
+
+@torch.no_grad()
+def rebuild(pipe: StableDiffusionPipeline, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pass pictures through the autoencoder."""
+    codes = [
+        pipe.vae.encode(pipe.image_processor.preprocess(image)).latent_dist.mean for image in images
+    ]
+    return decode(pipe, torch.cat(codes) * pipe.vae.config.scaling_factor)
 
 
 def score_picture(wanted: Scene, found: Verdict, tally: Tally) -> None:
@@ -147,9 +167,12 @@ def _fill(noun: str) -> float:
 
 
 def measure_drawing(
-    pipe: StableDiffusionPipeline, judge: Judge, count: int
+    pipe: StableDiffusionPipeline, judge: Judge, count: int, keep: Path | None = None
 ) -> tuple[dict[str, Any], list[tuple[Scene, Image.Image, Verdict]]]:
-    """Draw captions of unseen seeds and score them; the judge itself is scored on real scenes."""
+    """Draw captions of unseen seeds and score them; the judge itself is scored on real scenes.
+
+    `keep` is a folder for the drawn latents: they outlast a change of the decoder.
+    """
     result: dict[str, Any] = {}
     drawn: list[tuple[Scene, Image.Image, Verdict]] = []
     kinds: tuple[tuple[Pairs, int], ...] = (("training", DRAW_SEED), ("held out", HELD_OUT_SEED))
@@ -159,19 +182,21 @@ def measure_drawing(
         ]
         real, made = Tally(), Tally()
         pictures = [one.image for one in wanted]
-        with torch.no_grad():
-            codes = [
-                pipe.vae.encode(pipe.image_processor.preprocess(one)).latent_dist.mean
-                for one in pictures
-            ]
-            decoded = [pipe.vae.decode(code).sample for code in codes]
-        rebuilt = [pipe.image_processor.postprocess(one)[0] for one in decoded]
+        rebuilt = rebuild(pipe, pictures)
         passed = Tally()
         for one, verdict in zip(wanted, verdicts(judge, pictures), strict=True):
             score_picture(one, verdict, real)
         for one, verdict in zip(wanted, verdicts(judge, rebuilt), strict=True):
             score_picture(one, verdict, passed)
-        images = generate(pipe, [one.caption for one in wanted], [one.seed for one in wanted])
+        path = None if keep is None else keep / f"latents-{first}-{len(wanted)}.pt"
+        if path is not None and path.exists():
+            latents = torch.load(path, weights_only=True)
+        else:
+            captions = [one.caption for one in wanted]
+            latents = generate(pipe, captions, [one.seed for one in wanted])
+            if path is not None:
+                torch.save(latents, path)
+        images = decode(pipe, latents)
         for one, image, verdict in zip(wanted, images, verdicts(judge, images), strict=True):
             score_picture(one, verdict, made)
             drawn.append((one, image, verdict))
@@ -489,9 +514,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Toyland: figures",
         "",
-        f"Made by `python -m benchmarks.toyland` ({result['pictures']} captions and scenes of each "
-        f"kind, {STEPS} DDIM steps, guidance {GUIDANCE:g}). In brackets the 95 % bootstrap "
-        "interval over scenes, and how many were judged.",
+        f"Made by `python -m benchmarks.toyland`: {result['pictures']} captions, half as many with "
+        f"held-out pairs, {result['pictures']} scenes; {STEPS} DDIM steps, guidance {GUIDANCE:g}. "
+        "In brackets the 95 % bootstrap interval over scenes, and how many were judged.",
         "",
         f"Loading {result['speed']['load seconds']:.2f} s, one image of {STEPS} steps with "
         f"guidance {result['speed']['image seconds']:.2f} s "
@@ -541,7 +566,8 @@ def markdown(result: dict[str, Any]) -> str:
     for title, key in (("level (chosen layers)", "by level"), ("layer (all levels)", "by layer")):
         columns = list(next(iter(grounding[key].values())))
         lines += ["", f"Pointing / IoU at the best threshold of that row, by {title}:", ""]
-        lines += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        heads = [column.removesuffix(".transformer_blocks.0.attn2") for column in columns]
+        lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
         for kind, row in grounding[key].items():
             cells = [f"{100 * row[c]['pointing']:.0f} % / {row[c]['iou']:.2f}" for c in columns]
             lines.append(f"| {kind} | " + " | ".join(cells) + " |")
@@ -558,6 +584,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", type=Path, help="a saved pipeline; by default the bundled one")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--latents", type=Path, help="keep drawn latents in this folder")
     parser.add_argument("--judge", type=Path, default=Path(".work/judge.pt"), help="kept here")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -581,7 +608,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.only != "grounding":
         judge = train_judge(options.judge)
         result["speed"] = measure_speed(load)
-        result["drawing"], drawn = measure_drawing(pipe, judge, count)
+        result["drawing"], drawn = measure_drawing(pipe, judge, count, options.latents)
         tiles = [labelled(image, one.caption) for one, image, _ in drawn]
         chosen = [*tiles[:30], *tiles[count:][:6]]
         sheet(chosen, 6).save(options.out / "toyland-scenes.png", optimize=True)
