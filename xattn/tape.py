@@ -188,7 +188,10 @@ class Tape:
         if ends_step and self.calls == 1:  # the usual case needs no sum
             self._commit(self.staging)
         else:
-            self.sums = self.staging.clone() if self.calls == 1 else self.sums.add_(self.staging)
+            if self.calls == 1:
+                self.sums = self.staging.clone()
+            else:
+                self.sums.add_(self.staging)
             if ends_step:
                 self.end_step()
         if self._grouped:
