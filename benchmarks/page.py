@@ -185,7 +185,8 @@ def page(results: dict[str, Result]) -> str:
     parts = ["# What xattn costs, and whether it is true", "Made by `python -m benchmarks`."]
     for part, result in results.items():
         quick = " `--quick`." if result["quick"] else ""
-        parts += [_PAGES[part](result), f"*{line(result['machine'])}*{quick}"]
+        note = f" {result['note']}" if "note" in result else ""
+        parts += [_PAGES[part](result), f"*{line(result['machine'])}*{quick}{note}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -202,9 +203,10 @@ def summary(results: dict[str, Result]) -> str:
                 for name, each in found.get(part, {}).get("ratios", {}).items():
                     rows.append([model, f"{part}: {name}", ratio(each["cpu"])])
         rows += _peer_rows(results.get("peers"))
+        note = f" {results['speed']['note']}" if "note" in results["speed"] else ""
         parts += [
             "Time on one thread, the plain pipeline (for edits: a plain batch of the same size) "
-            "being 1; median of interleaved pairs, with quartiles:",
+            "being 1; median of interleaved pairs, with quartiles:" + note,
             table(("model", "", "CPU time"), rows),
         ]
     if "memory" in results:
