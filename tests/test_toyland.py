@@ -142,6 +142,7 @@ def test_a_rate_rises_and_ends_at_zero(tmp_path: Path) -> None:
     assert progress.rate(1.0, warmup=4) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_training_runs_from_nothing_and_resumes(tmp_path: Path) -> None:
     few = ["--scenes", "8", "--autoencoder-steps", "2", "--decoder-steps", "1", "--batch", "2"]
     where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
