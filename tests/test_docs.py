@@ -45,7 +45,7 @@ def stand_in(text: str, sdxl: Path) -> str:
     for large, little in {
         "xattn.demo()": "bundled()",
         '"stabilityai/stable-diffusion-xl-base-1.0"': repr(str(sdxl)),
-        "torch_dtype=torch.float16": "torch_dtype=torch.float32",
+        "dtype=torch.float16": "dtype=torch.float32",
         '"cuda"': '"cpu"',
         "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
     }.items():

@@ -165,7 +165,8 @@ def test_every_image_of_a_run_can_be_chosen_and_one_can_be_asked_for(tmp_path):
     trace.report(tmp_path / "one.html", 1)
     (subject,) = data_of((tmp_path / "one.html").read_text())["subjects"]
     assert (subject["text"], subject["size"]) == ("a blue boat", [48, 32])
-    trace.report(tmp_path / "mine.html", Image.new("RGB", (2048, 1024)))
+    single = Trace([make_run(["a red car"])])
+    single.report(tmp_path / "mine.html", Image.new("RGB", (2048, 1024)))
     (subject,) = data_of((tmp_path / "mine.html").read_text())["subjects"]
     assert subject["size"] == [1024, 512]
     assert subject["picture"].startswith("data:image/jpeg")

@@ -323,7 +323,7 @@ class Trace:
         run = self.run
         if isinstance(image, Image.Image):
             same = [i for i, known in enumerate(run.images) if known is image]
-            if not same and len(run.rows) > 1:
+            if not same and run.images and len(run.rows) > 1:
                 raise ValueError(
                     f"this picture is none of the run's, which has {len(run.rows)} images: say "
                     "which is meant, image=0 to image="
