@@ -10,17 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from xattn.options import Options as Options
-from xattn.options import place as place
-from xattn.recorder import Recorder as Recorder
-from xattn.recorder import Tap as Tap
-from xattn.recorder import _set_processor as _set_processor
-from xattn.recorder import _wraps as _wraps
-from xattn.recorder import kept_positions as kept_positions
-from xattn.sources import Asked as Asked
-from xattn.sources import LoopSource as LoopSource
-from xattn.sources import PipelineSource as PipelineSource
-from xattn.sources import Source as Source
+from xattn.options import Options, place
+from xattn.recorder import Recorder
+from xattn.sources import LoopSource, PipelineSource, Source
 from xattn.trace import Trace
 
 Words = str | int | Sequence[str | int] | None
