@@ -17,29 +17,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn.processors.editing import CrossStep, Rows, edited_cross_attention
-from xattn.processors.recording import kept_probs
+from xattn.processors.editing import CrossStep, Rows, on_probabilities, on_values
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = ((4096, 8, 40), (1024, 8, 80), (256, 8, 160), (64, 8, 160), (256, 2, 32))
+SHAPES = (
+    (4096, 8, 40),  # Stable Diffusion 1 at 512 px, from its largest grid to its smallest
+    (1024, 8, 80),
+    (256, 8, 160),
+    (64, 8, 160),
+    (1024, 10, 64),  # Stable Diffusion 2 and XL
+    (256, 20, 64),
+    (64, 20, 64),
+    (256, 2, 32),  # the bundled model
+    (64, 4, 32),
+)
 TOKENS = 77
 
 
 def compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def explicit(query: Tensor, key: Tensor, value: Tensor, step: CrossStep, siblings: int) -> Tensor:
-    """Edits probabilities: a softmax for the edited rows, the model's own call for the others."""
-    first = len(query) - siblings
-    scale = query.shape[-1] ** -0.5
-    source = kept_probs(query[first - 1 : first], key[first - 1 : first], None, scale, slice(None))
-    probs = source @ step.mix[:, None]  # (siblings, heads, queries, tokens)
-    if step.owns:
-        own = kept_probs(query[first:], key[first:], None, scale, slice(None))
-        probs = probs + own * step.own[:, None, None]
-    rest = compute(query[:first], key[:first], value[:first])
-    return torch.cat([rest, probs.to(value.dtype) @ value[first:]])
 
 
 def best(calls: Sequence[Callable[[], Tensor]], rounds: int, device: str) -> list[float]:
@@ -85,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 key, value = torch.randn(
                     2, batch, heads, TOKENS, channels, dtype=dtype, device=device
                 )
-                rows = Rows.of(list(range(siblings)), 1, siblings + 1, device)
+                rows = Rows.of(list(range(siblings)), 1, siblings + 1, device, batch=batch)
                 mix = torch.eye(TOKENS, device=device).expand(siblings, TOKENS, TOKENS) / 2
                 own = torch.full((siblings, TOKENS), 0.5, device=device)
                 keeps = CrossStep(rows, mix, own, True)
@@ -93,11 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 def values(step: CrossStep, q: Tensor = query, k: Tensor = key,
                            v: Tensor = value) -> Tensor:  # fmt: skip
-                    return edited_cross_attention(q, k, v, None, step, compute)
+                    return on_values(q, k, v, None, step, compute, None)
 
-                def probs(step: CrossStep, q: Tensor = query, k: Tensor = key, v: Tensor = value,
-                          n: int = siblings) -> Tensor:  # fmt: skip
-                    return explicit(q, k, v, step, n)
+                def probs(step: CrossStep, q: Tensor = query, k: Tensor = key,
+                          v: Tensor = value) -> Tensor:  # fmt: skip
+                    scale = q.shape[-1] ** -0.5
+                    return on_probabilities(q, k, v, None, step, compute, None, scale)
 
                 times = best(
                     [
@@ -115,6 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 lines.append(
                     f"| {name} | {queries} | {heads} x {channels} | {siblings} | {cells} |"
                 )
+    lines += [
+        "",
+        "The library takes probabilities on the CPU where a call has fewer queries than twice a "
+        "head's channels, and values otherwise; on other devices always values.",
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines) + "\n"
     (options.out / "attention-forms.md").write_text(text)

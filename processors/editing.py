@@ -4,8 +4,9 @@ Everything that an edit does to probabilities is linear in them, so nothing has 
 
     A · mix · V + B · own · V  =  SDPA(q_src, k_src, mix · V) + SDPA(q, k, own · V)
 
-with ``mix`` and ``own`` as ``EditPlan.cross`` gives them. Rows of the batch that aren't edited in a
-step go through the model's own call, in the same batch.
+with ``mix`` and ``own`` as ``EditPlan.cross`` gives them. Cross-attention of few queries is faster
+with explicit probabilities, and takes that form; self-attention always acts on values. Rows of the
+batch that aren't edited in a step go through the model's own call.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from xattn.processors.wrapping import Compute
 class Rows:
     """Rows of the batch that are edited, and for each the source's row of the same image.
 
-    The source's rows are counted in the batch, or in what was kept of an earlier run.
+    Attributes:
+        edited: the edited rows.
+        sources: their sources', counted in the batch, or in what was kept of an earlier run.
+        others: how many rows come before the edited ones, where all that follow are edited; None
+            where the two are mixed.
     """
 
     edited: Tensor
     sources: Tensor
+    others: int | None = None
 
     @classmethod
     def of(
@@ -40,6 +46,7 @@ class Rows:
         device: torch.device,
         *,
         kept: bool = False,
+        batch: int | None = None,
     ) -> Rows:
         """Gives the rows of some siblings.
 
@@ -49,11 +56,17 @@ class Rows:
             start: where the conditional rows begin.
             device: of the batch.
             kept: whether the source isn't in the batch, but was kept of an earlier run.
+            batch: how many rows there are.
         """
         first, source = (start, 0) if kept else (start + images, start)
         edited = [first + j * images + i for j in siblings for i in range(images)]
         sources = [source + i for _ in siblings for i in range(images)]
-        return cls(torch.tensor(edited, device=device), torch.tensor(sources, device=device))
+        last = edited == list(range(edited[0], batch or 0))
+        return cls(
+            torch.tensor(edited, device=device),
+            torch.tensor(sources, device=device),
+            edited[0] if last else None,
+        )
 
 
 class Origin:
@@ -109,13 +122,9 @@ def edited_cross_attention(
     step: CrossStep,
     compute: Compute,
     origin: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
 ) -> Tensor:
-    """Gives the layer's output with some rows edited.
-
-    One call of the model's own where rows take all of their attention from the source, and a
-    second one, for the edited rows alone, where they keep some of theirs. Against explicit
-    probabilities (``python -m benchmarks.attention_forms``) that is faster at 4096 queries, even
-    at 1024, and up to a fifth slower at 256 and fewer, where it matters least.
+    """Gives the layer's output with some rows edited, in the form that measures faster.
 
     Args:
         query: (batch, heads, queries, channels).
@@ -125,9 +134,40 @@ def edited_cross_attention(
         step: what to do.
         compute: the model's own call.
         origin: the source's queries and keys, where it isn't in the batch.
+        scale: the attention's; by default 1 / sqrt(channels).
 
     Returns:
         (batch, heads, queries, channels)
+    """
+    if prefers_probabilities(query):
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return on_probabilities(query, key, value, mask, step, compute, origin, scale)
+    return on_values(query, key, value, mask, step, compute, origin)
+
+
+def prefers_probabilities(query: Tensor) -> bool:
+    """Tells whether explicit probabilities are faster than values for a call.
+
+    On the CPU they are where there are fewer queries than twice a head's channels, in float32 and
+    in bfloat16 (``python -m benchmarks.attention_forms``). On CUDA, where each operation is a
+    launch, the form of fewer operations is taken.
+    """
+    return query.device.type == "cpu" and query.shape[2] < 2 * query.shape[3]
+
+
+def on_values(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    step: CrossStep,
+    compute: Compute,
+    origin: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gives ``edited_cross_attention`` with the edit moved from the probabilities to the values.
+
+    One call of the model's own where rows take all of their attention from the source, and a
+    second one, for the edited rows alone, where they keep some of theirs.
     """
     edited, sources = step.rows.edited, step.rows.sources
     own_value = value.index_select(0, edited)  # (rows, heads, tokens, channels)
@@ -144,7 +184,39 @@ def edited_cross_attention(
         mixed,
         mask if mask is None or len(mask) == 1 else mask.index_select(0, sources),
     )
-    return out.index_copy(0, edited, out.index_select(0, edited) + taken)
+    return out.index_add(0, edited, taken)
+
+
+def on_probabilities(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    step: CrossStep,
+    compute: Compute,
+    origin: tuple[Tensor, Tensor] | None,
+    scale: float,
+) -> Tensor:
+    """Gives ``edited_cross_attention`` by a softmax in float32 of the rows that it takes.
+
+    The rows that aren't edited go through the model's own call.
+    """
+    rows = step.rows
+
+    def softmax(q: Tensor, k: Tensor, chosen: Tensor) -> Tensor:
+        part = mask if mask is None or len(mask) == 1 else mask.index_select(0, chosen)
+        q, k = q.index_select(0, chosen), k.index_select(0, chosen)
+        return kept_probs(q, k, part, scale, slice(None))  # (rows, heads, queries, tokens)
+
+    probs = softmax(*(origin or (query, key)), rows.sources) @ step.mix[:, None]
+    if step.owns:
+        probs = probs + softmax(query, key, rows.edited) * step.own[:, None, None]
+    result = probs.to(value.dtype) @ value.index_select(0, rows.edited)
+    if rows.others is None:
+        return compute(query, key, value, mask).index_copy(0, rows.edited, result)
+    first = slice(0, rows.others)
+    part = mask if mask is None or len(mask) == 1 else mask[first]
+    return torch.cat([compute(query[first], key[first], value[first], part), result])
 
 
 def followed(
@@ -207,7 +279,7 @@ class CrossEditing(Recording):
             self.write_all(self.edited(probs, taken))
         if self.step is None:
             return compute(query, key, value, mask)
-        return edited_cross_attention(query, key, value, mask, self.step, compute, origin)
+        return edited_cross_attention(query, key, value, mask, self.step, compute, origin, scale)
 
     def edited(self, probs: Tensor, origin: Tensor | None = None) -> Tensor:
         """Gives probabilities of the conditional rows as they are in effect.

@@ -6,6 +6,7 @@ that takes 0.05 seconds. ``tests.tiny`` has the builders behind these fixtures, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, 2))
+    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else min(before, 2))
     yield
     torch.set_num_threads(before)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
 import re
-import resource
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from PIL import Image
 
 import xattn
 from tests import tiny
+from tests.processes import ONE_THREAD, SECONDS, code_of, draw, refused, start, together
 from xattn import batch, files
 from xattn.batch_items import Item, ItemError, read_items
 
@@ -47,29 +46,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def forked(work: Callable[[], Any]) -> int:
-    """Runs something in a child of this process, which is warm, and gives the child's id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        torch.set_num_threads(1)  # OpenMP's threads don't survive a fork
-        code = int(work() or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.fixture
 def pipe() -> Any:
     return tiny.sd1()
@@ -77,7 +53,7 @@ def pipe() -> Any:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same rounding in this process and in its forks."""
+    """The same rounding in this process and in others."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -367,25 +343,21 @@ def test_a_group_that_fails_stops_no_other(pipe: Any, tmp_path: Path) -> None:
 
 
 def test_killed_at_any_moment_and_resumed_nothing_is_lost_doubled_or_damaged(
-    pipe: Any, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     what = items(24, steps=1)
-
-    def work(out: Path, resume: bool = False) -> int:
-        return 0 if batch.run(pipe, what, out, batch_size=2, resume=resume).ok else 1
-
-    start = time.monotonic()
-    assert ended(forked(lambda: work(tmp_path / "whole"))) == 0
-    takes = time.monotonic() - start
+    assert code_of(start(draw, what[:2], tmp_path / "warm")) == 0
+    began = time.monotonic()
+    assert code_of(start(draw, what, tmp_path / "whole")) == 0
+    takes = time.monotonic() - began
     whole = contents(tmp_path / "whole")
     rand, out, kills, finished = random.Random(0), tmp_path / "runs", 0, 0
     drawn: dict[str, int] = {}
     while kills < 20:
-        child = forked(partial(work, out, resume=True))
+        child = start(draw, what, out, resume=True)
         time.sleep(rand.uniform(0, takes / 3))
-        os.kill(child, signal.SIGKILL)
-        code = ended(child)
-        kills += code == -signal.SIGKILL
+        child.kill()
+        kills += code_of(child) == -signal.SIGKILL
         for path in (out / "parts").glob("*.jsonl"):
             written = path.stat().st_mtime_ns
             assert drawn.setdefault(path.name, written) == written  # never done twice
@@ -398,95 +370,72 @@ def test_killed_at_any_moment_and_resumed_nothing_is_lost_doubled_or_damaged(
         if (out / "index.jsonl").exists():
             finished += 1
             out, drawn = tmp_path / f"runs-{finished}", {}
-    assert ended(forked(lambda: work(out, resume=True))) == 0
+    assert code_of(start(draw, what, out, resume=True)) == 0
     assert contents(out) == whole
 
 
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on files")
-def test_a_disk_that_is_full_stops_no_other_item(pipe: Any, tmp_path: Path) -> None:
-    what = [*items(4), *items(2, size=[64, 64]), *items(4)]
-
-    def work(resume: bool = False) -> int:
-        report = batch.run(pipe, what, tmp_path / "runs", batch_size=2, resume=resume)
-        lines = [failure.line for failure in report.failures]
-        texts = {failure.message for failure in report.failures}
-        said = all(
-            os.strerror(errno.EFBIG) in text or "safetensors" in text.lower() for text in texts
-        )
-        return int(not (lines == [5, 6] and said and report.drawn == 8))
-
-    def limited() -> int:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (30_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-        )
-        return work()
-
-    assert ended(forked(limited)) == 0
-    left = contents(tmp_path / "runs")
+def test_a_disk_that_is_full_stops_no_other_item(tmp_path: Path) -> None:
+    what, out = [*items(4), *items(2, size=[64, 64]), *items(4)], tmp_path / "runs"
+    assert code_of(start(draw, what, out, failing=[5, 6], drawn=8, largest_file=30_000)) == 0
+    left = contents(out)
     assert not [name for name in left if "000005" in name or name.endswith(".tmp")]
-    assert [run.line for run in xattn.open_runs(tmp_path / "runs")] == [1, 2, 3, 4, 7, 8, 9, 10]
-    report = batch.run(pipe, what, tmp_path / "runs", batch_size=2, resume=True)
-    assert (report.drawn, report.before, report.ok) == (2, 8, True)
-    batch.run(pipe, what, tmp_path / "whole", batch_size=2)
-    assert contents(tmp_path / "runs") == contents(tmp_path / "whole")
+    assert [run.line for run in xattn.open_runs(out)] == [1, 2, 3, 4, 7, 8, 9, 10]
+    assert code_of(start(draw, what, out, resume=True, drawn=2)) == 0
+    assert code_of(start(draw, what, tmp_path / "whole")) == 0
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 # -- processes -----------------------------------------------------------------------------------
 
 
-def _one_of_many(work: Callable[[], Any]) -> None:
-    from accelerate import PartialState
-
-    PartialState._reset_state()
-    torch.set_num_threads(1)
-    work()
-    PartialState().destroy_process_group()
-
-
-def launch(work: Callable[[], Any], processes: int) -> None:
-    from accelerate import debug_launcher
-
-    debug_launcher(_one_of_many, (work,), processes)
+def launched(launcher: Sequence[str], path: Path, out: Path, *more: str) -> tuple[int, str]:
+    """Runs the command as a user's shell does, on the bundled model; gives its code and output."""
+    command = [sys.executable, "-m", *launcher, "xattn.cli", "batch", str(path), "--out", str(out)]
+    environment = os.environ | ONE_THREAD | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, "--batch-size", "4", *more],
+        env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_one_process_and_two_write_the_same_files(toyland: Any, tmp_path: Path) -> None:
-    pipe, what = toyland, items(64, steps=1, size=[64, 64])
+TWO = {
+    "accelerate": [
+        "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m",
+    ],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_process_and_two_write_the_same_files(tmp_path: Path) -> None:
+    what = items(64, steps=1, size=[64, 64])
     what[5] = {**what[5], "edits": [{"reweight": {"a": 2.0}}]}
     what[40] = {"prompt": "a car", "words": ["boat"]}
-
-    def work(processes: int, resume: bool) -> Callable[[], None]:
-        def run() -> None:
-            out = tmp_path / str(processes)
-            report = batch.run(pipe, what, out, batch_size=4, resume=resume)
-            assert [failure.line for failure in report.failures] == [41]
-            assert report.drawn == (0 if resume else 63)
-            assert report.before == (63 if resume else 0)
-
-        return run
-
-    for resume in (False, True):
-        assert ended(forked(work(1, resume))) == 0
-        launch(work(2, resume), 2)
-    one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
-    assert one.keys() == two.keys()
-    assert one == two
-    assert len(xattn.open_runs(tmp_path / "2")) == 63
+    path = write(tmp_path / "p.jsonl", what)
+    code, text = launched([], path, tmp_path / "1")
+    assert (code, "63 items drawn, 1 failed" in text) == (1, True), text
+    one = contents(tmp_path / "1")
+    for name, launcher in TWO.items():
+        out = tmp_path / name
+        code, text = launched(launcher, path, out)
+        assert code != 0  # the launchers have codes of their own
+        assert "line 41:" in text, text
+        assert "63 items drawn, 1 failed" in text, text
+        assert contents(out) == one
+    code, text = launched(TWO["torchrun"], path, out, "--resume")
+    assert "0 items drawn, 63 done before, 1 failed" in text, text
+    assert contents(out) == one
+    assert len(xattn.open_runs(out)) == 63
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_more_processes_than_groups_and_errors_of_the_main_one(pipe: Any, tmp_path: Path) -> None:
+def test_more_processes_than_groups_and_errors_of_the_main_one(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
-
-    def work() -> None:
-        assert batch.run(pipe, items(1), tmp_path / "out").drawn == 1
-        with pytest.raises(ValueError, match="holds 'file'"):
-            batch.run(pipe, items(1), tmp_path / "taken")
-
-    launch(work, 3)
+    assert together(draw, 3, items(1), tmp_path / "out", drawn=1) == [0, 0, 0]
     assert len(xattn.open_runs(tmp_path / "out")) == 1
+    assert together(refused, 3, items(1), tmp_path / "taken", "holds 'file'") == [0, 0, 0]
 
 
 # -- the command line ----------------------------------------------------------------------------

@@ -16,7 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import dense, tiny
 from xattn.edits import LocalBlend, Refine, Replace, Reweight
 from xattn.plan import make_plan
-from xattn.processors.editing import CrossStep, Rows, SelfEditing, edited_cross_attention
+from xattn.processors.editing import (
+    CrossStep,
+    Rows,
+    SelfEditing,
+    edited_cross_attention,
+    on_probabilities,
+    on_values,
+)
 from xattn.prompts import Prompt, tokenize
 from xattn.siblings import EditResult, edit, editing, sweep
 
@@ -161,14 +168,24 @@ def test_every_scheduler_counts_steps_and_blends_once_in_each(scheduler: str) ->
     assert len(got.masks[0]) == steps[-2] + 1
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("owns", [False, True])
-def test_the_values_form_equals_explicit_probabilities(owns: bool, masked: bool) -> None:
+def _own_call(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["mixed", "edited rows last"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("owns", [False, True], ids=["follows", "owns"])
+@pytest.mark.parametrize("queries", [16, 31, 32, 64])
+def test_both_forms_equal_the_definition(
+    queries: int, owns: bool, masked: bool, last: bool
+) -> None:
     torch.manual_seed(0)
     images, tokens = 2, 77
-    batch = 3 * images
-    query, key, value = (torch.randn(2 * batch, 4, n, 16) for n in (64, tokens, tokens))
-    mask = torch.randn(2 * batch, 1, 1, tokens) if masked else None
+    batch = 3 * images + (0 if last else 1)
+    query, key, value = (
+        torch.randn(3 * images + batch, 4, n, 16) for n in (queries, tokens, tokens)
+    )
+    mask = torch.randn(len(query), 1, 1, tokens) if masked else None
     made = make_plan(
         read(CAR),
         [
@@ -178,24 +195,37 @@ def test_the_values_form_equals_explicit_probabilities(owns: bool, masked: bool)
         read,
     )
     mix, own, _ = made.cross(0, 10)
-    rows = Rows.of([0, 1], images, batch, torch.device("cpu"))
+    start = 3 * images
+    rows = Rows.of([0, 1], images, start, torch.device("cpu"), batch=len(query))
+    assert (rows.others is not None) == last
     per_row = [0, 0, 1, 1]
     step = CrossStep(rows, mix[per_row], own[per_row], bool(own.any()))
-
-    def compute(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
-
-    got = edited_cross_attention(query, key, value, mask, step, compute)
     logits = query @ key.transpose(-1, -2) / 4
     probs = (logits if mask is None else logits + mask).softmax(-1)
     want = probs.clone()
     for j in range(2):
         for i in range(images):
-            row = batch + (j + 1) * images + i
-            want[row] = probs[batch + i] @ mix[j] + probs[row] * own[j]
-    assert torch.allclose(got, want @ value, atol=1e-5)
-    untouched = [*range(batch), batch, batch + 1]
-    assert torch.equal(got[untouched], compute(query, key, value, mask)[untouched])
+            row = start + (j + 1) * images + i
+            want[row] = probs[start + i] @ mix[j] + probs[row] * own[j]
+    untouched = [row for row in range(len(query)) if row not in rows.edited.tolist()]
+    plain_out = _own_call(query, key, value, mask)
+    got = edited_cross_attention(query, key, value, mask, step, _own_call)
+    values = on_values(query, key, value, mask, step, _own_call, None)
+    explicit = on_probabilities(query, key, value, mask, step, _own_call, None, 0.25)
+    assert torch.equal(got, explicit if queries < 32 else values)  # of 16 channels
+    for form in (values, explicit):
+        assert torch.allclose(form, want @ value, atol=1e-5)
+        assert torch.allclose(form[untouched], plain_out[untouched], atol=1e-6)
+    origin = query[[start, start + 1]], key[[start, start + 1]]
+    if not masked:
+        apart = CrossStep(
+            Rows(rows.edited, rows.sources - start, rows.others), step.mix, step.own, step.owns
+        )
+        for form in (
+            on_values(query, key, value, None, apart, _own_call, origin),
+            on_probabilities(query, key, value, None, apart, _own_call, origin, 0.25),
+        ):
+            assert torch.allclose(form, want @ value, atol=1e-5)
 
 
 class LargestShapes(TorchDispatchMode):
@@ -219,11 +249,8 @@ def test_no_queries_by_queries_matrix_is_made_in_self_attention() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(6, 2, 1024, 16) for _ in range(3))
 
-    def compute(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
-
     with LargestShapes() as seen:
-        got = layer.attend(query, key, value, None, 0.25, compute)
+        got = layer.attend(query, key, value, None, 0.25, _own_call)
     assert not [s for s in seen.shapes if list(s).count(1024) > 1]
     assert (6, 2, 1024, 16) in seen.shapes  # it does look
     probs = (query @ key.transpose(-1, -2) / 4).softmax(-1)

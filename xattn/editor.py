@@ -78,6 +78,7 @@ class Editor(Recorder):
         self.pending: Tensor | None = None  # of the calls of the step under way
         self.total: Tensor | None = None  # of the steps so far
         self.calls = 0
+        self.batch = 0  # rows of the call under way
         self.ended: tuple[int, int] | None = None  # the step that just ended, of how many
         self._drawn: list[Tensor | None] = []  # users' masks on the latent grid
         super().__init__(source, options)
@@ -211,6 +212,7 @@ class Editor(Recorder):
         assert rows is not None
         step, steps = self.plan.steps[self.call], len(self.plan.timesteps)
         device = arguments["sample"].device
+        self.batch = len(arguments["sample"])
         cross = self._cross_step(step, steps, rows[0].start, device)
         recorded = {id(tap.recording) for tap in self.taps}
         keeps = self.kept is not None and not self.reads
@@ -249,7 +251,7 @@ class Editor(Recorder):
         )
 
     def _rows_for(self, siblings: list[int], start: int, device: torch.device) -> Rows:
-        return Rows.of(siblings, self.images, start, device, kept=self.reads)
+        return Rows.of(siblings, self.images, start, device, kept=self.reads, batch=self.batch)
 
     def after_call(self, prefix: str) -> None:
         """Takes what a denoiser call left."""
