@@ -27,15 +27,16 @@ class Rows:
     """Rows of the batch that are edited, and for each the source's row of the same image.
 
     Attributes:
-        edited: the edited rows.
+        edited: the edited rows, sibling after sibling.
         sources: their sources', counted in the batch, or in what was kept of an earlier run.
-        others: how many rows come before the edited ones, where all that follow are edited; None
-            where the two are mixed.
+        span: the source's rows, of which ``sources`` names each once for every sibling.
+        first: the first edited row, where all that follow are edited; None where others do.
     """
 
     edited: Tensor
     sources: Tensor
-    others: int | None = None
+    span: slice
+    first: int | None = None
 
     @classmethod
     def of(
@@ -65,8 +66,18 @@ class Rows:
         return cls(
             torch.tensor(edited, device=device),
             torch.tensor(sources, device=device),
+            slice(source, source + images),
             edited[0] if last else None,
         )
+
+    def taken(self, tensor: Tensor) -> Tensor:
+        """Gives the sources' rows of (rows, ...), without copying them where that can be."""
+        source = tensor[self.span]
+        if len(source) == len(self.edited):
+            return source
+        if len(source) == 1:
+            return source.expand(len(self.edited), *source.shape[1:])
+        return tensor.index_select(0, self.sources)
 
 
 class Origin:
@@ -103,13 +114,14 @@ class CrossStep:
 
     Attributes:
         rows: the rows edited in this step.
-        mix: what each takes from the source's probabilities, (rows, source tokens, tokens).
+        mix: what each takes from the source's probabilities, (rows, source tokens, tokens); None
+            where each token takes all of its own position's.
         own: what each takes from its own, (rows, tokens).
         owns: whether any takes anything from its own.
     """
 
     rows: Rows
-    mix: Tensor
+    mix: Tensor | None
     own: Tensor
     owns: bool
 
@@ -169,22 +181,20 @@ def on_values(
     One call of the model's own where rows take all of their attention from the source, and a
     second one, for the edited rows alone, where they keep some of theirs.
     """
-    edited, sources = step.rows.edited, step.rows.sources
-    own_value = value.index_select(0, edited)  # (rows, heads, tokens, channels)
+    rows = step.rows
+    if step.mix is None:
+        return followed(query, key, value, mask, rows, compute, origin)
+    own_value = _edited(value, rows)  # (rows, heads, tokens, channels)
     mixed = step.mix.to(value.dtype)[:, None] @ own_value  # (rows, heads, source tokens, channels)
     if not step.owns:
-        value = value.index_copy(0, edited, mixed)
-        return followed(query, key, value, mask, step.rows, compute, origin)
+        return followed(query, key, value, mask, rows, compute, origin, mixed)
     kept = own_value * step.own.to(value.dtype)[:, None, :, None]
-    out = compute(query, key, value.index_copy(0, edited, kept), mask)
+    out = compute(query, key, _joined(value, kept, rows), mask)
     from_query, from_key = origin or (query, key)
-    taken = compute(
-        from_query.index_select(0, sources),
-        from_key.index_select(0, sources),
-        mixed,
-        mask if mask is None or len(mask) == 1 else mask.index_select(0, sources),
-    )
-    return out.index_add(0, edited, taken)
+    taken = compute(rows.taken(from_query), rows.taken(from_key), mixed, _of_sources(mask, rows))
+    if torch.is_grad_enabled():
+        return out.index_add(0, rows.edited, taken)
+    return out.index_add_(0, rows.edited, taken)  # ours alone, so that nothing is copied
 
 
 def on_probabilities(
@@ -202,21 +212,16 @@ def on_probabilities(
     The rows that aren't edited go through the model's own call.
     """
     rows = step.rows
-
-    def softmax(q: Tensor, k: Tensor, chosen: Tensor) -> Tensor:
-        part = mask if mask is None or len(mask) == 1 else mask.index_select(0, chosen)
-        q, k = q.index_select(0, chosen), k.index_select(0, chosen)
-        return kept_probs(q, k, part, scale, slice(None))  # (rows, heads, queries, tokens)
-
-    probs = softmax(*(origin or (query, key)), rows.sources) @ step.mix[:, None]
+    from_query, from_key = (rows.taken(t) for t in origin or (query, key))
+    probs = kept_probs(from_query, from_key, _of_sources(mask, rows), scale, slice(None))
+    if step.mix is not None:
+        probs = probs @ step.mix[:, None]  # (rows, heads, queries, tokens)
     if step.owns:
-        probs = probs + softmax(query, key, rows.edited) * step.own[:, None, None]
-    result = probs.to(value.dtype) @ value.index_select(0, rows.edited)
-    if rows.others is None:
-        return compute(query, key, value, mask).index_copy(0, rows.edited, result)
-    first = slice(0, rows.others)
-    part = mask if mask is None or len(mask) == 1 else mask[first]
-    return torch.cat([compute(query[first], key[first], value[first], part), result])
+        part = mask if mask is None or len(mask) == 1 else _edited(mask, rows)
+        own = kept_probs(_edited(query, rows), _edited(key, rows), part, scale, slice(None))
+        probs = probs + own * step.own[:, None, None]
+    result = probs.to(value.dtype) @ _edited(value, rows)
+    return _beside(result, query, key, value, mask, rows, compute)
 
 
 def followed(
@@ -227,17 +232,51 @@ def followed(
     rows: Rows,
     compute: Compute,
     origin: tuple[Tensor, Tensor] | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """Gives the model's own call with some rows attending as their source does.
 
-    One call of the same size as the model's: SDPA(q_src, k_src, v) for these rows.
+    That is SDPA(q_src, k_src, v) for these rows, of their own values or of those given.
     """
-    from_query, from_key = origin or (query, key)
-    query = query.index_copy(0, rows.edited, from_query.index_select(0, rows.sources))
-    key = key.index_copy(0, rows.edited, from_key.index_select(0, rows.sources))
-    if mask is not None and len(mask) > 1:
-        mask = mask.index_copy(0, rows.edited, mask.index_select(0, rows.sources))
-    return compute(query, key, value, mask)
+    from_query, from_key = (rows.taken(t) for t in origin or (query, key))
+    values = _edited(value, rows) if values is None else values
+    result = compute(from_query, from_key, values, _of_sources(mask, rows))
+    return _beside(result, query, key, value, mask, rows, compute)
+
+
+def _beside(
+    result: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Rows,
+    compute: Compute,
+) -> Tensor:
+    """Gives the whole batch: the edited rows' result, and the model's own call for the others."""
+    if rows.first is None:
+        return compute(query, key, value, mask).index_copy(0, rows.edited, result)
+    query, key, value = (t[: rows.first] for t in (query, key, value))
+    part = mask if mask is None or len(mask) == 1 else mask[: rows.first]
+    return torch.cat([compute(query, key, value, part), result])
+
+
+def _edited(tensor: Tensor, rows: Rows) -> Tensor:
+    """Gives the edited rows of (rows, ...)."""
+    if rows.first is None:
+        return tensor.index_select(0, rows.edited)
+    return tensor[rows.first :]
+
+
+def _joined(tensor: Tensor, edited: Tensor, rows: Rows) -> Tensor:
+    """Gives (rows, ...) with its edited rows exchanged."""
+    if rows.first is None:
+        return tensor.index_copy(0, rows.edited, edited)
+    return torch.cat([tensor[: rows.first], edited])
+
+
+def _of_sources(mask: Tensor | None, rows: Rows) -> Tensor | None:
+    return mask if mask is None or len(mask) == 1 else rows.taken(mask)
 
 
 class CrossEditing(Recording):
@@ -296,10 +335,13 @@ class CrossEditing(Recording):
             probs.index_select(0, step.rows.sources - first)
             if origin is None
             else origin.index_select(0, step.rows.sources)
-        ) @ step.mix[:, None]
-        edited = step.rows.edited - first
-        own = probs.index_select(0, edited) * step.own[:, None, None]
-        return probs.index_copy(0, edited, taken + own)
+        )
+        if step.mix is not None:
+            taken = taken @ step.mix[:, None]
+        if step.owns:
+            own = probs.index_select(0, step.rows.edited - first)
+            taken = taken + own * step.own[:, None, None]
+        return probs.index_copy(0, step.rows.edited - first, taken)
 
     def write_all(self, probs: Tensor) -> None:
         """Writes (rows, heads, queries, tokens) where they are kept."""

@@ -243,11 +243,13 @@ class Editor(Recorder):
         if not chosen:
             return None
         per_row = [j for j in chosen for _ in range(self.images)]
+        owns = bool(own[chosen].any())
+        follows = not owns and bool((mix[chosen] == torch.eye(*mix.shape[1:])).all())
         return CrossStep(
             rows=self._rows_for(chosen, start, device),
-            mix=mix[per_row].to(device),
+            mix=None if follows else mix[per_row].to(device),
             own=own[per_row].to(device),
-            owns=bool(own[chosen].any()),
+            owns=owns,
         )
 
     def _rows_for(self, siblings: list[int], start: int, device: torch.device) -> Rows:
