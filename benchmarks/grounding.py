@@ -43,7 +43,7 @@ class Case:
         maps: its maps on the latent grid, (levels, layers, 16, 16).
         total: the same, summed over all words of the prompt.
         default: its heat map as ``trace.heatmap`` gives it, (16, 16).
-        daam: with ``layers="daam"``.
+        all: with ``layers="all"``.
     """
 
     scene: int
@@ -52,7 +52,7 @@ class Case:
     maps: Array
     total: Array
     default: Array
-    daam: Array
+    all: Array
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Record
                 (place,) = run.prompt(image).positions(word.text)
                 maps = own[:, :, where[place]]
                 default = np.asarray(trace.heatmap(word.text, image))
-                daam = np.asarray(trace.heatmap(word.text, image, layers="daam"))
+                every = np.asarray(trace.heatmap(word.text, image, layers="all"))
                 kind, mask = _kind(word.text, word.about), one.masks[word.text]
-                numbers = (maps.numpy(), total.numpy(), default, daam)
+                numbers = (maps.numpy(), total.numpy(), default, every)
                 cases.append(Case(one.seed, kind, mask, *numbers))
     return Recorded(cases, run.layers, run.latent)
 
@@ -148,7 +148,7 @@ def ways(recorded: Recorded, chosen: Sequence[int]) -> dict[str, Way]:
     rest = [i for i in range(len(layers)) if i not in middle]
     found: dict[str, Way] = {
         "default": lambda c: c.default,
-        "DAAM's layers": lambda c: c.daam,
+        "all layers": lambda c: c.all,
         "prompt-to-prompt's average at 16 x 16": _mean(side),
         "no middle block": _mean(rest),
         "up blocks": _mean(ups),

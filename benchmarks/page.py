@@ -239,7 +239,7 @@ def summary(results: dict[str, Result]) -> str:
     return "\n\n".join(parts)
 
 
-_SHOWN = ("default", "DAAM's layers", "prompt-to-prompt's average at 16 x 16")
+_SHOWN = ("default", "all layers", "prompt-to-prompt's average at 16 x 16")
 
 
 def _peer_rows(result: Result | None) -> list[list[str]]:

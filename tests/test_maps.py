@@ -16,7 +16,7 @@ from xattn.runs import Layer, MemoryStore, Run
 def dense(run, positions, image=0, steps=None, layers=None, heads=None):
     """The definition, one number at a time: no code shared with the library."""
     steps = range(run.done) if steps is None else steps
-    layers = range(len(run.layers)) if layers is None else layers
+    layers = [0, 1, 3] if layers is None else layers  # neither the middle nor an eighth
     word = np.zeros(run.latent)
     for position in positions:
         token = run.positions.index(position)
@@ -37,6 +37,8 @@ def test_a_heat_map_is_the_definition_computed_densely():
         got = maps.token_maps(run, [2, 3], image).mean(0)
         assert got.dtype == torch.float32
         np.testing.assert_allclose(got, dense(run, [2, 3], image), atol=1e-6)
+        every = maps.token_maps(run, [2, 3], image, layers="all").mean(0)
+        np.testing.assert_allclose(every, dense(run, [2, 3], image, layers=range(4)), atol=1e-6)
 
 
 def test_steps_layers_and_heads_select():
@@ -49,9 +51,9 @@ def test_steps_layers_and_heads_select():
     assert torch.equal(one, maps.token_maps(run, [2], steps=range(3, 4)))
 
 
-def test_the_default_takes_every_layer():
+def test_the_default_takes_the_papers_layers():
     run = make_run()
-    assert torch.equal(maps.token_maps(run, [2]), maps.token_maps(run, [2], layers="all"))
+    assert torch.equal(maps.token_maps(run, [2]), maps.token_maps(run, [2], layers="daam"))
 
 
 def test_daam_leaves_out_the_middle_block_and_grids_of_an_eighth():
@@ -130,8 +132,7 @@ def test_daam_says_when_it_finds_no_layer():
         maps.token_maps(make_run(layers=LAYERS[2:3]), [2], layers="daam")
 
 
-def test_the_default_falls_back_on_what_was_recorded(monkeypatch):
-    monkeypatch.setattr(maps, "DEFAULT_LAYERS", maps.daam_layers)
+def test_the_default_falls_back_on_what_was_recorded():
     assert maps.layers_of(make_run())[0] == [0, 1, 3]
     assert maps.layers_of(make_run(layers=LAYERS[2:3])) == ([0], [1.0])
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import xattn
 from tests import tiny
+from xattn import maps
 from xattn.hooks import Schedule
 
 PROMPT = "a red car on a green lawn"
@@ -396,6 +397,12 @@ def test_dropped_axes_are_averages_of_the_kept_ones(sd1: Any, keep: tuple[str, .
         if "step" not in keep:
             expected = expected.mean(0, keepdim=True)
         torch.testing.assert_close(run.maps(i), expected, atol=1e-6, rtol=1e-5)
+    assert behind(run) == behind(whole.run)
+
+
+def behind(run: Any) -> set[str]:
+    """The layers that a heat map is made of by default, those behind an average too."""
+    return {name for i in maps.layers_of(run)[0] for name in run.layers[i].members}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -895,6 +902,10 @@ def test_a_controlnets_share_of_an_average_is_kept() -> None:
         members = [j for j, x in enumerate(apart.run.layers) if x.name in layer.members]
         expected = torch.stack([apart.run.maps(j) for j in members]).mean(0)
         torch.testing.assert_close(merged.run.maps(i), expected, atol=1e-6, rtol=1e-5)
+    assert behind(merged.run) == behind(apart.run)
+    assert any(layer.middle for layer in merged.run.layers)
+    names = [layer.name for layer in merged.run.layers]
+    assert len(set(names)) == len(names)
 
 
 def test_an_average_can_not_be_read_before_its_end(sd1: Any) -> None:

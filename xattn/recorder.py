@@ -354,15 +354,17 @@ class Recorder:
         if "layer" in self.options.keep:
             kept = tuple(Layer(s.name, s.grid(latent), s.heads) for s in sites)
             return kept, [(i, None) for i in range(len(kept))]
-        grids: dict[tuple[int, int], list[Site]] = {}
-        for site in sites:
-            grids.setdefault(site.grid(latent), []).append(site)
+        single = [Layer(s.name, s.grid(latent), s.heads) for s in sites]
+        keys = [(layer.grid, layer.middle) for layer in single]
+        groups: dict[Any, list[str]] = {}
+        for key, layer in zip(keys, single, strict=True):
+            groups.setdefault(key, []).append(layer.name)
         kept = tuple(
-            Layer(f"mean@{h}x{w}", (h, w), 1, tuple(s.name for s in group))
-            for (h, w), group in grids.items()
+            Layer(f"mean@{h}x{w}" + ".middle" * middle, (h, w), 1, tuple(names))
+            for ((h, w), middle), names in groups.items()
         )
-        order = list(grids)
-        return kept, [(order.index(s.grid(latent)), 1 / len(grids[s.grid(latent)])) for s in sites]
+        order = list(groups)
+        return kept, [(order.index(key), 1 / len(groups[key])) for key in keys]
 
     def _aim(self, prefix: str, arguments: dict[str, Any]) -> None:
         """Points the layers of a component at the rows of this call's batch that count."""

@@ -23,7 +23,8 @@ class Layer:
     Attributes:
         name: the module's name in the denoiser, for example
             ``down_blocks.0.attentions.0.transformer_blocks.0.attn2``; ``controlnet.`` stands
-            before it for a ControlNet's layer. Where the layer axis was dropped, ``mean@HxW``.
+            before it for a ControlNet's layer. Where the layer axis was dropped, ``mean@HxW``, or
+            ``mean@HxW.middle`` for those in the middle.
         grid: (height, width) of its queries.
         heads: how many heads the layer has.
         members: the names of the layers whose mean this is; its own name alone otherwise.
@@ -42,6 +43,14 @@ class Layer:
     def area(self) -> int:
         """The number of queries, height x width."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def middle(self) -> bool:
+        """Whether it stands in the denoiser's middle block, or in a ControlNet.
+
+        Means over layers never mix these with the others, which heat maps are made of by default.
+        """
+        return any("mid_block" in name or "controlnet." in name for name in self.members)
 
 
 class Store(Protocol):

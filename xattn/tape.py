@@ -303,7 +303,7 @@ def without(shape: Shape, dropped: frozenset[str]) -> Shape:
     """Gives the axes of the same recording with some of them averaged."""
     layers = shape.layers
     if "layer" in dropped:
-        layers = tuple({layer.grid: layer for layer in layers}.values())
+        layers = tuple({(layer.grid, layer.middle): layer for layer in layers}.values())
     return replace(shape, layers=layers, keep=shape.keep - dropped)
 
 

@@ -101,7 +101,8 @@ class Trace:
             word: a word or a phrase of the image's prompt, or token positions.
             image: which image, or a picture.
             steps: an index, a slice or several indices; summed. All by default.
-            layers: names, globs, a test of a ``Layer``, "all", or "daam" for the paper's own.
+            layers: names, globs, a test of a ``Layer``, "all", or "daam" for the paper's own,
+                which are the default too.
             heads: an index or several; averaged. All by default.
             occurrence: which of a word that comes several times, from 0; all by default.
 
