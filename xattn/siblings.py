@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from xattn import views
+from xattn import report, views
 from xattn.edits import Edits, Reweight
 from xattn.kept import KeptSource
 from xattn.loops import Session, TraceOptions, editing, session_of
@@ -56,6 +57,18 @@ class EditResult:
         results = self.seeds or [self]
         cells = [[one.source, *one.images] for one in results]
         return views.table(cells, columns=["source", *self.labels], side=side)
+
+    def sheet(self) -> Image.Image:
+        """Draws the source beside its siblings, and under them where LocalBlend let them act."""
+        return views.edits(self.source, self.images, ["source", *self.labels], self.masks)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Writes one self-contained HTML page: images side by side, masks, plan, every word's map.
+
+        Raises:
+            ValueError: the images are no pictures (``output_type`` was not "pil").
+        """
+        report.write_edit(path, self)
 
     def __repr__(self) -> str:
         seeds = f", {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""

@@ -17,7 +17,6 @@ from typing import Any
 
 from PIL import Image
 
-from xattn import report
 from xattn.edits import Edit, LocalBlend, Refine, Replace, Reweight
 from xattn.options import Options
 from xattn.sessions import record
@@ -294,7 +293,7 @@ class Studio:
         edited = Drawing(drawing.settings, drawing.image, drawing.trace, folder, result, edits)
         if result.trace is not None:
             result.trace.save(folder / "trace.safetensors", [result.source, *result.images])
-        report.write_edit(folder / "report.html", result)
+        result.report(folder / "report.html")
         self._write_script(edited)
         return edited
 

@@ -15,6 +15,7 @@ from xattn.cli.output import Folder, consoles, enlarged, figures, print_json, te
 PROMPT = "a red car on a green lawn"
 WORDS = ("red", "car", "lawn")
 STEPS = 30
+GUIDANCE = 5.0  # leaves an amplified word room to act
 EPILOG = "Example: [bold]xattn demo --seed 3[/bold]"
 
 
@@ -25,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: o.OutOption = Path("xattn-demo"),
-    seed: o.SeedOption = 0,
+    seed: o.SeedOption = 1,
     steps: o.StepsOption = STEPS,
     device: o.DeviceOption = None,
     as_json: o.JsonOption = False,
@@ -37,7 +38,7 @@ def demo(
     begun = time.monotonic()
     console, progress = consoles(as_json)
     folder = Folder(out)
-    request = o.Request(device=device, seed=seed, steps=steps)
+    request = o.Request(device=device, seed=seed, steps=steps, guidance=GUIDANCE)
     pipe = request.pipeline(progress)
     with (
         xattn.record(pipe) as trace,
@@ -56,12 +57,12 @@ def demo(
     edits: list[Any] = [
         [xattn.Replace("red", "blue"), xattn.LocalBlend("car")],
         xattn.Refine(f"{PROMPT} at night"),
-        xattn.Reweight({"red": 3.0}),
+        xattn.Reweight({"red": 2.0}),
     ]
     with o.watched(pipe, progress, "editing") as watch:
         arguments = request.arguments(pipe)
         result = xattn.edit(pipe, PROMPT, *edits, callback_on_step_end=watch, **arguments)
-    result.labels = ["red -> blue", "at night", "red x 3"]
+    result.labels = ["red -> blue", "at night", "red x 2"]
     with progress.status("writing"):
         edited = Folder(out / "edit")
         write_edit(edited, result)

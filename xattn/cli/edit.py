@@ -288,15 +288,12 @@ def draw(
 
 def write_edit(folder: Folder, result: Any) -> None:
     """Writes the images of an edit, what they look like side by side, report and trace."""
-    from xattn import report, views
-
-    labels = ["source", *result.labels]
-    picture = views.edits(result.source, result.images, labels, result.masks)
-    folder.picture("edits.png", picture, "the source, its edits, and where blends let them act")
+    text = "the source, its edits, and where blends let them act"
+    folder.picture("edits.png", result.sheet(), text)
     folder.picture("source.png", result.source, "the source, as the model alone would draw it")
     for number, (image, label) in enumerate(zip(result.images, result.labels, strict=True), 1):
         folder.picture(f"edit-{number:02d}.png", image, label)
-    report.write_edit(folder.new("report.html", "the report: open it in a browser"), result)
+    result.report(folder.new("report.html", "the report: open it in a browser"))
     if result.trace is not None:
         images = [result.source, *result.images]
         path = folder.new("trace.safetensors", "what each image attends to, for xattn show")
