@@ -17,6 +17,8 @@ PROMPT = "a red car on a green lawn"
 OTHER = "a blue car on a green lawn"
 LONGER = "a red car on a green lawn at night"
 
+CONTROL = "the plain call itself"  # what the machine's own noise makes of 1
+
 Options = dict[str, Any]
 
 RECORDINGS: dict[str, Options] = {
@@ -105,6 +107,7 @@ def measure_recording(draw: Drawing, pairs: int, names: Sequence[str] | None = N
     chosen = names or list(RECORDINGS)
     calls = {name: draw.recorded(RECORDINGS[name]) for name in chosen}
     calls["textbook recorder"] = draw.textbook_recorded
+    calls[CONTROL] = draw.plain()
     return compare(draw.plain(), calls, pairs)
 
 
@@ -128,6 +131,7 @@ def measure_editing(draw: Drawing, pairs: int, names: Sequence[str] | None = Non
         calls[name] = draw.edited([EDITS[name]])
     calls["replace, recorded"] = draw.edited([EDITS["replace"]], trace=True)
     calls["textbook prompt-to-prompt"] = draw.textbook_edited
+    calls[CONTROL] = draw.plain([PROMPT, OTHER])
     return compare(draw.plain([PROMPT, OTHER]), calls, pairs)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image, ImageFont, ImageSequence
 
 from xattn import views
 
@@ -104,6 +104,29 @@ def test_labels_use_the_first_font_that_has_their_glyphs():
     assert first is not second
 
 
+@pytest.fixture
+def system_fonts(monkeypatch):
+    """A list that stands for the fonts of the system."""
+    found = []
+    monkeypatch.setattr(views, "_system_fonts", lambda: found)
+    views._system_font.cache_clear()
+    yield found
+    views._system_font.cache_clear()
+
+
+def test_what_the_usual_fonts_lack_is_written_in_one_of_the_systems(
+    system_fonts, monkeypatch, tmp_path
+):
+    (_, dejavu) = views._fonts(16)
+    monkeypatch.setattr(views, "_fonts", lambda size: (ImageFont.load_default(size),))
+    (tmp_path / "broken.ttf").write_text("no font")
+    system_fonts += [str(tmp_path / "broken.ttf"), str(tmp_path / "gone.ttf"), dejavu.path]
+    (_, a), (font, b) = views.text_runs("carж", 16)
+    assert (a, b, font.path) == ("car", "ж", dejavu.path)
+    assert [text for _, text in views.text_runs("‏", 16)] == ["\\u200f"]
+
+
+@pytest.mark.usefixtures("system_fonts")
 def test_what_no_font_has_is_an_escape_and_never_a_box():
     assert [text for _, text in views.text_runs("a猫🚗", 16)] == ["a\\u732b\\U0001f697"]
     assert [text for _, text in views.text_runs("a\nb\u200f", 16)] == ["a\\u000ab\\u200f"]

@@ -121,11 +121,11 @@ def picture(image: Image.Image | None, grid: tuple[int, int]) -> Image.Image:
 def text_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
     """Splits a text by the font that has its glyphs; what no font has becomes an escape.
 
-    Pillow's own font first, then DejaVu, which comes with matplotlib.
+    Pillow's own font first, then DejaVu, which comes with matplotlib, then what the system has.
     """
     runs: list[tuple[ImageFont.FreeTypeFont, str]] = []
     for char in text:
-        font = next((f for f in _fonts(size) if _has(f, char)), None)
+        font = next((f for f in _fonts(size) if _has(f, char)), None) or _system_font(char, size)
         shown = char
         if font is None:
             code = ord(char)
@@ -186,6 +186,41 @@ def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
         fonts.append(ImageFont.truetype(str(path), size))
     return tuple(font for font in fonts if isinstance(font, ImageFont.FreeTypeFont))
+
+
+@lru_cache(4096)
+def _system_font(char: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """Gives a font of the system that has a character, such as one of Chinese or of symbols."""
+    if not char.isprintable():
+        return None
+    for path in _system_fonts():
+        if ord(char) in _characters(path):
+            with contextlib.suppress(OSError):  # a font of pictures, of one size
+                return _opened(path, size)
+    return None
+
+
+@cache
+def _system_fonts() -> tuple[str, ...]:
+    with contextlib.suppress(ImportError):
+        from matplotlib import font_manager
+
+        return tuple(sorted(font_manager.findSystemFonts()))
+    return ()
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    with contextlib.suppress(OSError, RuntimeError):
+        return frozenset(FT2Font(path).get_charmap())
+    return frozenset()
+
+
+@cache
+def _opened(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
 
 
 @lru_cache(4096)
