@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont, ImageSequence
+from PIL import Image, ImageSequence
 
 from xattn import views
 
@@ -117,8 +117,8 @@ def system_fonts(monkeypatch):
 def test_what_the_usual_fonts_lack_is_written_in_one_of_the_systems(
     system_fonts, monkeypatch, tmp_path
 ):
-    (_, dejavu) = views._fonts(16)
-    monkeypatch.setattr(views, "_fonts", lambda size: (ImageFont.load_default(size),))
+    pillows, dejavu = views._fonts(16)
+    monkeypatch.setattr(views, "_fonts", lambda size: (pillows,))
     (tmp_path / "broken.ttf").write_text("no font")
     system_fonts += [str(tmp_path / "broken.ttf"), str(tmp_path / "gone.ttf"), dejavu.path]
     (_, a), (font, b) = views.text_runs("carж", 16)
