@@ -274,7 +274,22 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for name, figure in figures.items():
         lines.append(f"| {name} | {_shown(name, figure)} | {GOALS.get(name, '')} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _on_sweeps(figures)]) + "\n"
+
+
+def _on_sweeps(figures: dict[str, Any]) -> str:
+    """Says where the sweeps that don't rise throughout fall."""
+    whole, below = (
+        100 * figures[f"sweep{part}: colour strength rises"]["mean"] for part in ("", " up to 1")
+    )
+    one, two = (figures[f"sweep: colour strength at {weight}"]["mean"] for weight in (1, 2))
+    return (
+        f"Sweeps: {whole:.0f} % rise at every weight, and {below:.0f} % up to weight 1. Above 1 "
+        f"the object has its colour already ({one:.2f} of the palette's over the whole object, "
+        f"windows and outlines among it; {two:.2f} at weight 2), and nothing that the model learned "
+        "is more saturated: a fall there is a colour that goes past the palette's, to a darker or "
+        "another tone."
+    )
 
 
 def _shown(name: str, figure: dict[str, float]) -> str:
@@ -336,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "figures": tally.summary(),
     }
     (options.out / "edits.json").write_text(json.dumps(result_, indent=1) + "\n")
-    (options.out / "edits.md").write_text(markdown(result_))
+    (options.out / "edits.md").write_text(markdown(result_), "utf-8")
     if shown:
         from xattn import views
 

@@ -399,8 +399,8 @@ def launched(launcher: Sequence[str], path: Path, out: Path, *more: str) -> tupl
     return done.returncode, done.stdout + done.stderr
 
 
-TWO = {
-    "accelerate": [
+LAUNCHERS = {
+    "accelerate": [  # on CPUs it starts one process, whatever it is told
         "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
         "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m",
     ],
@@ -417,14 +417,14 @@ def test_one_process_and_two_write_the_same_files(tmp_path: Path) -> None:
     code, text = launched([], path, tmp_path / "1")
     assert (code, "63 items drawn, 1 failed" in text) == (1, True), text
     one = contents(tmp_path / "1")
-    for name, launcher in TWO.items():
+    for name, launcher in LAUNCHERS.items():
         out = tmp_path / name
         code, text = launched(launcher, path, out)
         assert code != 0  # the launchers have codes of their own
         assert "line 41:" in text, text
         assert "63 items drawn, 1 failed" in text, text
         assert contents(out) == one
-    code, text = launched(TWO["torchrun"], path, out, "--resume")
+    code, text = launched(LAUNCHERS["torchrun"], path, out, "--resume")
     assert "0 items drawn, 63 done before, 1 failed" in text, text
     assert contents(out) == one
     assert len(xattn.open_runs(out)) == 63
