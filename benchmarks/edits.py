@@ -286,7 +286,7 @@ def _on_sweeps(figures: dict[str, Any]) -> str:
     return (
         f"Sweeps: {whole:.0f} % rise at every weight, and {below:.0f} % up to weight 1. Above 1 "
         f"the object has its colour already ({one:.2f} of the palette's over the whole object, "
-        f"windows and outlines among it; {two:.2f} at weight 2), and nothing that the model learned "
+        f"windows and outlines among it; {two:.2f} at weight 2), and nothing the model has learned "
         "is more saturated: a fall there is a colour that goes past the palette's, to a darker or "
         "another tone."
     )

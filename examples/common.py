@@ -28,10 +28,11 @@ def draw(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if options.model is None:
         pipe = xattn.demo()
     else:
+        from accelerate import PartialState
         from diffusers import AutoPipelineForText2Image
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.float16 if device == "cuda" else torch.float32
+        device = PartialState().device
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
         pipe = AutoPipelineForText2Image.from_pretrained(options.model, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe, {"num_inference_steps": options.steps, "guidance_scale": options.guidance}

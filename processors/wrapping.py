@@ -186,6 +186,41 @@ def handler_of(processor: Any) -> Handler | None:
     return handler
 
 
+def install(module: Any, handler: Handler) -> None:
+    """Wraps the processor of an attention module; does nothing where the handler stands already.
+
+    Raises:
+        TypeError: the processor computes attention where it can't be seen.
+    """
+    processor = module.processor
+    while is_wrapped(processor):
+        if handler_of(processor) is handler:
+            return
+        processor = unwrap(processor)
+    _set_processor(module, wrap(module.processor, handler))
+
+
+def remove(module: Any, handler: Handler) -> None:
+    """Ends a handler, and takes its wrapper out of an attention module.
+
+    A wrapper under one that still works stays, as the layer was found, until that one leaves.
+    """
+    handler.over, handler.live = True, False
+    found = restored = module.processor
+    while is_wrapped(restored) and getattr(handler_of(restored), "over", False):
+        restored = unwrap(restored)
+    if restored is not found:
+        _set_processor(module, restored)
+
+
+def _set_processor(module: Any, processor: Any) -> None:
+    """Sets a processor without ``set_processor``'s eviction of one that has weights."""
+    if "processor" in module._modules:
+        module._modules["processor"] = processor
+    else:
+        module.processor = processor
+
+
 def _names(kind: type) -> set[str]:
     """The attribute names that the processor's call uses, one function deep."""
     names: set[str] = set()

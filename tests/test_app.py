@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import base64
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import xattn
 from tests import tiny
 from xattn import LocalBlend, Refine, Replace, Reweight
 from xattn.studio import Change, Drawing, Limits, Settings, Studio, make_edits, script
+from xattn.toyland.bundle import DTYPE
 
 PROMPT = "a red car on a red lawn"
 FAST = {"steps": 3, "width": 64, "height": 64}
@@ -129,7 +129,7 @@ def test_the_script_draws_the_same(studio, tmp_path, edited):
 def test_the_script_names_the_model_and_quotes_what_it_is_given():
     edits = [[Reweight({'"""': 2.0}), LocalBlend(["x'y"])]]
     text = script(Settings(NASTY + "\n'''"), edits, "some/model", "torch.float16")
-    assert "DiffusionPipeline.from_pretrained('some/model', torch_dtype=torch.float16)" in text
+    assert f"DiffusionPipeline.from_pretrained('some/model', {DTYPE}=torch.float16)" in text
     constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     assert NASTY + "\n'''" in constants
     assert {'"""', "x'y"} <= set(constants)
@@ -235,30 +235,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         log.seek(0)
         assert "Traceback" not in log.read()
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-        "disable-background-networking", "disable-component-update", "disable-sync",
-        "disable-dev-shm-usage", "hide-scrollbars",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    opened = webdriver.Chrome(options=options, service=service)
-    opened.set_script_timeout(60)
-    yield opened
-    opened.quit()
-    service.stop()
 
 
 class Page:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from xattn.batch_items import (
     positions_of,
     read_items,
 )
+from xattn.devices import process_state
 from xattn.options import Options
 from xattn.run_folder import IMAGES, MAPS, Row, Writer
 from xattn.runs import MemoryStore, Run
@@ -413,14 +413,7 @@ class Crew:
     """The processes of a batch; one, where it wasn't launched as several."""
 
     def __init__(self) -> None:
-        from accelerate import PartialState
-
-        # Accelerate joins processes on CPUs only when it is told that it is CPUs; and one process
-        # may be done hours before another.
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        cpu = several and (kind is None or kind.type == "mps")
-        self.state: Any = PartialState(cpu=cpu, timeout=timedelta(days=7))
+        self.state: Any = process_state()
 
     @property
     def is_main(self) -> bool:

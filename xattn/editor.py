@@ -15,8 +15,8 @@ from xattn.kept import KeptSource
 from xattn.options import Options
 from xattn.plan import EditPlan, Sibling
 from xattn.processors.editing import CrossEditing, CrossStep, Origin, Rows, SelfEditing
-from xattn.processors.wrapping import handler_of, innermost, is_wrapped, unwrap, wrap
-from xattn.recorder import Recorder, Tap, _set_processor, _wraps
+from xattn.processors.wrapping import Handler, innermost
+from xattn.recorder import Recorder, Tap
 from xattn.sites import Site, find_sites, text_sites
 from xattn.sources import LoopSource, PipelineSource
 
@@ -109,22 +109,15 @@ class Editor(Recorder):
 
     # -- installing and restoring ------------------------------------------------------------------
 
-    def _inject(self) -> None:
-        for edited in self.layers:
-            found = edited.site.module.processor
-            _refuse_sliced(found)
-            if not _wraps(found, edited.handler):
-                _set_processor(edited.site.module, wrap(found, edited.handler))
+    @property
+    def handled(self) -> list[tuple[Site, Handler]]:
+        """The layers that are wrapped, each with its handler."""
+        return [(layer.site, layer.handler) for layer in self.layers]
 
-    def _eject(self) -> None:
-        for edited in self.layers:
-            edited.handler.over = True
-            edited.handler.live = False
-            found = restored = edited.site.module.processor
-            while is_wrapped(restored) and getattr(handler_of(restored), "over", False):
-                restored = unwrap(restored)
-            if restored is not found:
-                _set_processor(edited.site.module, restored)
+    def _inject(self) -> None:
+        for layer in self.layers:
+            _refuse_sliced(layer.site.module.processor)
+        super()._inject()
 
     # -- a run -------------------------------------------------------------------------------------
 

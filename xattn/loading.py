@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +30,13 @@ def load_pipeline(
         ValueError: there is no such model, device or dtype.
     """
     import torch
-    from accelerate import PartialState
+
+    from xattn.devices import usual_device
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
     try:
-        place = torch.device(device) if device else PartialState().device
+        place = torch.device(device) if device else usual_device()
     except RuntimeError:
         raise ValueError(f"device={device!r} is no device; give cpu, cuda, cuda:1, mps") from None
     if place.type == "cuda" and not torch.cuda.is_available():
@@ -67,10 +66,12 @@ def _named(model: str | None, dtype: Any) -> Any:
         )
     from diffusers import DiffusionPipeline  # AutoPipeline... imports every family there is
 
+    from xattn.toyland.bundle import DTYPE, no_bars
+
     try:
         name = str(folder) if folder.exists() else model
-        with _no_bars():
-            return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        with no_bars():
+            return DiffusionPipeline.from_pretrained(name, **{DTYPE: dtype})
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if folder.exists():
@@ -78,23 +79,6 @@ def _named(model: str | None, dtype: Any) -> Any:
         raise ValueError(
             f"model={model!r}: there is no such folder, and the hub gives no such model ({reason})"
         ) from error
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Shows no bars for parts that are read from the disk; those of a download stay."""
-    import diffusers
-    import transformers
-
-    loggers = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
-    for logger in shown:
-        logger.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger in shown:
-            logger.enable_progress_bar()
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from xattn import files, hooks, prompts, tape
 from xattn.options import Options
 from xattn.processors.recording import Recording
-from xattn.processors.wrapping import Handler, handler_of, innermost, is_wrapped, unwrap, wrap
+from xattn.processors.wrapping import Handler, innermost, install, remove
 from xattn.runs import Layer, Run, info_versions
 from xattn.sites import Site, find_sites, text_sites
 from xattn.sources import Asked, LoopSource, PipelineSource, Source
@@ -95,23 +95,18 @@ class Recorder:
             stack.callback(self.end_run)
             yield
 
+    @property
+    def handled(self) -> list[tuple[Site, Handler]]:
+        """The layers that are wrapped, each with its handler."""
+        return [(tap.site, tap.recording) for tap in self.taps]
+
     def _inject(self) -> None:
-        for tap in self.taps:
-            found = tap.site.module.processor
-            if not _wraps(found, tap.recording):
-                _set_processor(tap.site.module, wrap(found, tap.recording))
+        for site, handler in self.handled:
+            install(site.module, handler)
 
     def _eject(self) -> None:
-        for tap in self.taps:
-            tap.recording.over = True
-            tap.recording.live = False
-            found = tap.site.module.processor
-            restored = found
-            # a wrapper that still holds ours takes it along when it leaves
-            while is_wrapped(restored) and handler_of(restored).over:  # type: ignore[union-attr]
-                restored = unwrap(restored)
-            if restored is not found:
-                _set_processor(tap.site.module, restored)
+        for site, handler in self.handled:
+            remove(site.module, handler)
 
     def _before_prompt(self) -> None:
         pipe = getattr(self.source, "pipe", None)
@@ -533,19 +528,3 @@ def _untimely(arguments: dict[str, Any], plan: hooks.Schedule, call: int) -> str
         f"{expected}: it is called more often than once for each, and which call is which can't "
         "be known"
     )
-
-
-def _wraps(processor: Any, recording: Handler) -> bool:
-    while is_wrapped(processor):
-        if handler_of(processor) is recording:
-            return True
-        processor = unwrap(processor)
-    return False
-
-
-def _set_processor(module: Any, processor: Any) -> None:
-    """Sets a processor without ``set_processor``'s eviction of one that has weights."""
-    if "processor" in module._modules:
-        module._modules["processor"] = processor
-    else:
-        module.processor = processor

@@ -23,6 +23,7 @@ from xattn.sessions import record
 from xattn.siblings import EditResult, edit
 from xattn.sources import PipelineSource
 from xattn.text import matches
+from xattn.toyland.bundle import DTYPE
 from xattn.trace import Trace
 
 Progress = Callable[[int, int], None]
@@ -403,10 +404,14 @@ def script(
     if model is None:
         lines += [f"pipe = xattn.demo(dtype={dtype})"]
     else:
-        lines[1:2] = ["from diffusers import DiffusionPipeline", ""]
+        lines[1:2] = [
+            "from accelerate import PartialState",
+            "from diffusers import DiffusionPipeline",
+            "",
+        ]
         lines += [
-            f"pipe = DiffusionPipeline.from_pretrained({model!r}, torch_dtype={dtype})",
-            'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+            f"pipe = DiffusionPipeline.from_pretrained({model!r}, {DTYPE}={dtype})",
+            "pipe = pipe.to(PartialState().device)",
         ]
     lines += [f"prompt = {settings.prompt!r}", f"options = dict(\n{options})"]
     lines += [

@@ -14,6 +14,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from packaging.version import Version
 from transformers import CLIPTokenizer
 
+from xattn.devices import usual_device
+
 from .denoiser import Denoiser, build_scheduler
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -39,8 +41,8 @@ def assemble(
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Show no progress bars while a quarter of a second passes."""
+def no_bars() -> Iterator[None]:
+    """Show no bars for parts that are read from the disk; those of a download stay."""
     loggers = (diffusers.utils.logging, transformers.utils.logging)
     shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
     for logger in shown:
@@ -59,13 +61,13 @@ def demo(
 ) -> StableDiffusionPipeline:
     """Load the bundled Toyland model: a trained Stable Diffusion of 128 x 128 px, offline.
 
-    `device` is where to put it, by default the GPU if there is one. `components` (`scheduler=`,
+    `device` is where to put it, by default what accelerate chooses. `components` (`scheduler=`,
     `unet=` ...) go to `from_pretrained` and take the place of the bundled ones.
 
     >>> image = demo()("a red car on a green lawn", num_inference_steps=20).images[0]
     """
-    with _no_bars():
+    with no_bars():
         pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
             WEIGHTS, local_files_only=True, **{DTYPE: dtype}, **components
         )
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device or usual_device())

@@ -19,6 +19,8 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from xattn.devices import usual_device
+
 from .autoencoder import encode, normalise_latents, refine_decoder, train_autoencoder
 from .bundle import WEIGHTS, assemble
 from .dataset import dataset
@@ -118,7 +120,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--sheet-steps", type=int, default=20, help="steps of each sheet")
     parser.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu or cuda; accelerate's choice by default")
     return parser.parse_args(arguments)
 
 
@@ -126,7 +128,8 @@ def run(options: argparse.Namespace, team: Team) -> None:
     """Run all stages, each from where it was left, as one of a team."""
     torch.set_flush_denormal(True)
     folder: Path = options.work
-    shared = {"device": options.device, "save_every": options.save_every, "team": team}
+    device = options.device or usual_device().type
+    shared = {"device": device, "save_every": options.save_every, "team": team}
     images, captions = dataset(folder, options.scenes)
     autoencoder = train_autoencoder(
         images,
