@@ -93,6 +93,13 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path):
+    (tmp_path / "usual").touch()
+    save(tmp_path / "run.safetensors", [make_run()])
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 # -- damage
 
 

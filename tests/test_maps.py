@@ -47,7 +47,7 @@ def test_steps_layers_and_heads_select():
     np.testing.assert_allclose(got, dense(run, [2], steps=[0, 4], layers=[3], heads=[1]), atol=1e-6)
     got = maps.token_maps(run, [2], steps=slice(1, 3), layers=lambda x: x.grid == (4, 6))[0]
     np.testing.assert_allclose(got, dense(run, [2], steps=[1, 2], layers=[1]), atol=1e-6)
-    one = maps.token_maps(run, [2], steps=3)
+    one = maps.token_maps(run, [2], steps=np.int64(3))
     assert torch.equal(one, maps.token_maps(run, [2], steps=range(3, 4)))
 
 
@@ -119,6 +119,10 @@ def test_a_part_of_a_mean_of_layers_is_refused():
         (["step", "head"], {"heads": 2}, r"heads of down_blocks.* 2 is out of range"),
         (["step", "head"], {"heads": []}, r"picks no head"),
         (["step"], {"layers": "nothing"}, r"fits none of the layers recorded: down_blocks"),
+        (["step"], {"layers": ["up_blocks.*", "typo"]}, r"layers='typo' fits none"),
+        (["step"], {"steps": "10"}, r"steps='10': give an index or several, whole numbers"),
+        (["step"], {"steps": 1.7}, r"steps=1\.7: give an index"),
+        (["step", "head"], {"heads": [0, 0.5]}, r"heads=\[0, 0\.5\]: give an index"),
         (["step"], {"image": 1}, r"image: 1 is out of range, there are 1"),
     ],
 )

@@ -102,6 +102,29 @@ def test_evolution_ranks_layers_and_steps_by_their_focus():
         Trace([make_run(keep=["layer"])]).evolution("red")
 
 
+def test_evolution_is_asked_of_an_image_and_of_some_layers(trace, picture):
+    images = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in range(2)]
+    trace.run.images = images
+    second = trace.evolution("red", images[1], layers="up_blocks.*")
+    assert second.names == (LAYERS[3].name,)
+    np.testing.assert_array_equal(second.entropy[0], trace.evolution("red", 1).entropy[3])
+    assert not np.array_equal(second.entropy[0], trace.evolution("red").entropy[3])
+
+
+def test_saved_images_are_those_of_the_run_or_an_error(trace, picture, tmp_path):
+    path = tmp_path / "run.safetensors"
+    for wrong, message in (
+        (picture, "has 1 pictures; this run has 2"),
+        ([picture] * 3, "has 3 pictures"),
+        ([picture, np.zeros((64, 96, 3))], "must be PIL images, got Image, ndarray"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trace.save(path, wrong)
+    assert not path.exists()
+    trace.save(path, [picture, picture])
+    assert [image.size for image in load(path).run.images] == [(96, 64)] * 2
+
+
 def test_only_the_words_that_were_kept_can_be_asked_for():
     trace = Trace([make_run(["a red car on a lawn"], words=[2, 3])])
     assert trace.words == ("red", "car")

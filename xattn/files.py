@@ -390,7 +390,10 @@ def aside(path: Path, write: Callable[[str], Any]) -> None:
     """Writes to a new file beside ``path`` and renames it: whole, or not at all."""
     tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        tmp.touch()
+        usual = tmp.stat().st_mode  # safetensors would let nobody else read it
         write(str(tmp))
+        tmp.chmod(usual)
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)

@@ -12,13 +12,14 @@ it has members (it is clamped once, after the mean).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 
-from xattn.runs import Layer, LayerFilter, Run, select_layers
+from xattn.runs import Layer, LayerFilter, Run, picks, select_layers
 
 Steps = int | slice | Sequence[int] | None
 Heads = int | Sequence[int] | None
@@ -188,7 +189,7 @@ def step_indices(run: Run, steps: Steps) -> list[int]:
     if isinstance(steps, slice):
         chosen = list(range(done))[steps]
     else:
-        chosen = [_within(s, done, "steps") for s in _listed(steps)]
+        chosen = [_within(s, done, "steps") for s in _listed(steps, "steps")]
     if not chosen:
         raise ValueError(f"steps={steps!r} picks none of the {done} steps")
     return chosen
@@ -282,7 +283,7 @@ def _head_indices(run: Run, layer: int, heads: Heads) -> list[int] | None:
     if heads is None:
         return None
     need(run, "head", f"heads={heads!r}")
-    chosen = _listed(heads)
+    chosen = _listed(heads, "heads")
     if not chosen:
         raise ValueError("heads=() picks no head")
     what = f"heads of {run.layers[layer].name}"
@@ -293,18 +294,22 @@ def _check_whole(layer: Layer, pick: LayerFilter, wanted: LayerFilter) -> None:
     if len(layer.members) == 1 or pick is None or callable(pick):
         return
     parts = [Layer(name, layer.grid, layer.heads) for name in layer.members]
-    if len(select_layers(parts, pick)) < len(parts):
+    if not all(picks(part, pick) for part in parts):
         raise ValueError(
             f"layers={wanted!r} picks some of the layers whose mean was recorded as {layer.name}: "
             f"record with 'layer' in keep= to tell them apart"
         )
 
 
-def _listed(value: int | Sequence[int]) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, Sequence | range) else [int(value)]
+def _listed(value: int | Sequence[int], name: str) -> list[int]:
+    with suppress(TypeError):
+        return [operator.index(value)]  # type: ignore[arg-type]  # a whole number, numpy's too
+    with suppress(TypeError):
+        return [operator.index(v) for v in value]  # type: ignore[union-attr]
+    raise ValueError(f"{name}={value!r}: give an index or several, whole numbers from 0")
 
 
-def _within(index: int, length: int, name: str) -> int:
-    if not -length <= index < length:
-        raise ValueError(f"{name}: {index} is out of range, there are {length}")
-    return index % length
+def _within(number: int, length: int, name: str) -> int:
+    if not -length <= number < length:
+        raise ValueError(f"{name}: {number} is out of range, there are {length}")
+    return number % length

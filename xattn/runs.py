@@ -125,23 +125,31 @@ def select_layers(layers: Sequence[Layer], wanted: LayerFilter) -> list[int]:
     """Gives the indices of the layers that a name, a glob, a list of them or a test picks.
 
     Raises:
-        ValueError: nothing fits; the error lists the layers there are.
+        ValueError: nothing fits, or nothing fits one of several names; the error lists the
+            layers there are.
     """
-    if wanted is None:
-        return list(range(len(layers)))
-    if callable(wanted):
-        chosen = [i for i, layer in enumerate(layers) if wanted(layer)]
-    else:
-        globs = [wanted] if isinstance(wanted, str) else list(wanted)
-        chosen = [i for i, layer in enumerate(layers) if any(_fits(layer, g) for g in globs)]
+    globs = [wanted] if isinstance(wanted, str) else wanted
+    if globs is not None and not callable(globs):
+        idle = [glob for glob in globs if not any(picks(layer, glob) for layer in layers)]
+        wanted = idle[0] if idle else wanted
+    chosen = [i for i, layer in enumerate(layers) if picks(layer, wanted)]
     if not chosen:
         names = ", ".join(layer.name for layer in layers)
         raise ValueError(f"layers={wanted!r} fits none of the layers recorded: {names}")
     return chosen
 
 
-def _fits(layer: Layer, glob: str) -> bool:
-    return any(fnmatchcase(name, glob) or name.startswith(f"{glob}.") for name in layer.members)
+def picks(layer: Layer, wanted: LayerFilter) -> bool:
+    """Tells whether a name, a glob, one of a list of them or a test picks a layer."""
+    if wanted is None:
+        return True
+    if callable(wanted):
+        return bool(wanted(layer))
+    return any(
+        fnmatchcase(name, glob) or name.startswith(f"{glob}.")
+        for glob in ([wanted] if isinstance(wanted, str) else wanted)
+        for name in layer.members
+    )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def text_sites(sites: Sequence[Site], wanted: str | Sequence[str] | None = None)
     """Picks the layers that attend to text, and of those the ones whose names fit the globs.
 
     Raises:
-        ValueError: none fits; the error lists the layers there are.
+        ValueError: a glob fits none; the error lists the layers there are.
     """
     text = [s for s in sites if s.kind != "self"]
     if not text:
@@ -77,11 +77,11 @@ def text_sites(sites: Sequence[Site], wanted: str | Sequence[str] | None = None)
     if wanted is None:
         return text
     globs = [wanted] if isinstance(wanted, str) else list(wanted)
-    chosen = [s for s in text if any(_fits(s.name, glob) for glob in globs)]
-    if not chosen:
-        names = ", ".join(s.name for s in text)
-        raise ValueError(f"layers={wanted!r} fits none of the layers that attend to text: {names}")
-    return chosen
+    idle = [glob for glob in globs if not any(_fits(s.name, glob) for s in text)]
+    if idle or not globs:
+        names, asked = ", ".join(s.name for s in text), idle[0] if idle else wanted
+        raise ValueError(f"layers={asked!r} fits none of the layers that attend to text: {names}")
+    return [s for s in text if any(_fits(s.name, glob) for glob in globs)]
 
 
 def _fits(name: str, glob: str) -> bool:

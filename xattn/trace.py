@@ -153,9 +153,17 @@ class Trace:
             heats[name] = self._heat(tokens, word, index, picture, positions, layer=name)
         return heats
 
-    def evolution(self, word: Asked, image: int = 0, *, occurrence: int | None = None) -> Evolution:
+    def evolution(
+        self,
+        word: Asked,
+        image: Subject = None,
+        *,
+        layers: LayerFilter = "all",
+        occurrence: int | None = None,
+    ) -> Evolution:
         """Gives the entropy of a word's map in each layer at each step."""
-        return evolution(self.run, word, image, occurrence=occurrence)
+        run, (index, _) = self.run, self._subject(image)
+        return evolution(run, word, index, layers=layers, occurrence=occurrence)
 
     # -- pictures
 
@@ -276,17 +284,30 @@ class Trace:
     # -- files
 
     def save(
-        self, path: str | os.PathLike[str], images: Sequence[Image.Image] | None = None
+        self,
+        path: str | os.PathLike[str],
+        images: Image.Image | Sequence[Image.Image] | None = None,
     ) -> None:
         """Writes the complete steps of every run to one safetensors file.
 
         Args:
             path: where to; what is there is replaced when the new file is whole.
             images: of the latest run, kept in the file as PNG; those recorded by default.
+
+        Raises:
+            ValueError: nothing is recorded yet, or the images aren't as many pictures as the run's.
         """
         runs = list(self.runs)
         if images is not None:
-            runs[-1] = replace(self.run, images=list(images))
+            given = [images] if isinstance(images, Image.Image) else list(images)
+            if not all(isinstance(one, Image.Image) for one in given):
+                kinds = ", ".join(type(one).__name__ for one in given)
+                raise ValueError(f"images must be PIL images, got {kinds}")
+            if len(given) != len(self.run.rows):
+                raise ValueError(
+                    f"images has {len(given)} pictures; this run has {len(self.run.rows)}"
+                )
+            runs[-1] = replace(self.run, images=given)
         files.save(path, runs)
 
     # -- in a notebook
