@@ -103,7 +103,7 @@ def test_pages_speak_of_the_repository_alone(page):
 def test_the_readme_has_its_two_commands_and_its_marks():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert 'pip install -c constraints.txt -e ".[cli]" && xattn demo\n' in text
-    assert 'pip install -c constraints.txt -e ".[dev]" && python -m pytest\n' in text
+    assert 'pip install -c constraints.txt -e ".[dev]" && python -m pytest -n 2\n' in text
     begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
     assert text.count(begin) == text.count(end) == 1
     assert text.index(begin) < text.index(end)
