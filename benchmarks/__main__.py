@@ -13,6 +13,8 @@ from typing import Any
 
 from benchmarks import page
 
+QUICK = ("speed", "memory", "truth", "batch", "forms")
+
 
 def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measures one part, and yields what there is of it so far."""
@@ -35,6 +37,12 @@ def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         truth["better"] = grounding.better(truth)
         pictures.draw_grounding(truth, options.out / "grounding.png")
         yield {"grounding": truth, "precision": grounding.measure_precision(pipe)}
+    elif part in ("batch", "edits", "schedules", "forms"):
+        from benchmarks import attention_forms, batch, edits, schedules
+
+        mains = {"batch": batch, "edits": edits, "schedules": schedules, "forms": attention_forms}
+        quick = ["--quick"] if options.quick else []
+        mains[part].main([*quick, "--out", str(options.out)])  # each writes its own
     else:
         from benchmarks import peers
 
@@ -48,7 +56,8 @@ def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under five minutes on two cores")
+    few = f"under five minutes on two cores: {', '.join(QUICK)}, on few cases"
+    parser.add_argument("--quick", action="store_true", help=few)
     parser.add_argument("--full", action="store_true", help="SDXL's shape too (5 GB)")
     parser.add_argument("--only", help=f"parts, with commas between: {','.join(page.PARTS)}")
     parser.add_argument("--out", type=Path, default=page.RESULTS)
@@ -65,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables = page.summary(page.read(options.out))
         page.README.write_text(page.with_tables(text, tables), "utf-8")
         return
-    parts = options.only.split(",") if options.only else list(page.PARTS)
+    usual = QUICK if options.quick else page.PARTS
+    parts = options.only.split(",") if options.only else list(usual)
     unknown = [part for part in parts if part not in page.PARTS]
     if unknown:
         parser.error(f"--only={options.only}: {unknown[0]!r} is none of {', '.join(page.PARTS)}")

@@ -9,14 +9,18 @@ take everything from the source. Best of several rounds, forms in turn.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import machine
+from benchmarks.page import table
 from xattn.processors.editing import CrossStep, Rows, on_probabilities, on_values
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,23 +58,52 @@ def best(calls: Sequence[Callable[[], Tensor]], rounds: int, device: str) -> lis
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Times both forms, and writes the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_forms")
+    parser.add_argument("--quick", action="store_true", help="best of 3")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    lines = [
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = measure(torch.device(options.device), 3 if options.quick else options.rounds)
+    finally:
+        torch.set_num_threads(threads)
+    result = {"quick": options.quick, "machine": machine.facts(), "result": rows}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "forms.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    (options.out / "attention-forms.md").write_text(markdown(result), "utf-8")
+    print(markdown(result))
+
+
+HEAD = (
+    "dtype", "queries", "heads x channels", "siblings", "plain",
+    "keeps: values", "keeps: probabilities", "follows: values", "follows: probabilities",
+)  # fmt: skip
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Writes the times as a page."""
+    rows = [[*row[:4], *(f"{t:.2f}" for t in row[4:])] for row in result["result"]]
+    parts = [
         "# Edited cross-attention: two forms",
-        "",
-        f"`python -m benchmarks.attention_forms`: {device.type}, {torch.get_num_threads()} "
-        "thread(s), milliseconds for one layer's call of a guided batch, best of "
-        f"{options.rounds}.",
-        "",
-        "| dtype | queries | heads x channels | siblings | plain | keeps: values | keeps: "
-        "probabilities | follows: values | follows: probabilities |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "`python -m benchmarks.attention_forms`: one thread, milliseconds for one layer's call of "
+        'a guided batch. "Keeps" is a step in which siblings keep some tokens of their own, '
+        '"follows" one in which they take everything from the source.',
+        table(HEAD, rows),
+        "The library takes probabilities on the CPU where a call has fewer queries than twice a "
+        "head's channels, and values otherwise; on other devices always values, of which there "
+        "are no figures yet.",
+        f"*{machine.line(result['machine'])}*",
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def measure(device: torch.device, rounds: int) -> list[list[Any]]:
+    """Gives a row for each shape: what it is, and its times in the order of ``HEAD``."""
+    rows: list[list[Any]] = []
     half = torch.bfloat16 if device.type == "cpu" else torch.float16
     for dtype in (torch.float32, half):
         for queries, heads, channels in SHAPES:
@@ -81,11 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 key, value = torch.randn(
                     2, batch, heads, TOKENS, channels, dtype=dtype, device=device
                 )
-                rows = Rows.of(list(range(siblings)), 1, siblings + 1, device, batch=batch)
+                edited = Rows.of(list(range(siblings)), 1, siblings + 1, device, batch=batch)
                 mix = torch.eye(TOKENS, device=device).expand(siblings, TOKENS, TOKENS) / 2
                 own = torch.full((siblings, TOKENS), 0.5, device=device)
-                keeps = CrossStep(rows, mix, own, True)
-                follows = CrossStep(rows, 2 * mix, 0 * own, False)
+                keeps = CrossStep(edited, mix, own, True)
+                follows = CrossStep(edited, 2 * mix, 0 * own, False)
 
                 def values(step: CrossStep, q: Tensor = query, k: Tensor = key,
                            v: Tensor = value) -> Tensor:  # fmt: skip
@@ -104,23 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         lambda f=values, s=follows: f(s),
                         lambda f=probs, s=follows: f(s),
                     ],
-                    options.rounds,
+                    rounds,
                     device.type,
                 )
-                cells = " | ".join(f"{t:.2f}" for t in times)
                 name = str(dtype).removeprefix("torch.")
-                lines.append(
-                    f"| {name} | {queries} | {heads} x {channels} | {siblings} | {cells} |"
-                )
-    lines += [
-        "",
-        "The library takes probabilities on the CPU where a call has fewer queries than twice a "
-        "head's channels, and values otherwise; on other devices always values.",
-    ]
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines) + "\n"
-    (options.out / "attention-forms.md").write_text(text)
-    print(text)
+                rows.append([name, f"{queries}", f"{heads} x {channels}", f"{siblings}", *times])
+    return rows
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import resource
 import tempfile
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from benchmarks import machine
 from benchmarks.timing import compare
 from xattn import batch
 
-RESULTS = Path(__file__).parent / "results/batch.json"
+RESULTS = Path(__file__).parent / "results"
 COLOURS = ("red", "blue", "green", "yellow")
 THINGS = ("car", "boat", "house", "tree")
 
@@ -48,40 +49,48 @@ def speed(pipe: Any, folder: Path, items: int, batch_size: int, steps: int, pair
     return compare(plain, {"batch": recorded}, pairs)
 
 
-def memory(pipe: Any, folder: Path, items: int, side: int) -> int:
-    """Gives the highest resident bytes of a process that draws a batch."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            asked = [{"prompt": text, "steps": 1, "size": [side, side]} for text in prompts(items)]
-            code = 0 if batch.run(pipe, asked, folder / f"memory-{items}").ok else 1
-        finally:
-            os._exit(code)
-    _, status, used = os.wait4(child, 0)
-    assert status == 0, f"the batch of {items} items failed"
+def memory(folder: Path, items: int, side: int) -> int:
+    """Gives the highest resident bytes of a process of its own that draws a batch."""
+    work = multiprocessing.get_context("spawn").Process(
+        target=_draw, args=(folder / f"memory-{items}", items, side)
+    )
+    work.start()
+    _, status, used = os.wait4(work.pid or 0, 0)
+    if status:
+        raise RuntimeError(f"the batch of {items} items failed")
     return int(used.ru_maxrss) * 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def _draw(out: Path, items: int, side: int) -> None:
+    torch.set_num_threads(1)
+    pipe = xattn.demo("cpu")
+    pipe.set_progress_bar_config(disable=True)
+    asked = [{"prompt": text, "steps": 1, "size": [side, side]} for text in prompts(items)]
+    if not batch.run(pipe, asked, out).ok:
+        raise SystemExit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one pair, 50 items for the memory")
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--many", type=int, default=500)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.pairs, given.many = 1, 50
     pipe = xattn.demo("cpu")
     pipe.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bytes_of = {n: memory(pipe, folder, n, 32) for n in (10, given.many)}
+        bytes_of = {n: memory(folder, n, 32) for n in (10, given.many)}
         timing = speed(pipe, folder, given.items, given.batch_size, given.steps, given.pairs)
     ratio = timing["ratios"]["batch"]
     found = {
-        "machine": machine.facts(),
         "items": given.items,
         "batch_size": given.batch_size,
         "steps": given.steps,
@@ -90,11 +99,11 @@ def main() -> None:
         "peak_bytes": bytes_of,
         "growth_bytes_per_item": (bytes_of[given.many] - bytes_of[10]) / (given.many - 10),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    result = {"quick": given.quick, "machine": machine.facts(), "result": found}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "batch.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found["throughput_ratio"]), json.dumps(bytes_of))
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     main()

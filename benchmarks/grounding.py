@@ -9,7 +9,8 @@ heat map is taken word by word.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,10 @@ class Case:
         scene: the scene's seed.
         kind: the word's class.
         mask: its true mask, (128, 128).
-        maps: its maps on the latent grid, (levels, layers, 16, 16).
+        maps: its maps on the latent grid, the mean over heads, (levels, layers, 16, 16).
+        heads: the same of every head of every layer, the mean over levels, (heads, 16, 16).
+        spread: the image's self-attention at 16 x 16, the mean over layers, heads and levels,
+            (256 queries, 256 keys).
         total: the same, summed over all words of the prompt.
         default: its heat map as ``trace.heatmap`` gives it, (16, 16).
         all: with ``layers="all"``.
@@ -50,6 +54,8 @@ class Case:
     kind: str
     mask: Mask
     maps: Array
+    heads: Array
+    spread: Array
     total: Array
     default: Array
     all: Array
@@ -70,11 +76,14 @@ def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Record
     cases: list[Case] = []
     for start in range(0, len(scenes), batch):
         group = scenes[start : start + batch]
-        trace = _trace(pipe, group)
+        with watching(pipe.unet) as spreads:
+            trace = _trace(pipe, group)
         run = trace.run
-        whole = torch.stack(  # (levels, images, layers, tokens, 16, 16)
-            [to_grid(run.maps(i)[:, :, 0], run.latent) for i in range(len(run.layers))], dim=2
-        )
+        each = [to_grid(run.maps(i), run.latent) for i in range(len(run.layers))]
+        whole = torch.stack([maps.mean(2) for maps in each], dim=2)
+        # (levels, images, layers, tokens, 16, 16)
+        single = torch.cat([maps.mean(0) for maps in each], dim=1)  # (images, heads, tokens, ...)
+        spread = torch.stack(spreads).mean(0)  # (images, 256, 256)
         for image, one in enumerate(group):
             own = whole[:, image]  # (levels, layers, tokens, 16, 16)
             where = {p: i for i, p in enumerate(run.positions)}
@@ -88,9 +97,35 @@ def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Record
                 default = np.asarray(trace.heatmap(word.text, image))
                 every = np.asarray(trace.heatmap(word.text, image, layers="all"))
                 kind, mask = _kind(word.text, word.about), one.masks[word.text]
-                numbers = (maps.numpy(), total.numpy(), default, every)
-                cases.append(Case(one.seed, kind, mask, *numbers))
+                heads = single[image, :, where[place]]
+                numbers = (maps, heads, spread[image], total)
+                arrays = (*(n.numpy() for n in numbers), default, every)
+                cases.append(Case(one.seed, kind, mask, *arrays))
     return Recorded(cases, run.layers, run.latent)
+
+
+@contextmanager
+def watching(unet: Any, side: int = 16) -> Iterator[list[torch.Tensor]]:
+    """Yields a list of self-attention, (images, queries, keys) of each call's layers of a grid."""
+    found: list[torch.Tensor] = []
+
+    def look(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[1] != side * side:
+            return
+        query, key = (attn.head_to_batch_dim(f(hidden)) for f in (attn.to_q, attn.to_k))
+        probs = (query @ key.transpose(1, 2) * attn.scale).float().softmax(-1)
+        found.append(probs.unflatten(0, (len(hidden), -1)).mean(1))
+
+    hooks = [
+        module.register_forward_pre_hook(look, with_kwargs=True)
+        for name, module in unet.named_modules() if name.endswith(".attn1")
+    ]  # fmt: skip
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _trace(pipe: Any, scenes: Sequence[Scene], levels: Sequence[int] = LEVELS) -> xattn.Trace:
@@ -101,7 +136,8 @@ def _trace(pipe: Any, scenes: Sequence[Scene], levels: Sequence[int] = LEVELS) -
     clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
     seeds = [torch.Generator().manual_seed(one.seed) for one in scenes]
     unet, tokenizer = pipe.unet, pipe.tokenizer
-    with xattn.record(unet, tokenizer=tokenizer, prompt=captions, dtype=torch.float32) as trace:
+    options = {"tokenizer": tokenizer, "prompt": captions, "dtype": torch.float32}
+    with xattn.record(unet, keep=("step", "layer", "head"), **options) as trace:
         for level in sorted(levels, reverse=True):
             noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in seeds])
             noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor([level]))
@@ -139,8 +175,27 @@ def _scaled(maps: Array) -> Array:
     return scaled
 
 
-def ways(recorded: Recorded, chosen: Sequence[int]) -> dict[str, Way]:
-    """Gives the ways that are compared, by name; ``chosen`` are layers chosen on other scenes."""
+def _sharpened(power: int) -> Way:
+    """Lets a heat map flow along self-attention: what looks alike shares its heat."""
+
+    def way(case: Case) -> Array:
+        heat = case.default.reshape(-1)
+        for _ in range(power):
+            heat = case.spread @ heat
+        flat: Array = heat.reshape(case.default.shape)
+        return flat
+
+    return way
+
+
+def ways(recorded: Recorded, chosen: Sequence[int], heads: Sequence[int] = ()) -> dict[str, Way]:
+    """Gives the ways that are compared, by name.
+
+    Args:
+        recorded: the words.
+        chosen: layers chosen on other scenes.
+        heads: heads chosen on other scenes, counted through all layers.
+    """
     layers, picked = recorded.layers, list(chosen)
     side = [i for i, x in enumerate(layers) if x.area == max(y.area for y in layers)]
     middle = [i for i, x in enumerate(layers) if "mid_block" in x.name]
@@ -153,6 +208,9 @@ def ways(recorded: Recorded, chosen: Sequence[int]) -> dict[str, Way]:
         "no middle block": _mean(rest),
         "up blocks": _mean(ups),
         "layers chosen on other scenes": _mean(picked),
+        "heads chosen on other scenes": lambda c: c.heads[list(heads)].mean(0),
+        "default, along self-attention": _sharpened(1),
+        "default, twice along self-attention": _sharpened(2),
         "share among the words": lambda c: _share(c.maps.mean((0, 1)), c.total.mean((0, 1))),
         "share among the words, by layer": lambda c: _share(c.maps, c.total).mean((0, 1)),
         "chosen layers, share among the words": lambda c: _share(
@@ -245,12 +303,31 @@ def choose_layers(recorded: Recorded) -> tuple[int, ...]:
     layers = range(len(each))
     sets = [s for n in range(1, len(each) + 1) for s in itertools.combinations(layers, n)]
 
-    def worth(subset: tuple[int, ...]) -> float:
-        heats = each[list(subset)].mean(0)
-        best = max(float(ious(heats, masks, t).mean()) for t in THRESHOLDS[::2])
-        return best + float(pointed(heats, masks).mean())
+    return max(sets, key=lambda subset: _worth(each[list(subset)].mean(0), masks))
 
-    return max(sets, key=worth)
+
+def choose_heads(recorded: Recorded) -> tuple[int, ...]:
+    """Chooses heads one by one, each the one that helps the words of these scenes most."""
+    cases = [c for c in recorded.cases if c.kind in ("noun", "object colour")]
+    masks = np.stack([case.mask for case in cases])[:, 2::4, 2::4]
+    by_head = np.stack([case.heads for case in cases], axis=1)  # (heads, cases, 16, 16)
+    each = np.stack([enlarged(maps, masks.shape[1:]) for maps in by_head])
+    chosen: list[int] = []
+    best = 0.0
+    while len(chosen) < len(each):
+        left = [head for head in range(len(each)) if head not in chosen]
+        worths = {head: _worth(each[[*chosen, head]].mean(0), masks) for head in left}
+        head = max(worths, key=worths.__getitem__)
+        if worths[head] <= best:
+            break
+        best = worths[head]
+        chosen.append(head)
+    return tuple(sorted(chosen))
+
+
+def _worth(heats: Array, masks: Mask) -> float:
+    best = max(float(ious(heats, masks, t).mean()) for t in THRESHOLDS[::2])
+    return best + float(pointed(heats, masks).mean())
 
 
 def summary(mine: Score, base: Score, cases: Sequence[Case]) -> dict[str, Any]:
@@ -286,13 +363,15 @@ def measure_grounding(pipe: Any, count: int) -> dict[str, Any]:
     recorded = record_scenes(pipe, scenes)
     picked = choose_layers(chosen_on)
     cases, others = recorded.cases, chosen_on.cases
-    all_ways = ways(recorded, picked)
+    heads = choose_heads(chosen_on)
+    all_ways = ways(recorded, picked, heads)
     base = score(all_ways["default"], cases, others)
     result: dict[str, Any] = {
         "scenes": count,
         "words": len(cases),
         "levels": list(LEVELS),
         "chosen layers": [recorded.layers[i].name for i in picked],
+        "chosen heads": [_head_name(recorded.layers, head) for head in heads],
         "ways": {
             name: summary(score(way, cases, others), base, cases) for name, way in all_ways.items()
         },
@@ -303,6 +382,14 @@ def measure_grounding(pipe: Any, count: int) -> dict[str, Any]:
     result["ways"]["exact mask (ceiling)"] = summary(score(ceiling, cases, others), base, cases)
     result["chance"] = float(np.mean([case.mask.mean() for case in cases]))
     return result
+
+
+def _head_name(layers: Sequence[Layer], head: int) -> str:
+    for layer in layers:
+        if head < layer.heads:
+            return f"{layer.name}, head {head}"
+        head -= layer.heads
+    raise ValueError(f"there is no head {head} more than these layers have")
 
 
 def better(result: dict[str, Any]) -> list[str]:
@@ -340,7 +427,7 @@ def measure_precision(pipe: Any, count: int = 8) -> dict[str, Any]:
             pipe.unet.to(torch.float32)
         figures = {}
         for i, layer in enumerate(exact.layers):
-            want, got = exact.maps(i), run.maps(i)
+            want, got = exact.maps(i).mean(2), run.maps(i).mean(2)
             peak = want.amax((-2, -1))
             figures[layer.name] = {
                 "largest difference": float((got - want).abs().max()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from benchmarks.machine import line
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-PARTS = ("speed", "memory", "truth", "peers")
+PARTS = ("speed", "memory", "truth", "batch", "edits", "schedules", "forms", "peers")
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 Result = dict[str, Any]
@@ -38,6 +38,29 @@ def ratio(figure: dict[str, float]) -> str:
 def percent(figure: dict[str, float]) -> str:
     """Writes a share with its interval."""
     return f"{100 * figure['mean']:.1f} % ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
+
+
+EDIT_GOALS = {
+    "recolour, held: new colour": ">= 90 %",
+    "recolour, blended: new colour": ">= 90 %",
+    "recolour, held: silhouette IoU": ">= 0.85",
+    "recolour, blended: background PSNR": ">= 30 dB",
+    "recolour, held: background PSNR above new prompt": ">= 6 dB",
+    "swap, blended: new object": ">= 80 %",
+    "swap, blended: ground PSNR": ">= 28 dB",
+    "sweep: colour strength rises": ">= 90 %",
+    "sweep: saturation rises": ">= 90 %",
+}
+
+
+def edit_figure(name: str, figure: dict[str, float]) -> str:
+    """Writes a figure of the edits: a share, a ratio in dB, or a number."""
+    if "PSNR" in name or "strength at" in name or "IoU" in name:
+        unit = " dB" if "PSNR" in name else ""
+        digits = 1 if unit else 2
+        low, high = figure["low"], figure["high"]
+        return f"{figure['mean']:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+    return percent(figure)
 
 
 def size(nbytes: float) -> str:
@@ -75,13 +98,19 @@ def speed_page(result: Result) -> str:
             parts.append(table(_COST, _costs(found[part])))
         if "growth" in found:
             rows = [
-                [f"{count} {what}", *_costs(each)[0][1:]]
+                [f"{count} {what}", *_costs(each)[0][1:], _bytes(each)]
                 for what, ladder in found["growth"].items()
                 for count, each in ladder.items()
             ]
             parts += [f"### How it grows: {model}", "Each step and layer recorded."]
-            parts.append(table(_COST, rows))
+            parts.append(table((*_COST, "kept"), rows))
     return "\n\n".join(parts)
+
+
+def _bytes(found: Result) -> str:
+    if "kept" not in found:
+        return ""
+    return f"{size(found['kept'])} ({found['kept'] / found['implied']:.3f} of what is implied)"
 
 
 def memory_page(result: Result) -> str:
@@ -113,6 +142,11 @@ def truth_page(result: Result) -> str:
             ],
         ),
         "Chosen layers: " + ", ".join(f"`{name}`" for name in grounding["chosen layers"]) + ".",
+        *(
+            ["Chosen heads: " + ", ".join(f"`{name}`" for name in grounding["chosen heads"]) + "."]
+            if "chosen heads" in grounding
+            else []
+        ),
         _verdict(grounding),
         "### By class of words",
         "Pointing / IoU.",
@@ -177,7 +211,41 @@ def peers_page(result: Result) -> str:
     return "## Other libraries\n\n" + table(head, rows)
 
 
-_PAGES = {"speed": speed_page, "memory": memory_page, "truth": truth_page, "peers": peers_page}
+def batch_page(result: Result) -> str:
+    """Writes what a batch of prompts costs."""
+    found = result["result"]
+    pairs = found["time"]["ratios"]["batch"]["cpu"]["pairs"]
+    shares = found["throughput_ratio"]
+    rows = [
+        ("items per second, plain batched sampling = 1, by CPU time", f"{shares['cpu']:.3f}"),
+        ("the same by wall time", f"{shares['wall']:.3f}"),
+        *(
+            (f"highest resident memory, {items} items", size(nbytes))
+            for items, nbytes in found["peak_bytes"].items()
+        ),
+        ("growth for each item", size(max(0.0, found["growth_bytes_per_item"]))),
+    ]
+    return (
+        f"## Batches\n\n`xattn batch`, {found['items']} items, {found['batch_size']} at a time, "
+        f"{found['steps']} steps, recorded and written to files; {pairs} pairs.\n\n"
+        + table(("", ""), rows)
+    )
+
+
+def _elsewhere(name: str, what: str) -> Callable[[Result], str]:
+    return lambda result: f"## {what}\n\n[All figures]({name}.md)."
+
+
+_PAGES = {
+    "speed": speed_page,
+    "memory": memory_page,
+    "truth": truth_page,
+    "batch": batch_page,
+    "edits": _elsewhere("edits", "Edits: what changes, and what stays"),
+    "schedules": _elsewhere("schedules", "Schedules: what is kept against what is done"),
+    "forms": _elsewhere("attention-forms", "Two forms of an edited attention call"),
+    "peers": peers_page,
+}
 
 
 def page(results: dict[str, Result]) -> str:
@@ -229,6 +297,23 @@ def summary(results: dict[str, Result]) -> str:
             "never saw, against their exact masks (95 % bootstrap intervals):",
             table(("heat map", "pointing", "IoU"), rows),
         ]
+    if "edits" in results:
+        found = results["edits"]["result"]
+        rows = [
+            [name, edit_figure(name, found["figures"][name]), goal]
+            for name, goal in EDIT_GOALS.items()
+        ]
+        parts += [
+            f"Edits of {found['prompts']} prompts of the bundled model, each with a seed of its "
+            "own, with the defaults (95 % bootstrap intervals):",
+            table(("edit", "figure", "goal"), rows),
+        ]
+    if "batch" in results:
+        share = results["batch"]["result"]["throughput_ratio"]["cpu"]
+        parts.append(
+            f"Batches (`xattn batch`), recorded and written to files: {share:.2f} of the items per "
+            "second of plain batched sampling."
+        )
     if results:
         first = next(iter(results.values()))
         parts.append(

@@ -84,6 +84,7 @@ def score(case: Case, source: Image.Image, edits: dict[Key, Image.Image], judge:
 
 def markdown(result: dict[str, Any]) -> str:
     """Writes the figures as a page."""
+    facts, result = result["machine"], result["result"]
     parts = [
         "# Schedules: what is kept against what is done",
         f"Made by `python -m benchmarks.schedules`: {result['prompts']} prompts, "
@@ -103,7 +104,7 @@ def markdown(result: dict[str, Any]) -> str:
             shown = f"{kept['mean']:.1f} dB ({kept['low']:.1f} to {kept['high']:.1f})"
             rows.append((maker, share, shown, percent(done)))
         parts += [f"## {kind.capitalize()}", table(("", "share", "background kept", aim), rows)]
-    return "\n\n".join([*parts, f"*{machine.line(result['machine'])}*"]) + "\n"
+    return "\n\n".join([*parts, f"*{machine.line(facts)}*"]) + "\n"
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -151,15 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in tally.summary().items():
         key, _, what = name.rpartition("/")
         figures.setdefault(key, {})[what] = value
-    result = {
-        "prompts": len(chosen),
-        "steps": options.steps,
-        "machine": machine.facts(),
-        "figures": figures,
-    }
+    found = {"prompts": len(chosen), "steps": options.steps, "figures": figures}
+    result = {"quick": options.quick, "machine": machine.facts(), "result": found}
     (options.out / "schedules.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (options.out / "schedules.md").write_text(markdown(result), "utf-8")
-    plot(result, options.out / "schedules.png")
+    plot(found, options.out / "schedules.png")
     print(markdown(result))
 
 

@@ -112,16 +112,25 @@ def measure_recording(draw: Drawing, pairs: int, names: Sequence[str] | None = N
 
 
 def measure_growth(draw: Drawing, pairs: int) -> dict[str, Any]:
-    """Times recording each step and layer for more steps and for more prompts."""
-    found: dict[str, Any] = {"steps": {}, "prompts": {}}
+    """Times and weighs recording each step and layer: more steps, more prompts, more pixels."""
+    found: dict[str, Any] = {"steps": {}, "prompts": {}, "pixels": {}}
     for steps in (5, 20, 50):
-        call = draw.recorded({}, steps=steps)
-        found["steps"][steps] = compare(draw.plain(steps=steps), {"ours": call}, pairs)
+        found["steps"][steps] = _grown(draw, pairs, PROMPT, steps)
     for count in (1, 2, 4):
         prompts = [PROMPT, OTHER, LONGER, "a boat"][:count]
-        call = draw.recorded({}, prompts)
-        found["prompts"][count] = compare(draw.plain(prompts), {"ours": call}, pairs)
+        found["prompts"][count] = _grown(draw, pairs, prompts, draw.steps)
+    side = draw.options["height"]
+    for size in (side, 2 * side, 4 * side):
+        larger = Drawing(draw.pipe, size, 2)
+        found["pixels"][f"{size} x {size}"] = _grown(larger, pairs, PROMPT, 2)
     return found
+
+
+def _grown(draw: Drawing, pairs: int, prompts: str | list[str], steps: int) -> dict[str, Any]:
+    cost = compare(draw.plain(prompts, steps), {"ours": draw.recorded({}, prompts, steps)}, pairs)
+    with xattn.record(draw.pipe) as trace:
+        draw(prompts, steps)
+    return {**cost, "kept": trace.nbytes, "implied": implied(trace.run)}
 
 
 def measure_editing(draw: Drawing, pairs: int, names: Sequence[str] | None = None) -> Any:
@@ -129,7 +138,7 @@ def measure_editing(draw: Drawing, pairs: int, names: Sequence[str] | None = Non
     calls: dict[str, Call] = {}
     for name in names or list(EDITS):
         calls[name] = draw.edited([EDITS[name]])
-    calls["replace, recorded"] = draw.edited([EDITS["replace"]], trace=True)
+    calls["replace, with a trace (the default)"] = draw.edited([EDITS["replace"]], trace=True)
     calls["textbook prompt-to-prompt"] = draw.textbook_edited
     calls[CONTROL] = draw.plain([PROMPT, OTHER])
     return compare(draw.plain([PROMPT, OTHER]), calls, pairs)
@@ -190,16 +199,17 @@ def measure_sdxl() -> dict[str, Any]:
 def measure(quick: bool, full: bool) -> Iterator[dict[str, Any]]:
     """Times everything, and yields what there is so far after each model."""
     toy = Drawing(models.bundled(), 128, 20)
-    pairs = 6 if quick else 16
-    result: dict[str, Any] = {
-        "bundled": {
-            "checks": check(toy),
-            "recording": measure_recording(toy, pairs),
-            "growth": measure_growth(toy, 3 if quick else 8),
-            "editing": measure_editing(toy, pairs),
-        }
+    pairs = 3 if quick else 16
+    bundled: dict[str, Any] = {
+        "checks": check(toy),
+        "recording": measure_recording(toy, pairs),
+        "editing": measure_editing(toy, pairs),
     }
+    result: dict[str, Any] = {"bundled": bundled}
     yield result
+    if not quick:
+        bundled["growth"] = measure_growth(toy, 6)
+        yield result
     pipe = models.sd15()
     small = Drawing(pipe, 256, 1)
     names = ("each step and layer",) if quick else ("everything averaged", "each step and layer")
@@ -218,6 +228,16 @@ def measure(quick: bool, full: bool) -> Iterator[dict[str, Any]]:
         "recording": compare(large.plain(), {"each step and layer": call}, 4)
     }
     yield result
+    if torch.cuda.is_available():
+        pipe = pipe.to("cuda", torch.float16)
+        for size in (512, 1024):
+            fast = Drawing(pipe, size, 10)
+            result[f"SD 1.5, {size} px, float16, {torch.cuda.get_device_name()}"] = {
+                "checks": check(fast),
+                "recording": measure_recording(fast, 10),
+                "editing": measure_editing(fast, 10),
+            }
+            yield result
     if full:
         del pipe, small, large
         result["SDXL, 512 px, bfloat16"] = {"recording": measure_sdxl()}

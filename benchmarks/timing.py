@@ -39,6 +39,8 @@ def timed(call: Call) -> tuple[float, float]:
     """Gives the wall seconds and the process's CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
