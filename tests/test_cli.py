@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import AutoencoderKL, EDMEulerScheduler, UNet2DConditionModel
 from PIL import Image
 
 import xattn
@@ -113,6 +114,77 @@ def test_words_with_odd_characters_become_files(xattn_command, model):
     assert "<script> " not in Path("xattn-record/report.html").read_text(encoding="utf-8")
 
 
+def test_the_animation_shows_the_image_as_it_forms_without_decoding_it(
+    xattn_command, model, monkeypatch
+):
+    decoded = []
+    decode = AutoencoderKL.decode
+
+    def spy(self, *args, **kwargs):
+        decoded.append(self)
+        return decode(self, *args, **kwargs)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", spy)
+    code, _, err = xattn_command("record", PROMPT, "--model", model, *FAST, "--animate", "red")
+    assert (code, err) == (0, "")
+    assert len(decoded) == 1  # the image itself
+    trace = xattn.load("xattn-record/trace.safetensors")
+    trace.animate("red", trace.run.images[0], "again.gif")
+    assert Path("again.gif").read_bytes() == Path("xattn-record/00-red.gif").read_bytes()
+    trace.run.estimates = None
+    trace.animate("red", trace.run.images[0], "final.gif")
+    assert Path("final.gif").read_bytes() != Path("again.gif").read_bytes()
+
+
+def test_an_animation_without_previews_is_drawn_on_the_final_image(xattn_command, tmp_path):
+    scheduler = EDMEulerScheduler(sigma_max=10.0, prediction_type="epsilon")
+    pipe = tiny.sd1()
+    pipe.register_modules(scheduler=scheduler)
+    pipe.save_pretrained(tmp_path / "edm")
+    code, _, err = xattn_command("record", PROMPT, "--model", "edm", *FAST, "--animate", "red")
+    assert code == 0, err
+    assert xattn.load("xattn-record/trace.safetensors").run.estimates is None
+    with Image.open("xattn-record/00-red.gif") as moving:
+        assert moving.n_frames == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--animate", "blue"], 1, "'blue' is not in the prompt"),
+        (["--animate", "car", "--word", "red"], 2, "give --word 'car' too"),
+        (["--animate", "red", "--keep", "layer"], 2, "add step to --keep layer"),
+    ],
+)
+def test_what_can_not_be_animated_is_refused_before_sampling(
+    xattn_command, model, monkeypatch, more, code, says
+):
+    called = []
+    monkeypatch.setattr(UNet2DConditionModel, "forward", lambda *a, **k: called.append(a))
+    got, out, err = xattn_command("record", PROMPT, "--model", model, *FAST, *more)
+    assert (got, out) == (code, "")
+    assert says in err
+    assert called == []
+
+
+def test_a_word_inside_a_kept_phrase_can_be_animated(xattn_command, model):
+    more = ["--word", "red car", "--animate", "car"]
+    code, _, err = xattn_command("record", PROMPT, "--model", model, *FAST, *more)
+    assert (code, err) == (0, "")
+    assert Path("xattn-record/00-car.gif").is_file()
+
+
+def test_recording_and_report_are_there_when_a_picture_fails(xattn_command, model, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(xattn.HeatMap, "overlay", full)
+    code, _, err = xattn_command("record", PROMPT, "--model", model, *FAST)
+    assert (code, err) == (1, "xattn: the disk is full\n")
+    assert xattn.load("xattn-record/trace.safetensors").prompts == (PROMPT,)
+    assert Path("xattn-record/report.html").is_file()
+
+
 # -- edit and sweep
 
 
@@ -164,6 +236,7 @@ def test_edits_keep_their_order_and_a_plus_joins():
         (["+", "--replace", "a=b"], "between two edits"),
         (["--replace", "red=blue", "+"], "between two edits"),
         (["--replace", "red"], "write it as red=blue"),
+        (["--replace", "red=blue", "--threshold", "0.5"], "--threshold is that of --blend"),
         (["--reweight", "red=much"], "'much' is no number"),
         (["--replace", "red=blue", "--self-steps", "2"], "is no share of the run"),
     ],
@@ -199,6 +272,19 @@ def test_show_makes_pictures_and_a_report(xattn_command, trace_file, tmp_path):
         "00-boat.gif", "report.html",
     }  # fmt: skip
     assert "where 'boat' acts" in out
+
+
+def test_the_layers_to_show_reach_entropy_and_animation(xattn_command, trace_file):
+    chosen = ["--word", "red", "--animate", "red", "--layers", "up_blocks.*"]
+    assert xattn_command("show", trace_file, "--out", "some", *chosen)[0] == 0
+    trace = xattn.load(trace_file)
+    trace.evolution("red", layers="up_blocks.*").plot().save("entropy.png")
+    trace.animate("red", 0, "red.gif", layers="up_blocks.*")
+    assert Path("some/entropy.png").read_bytes() == Path("entropy.png").read_bytes()
+    assert Path("some/00-red.gif").read_bytes() == Path("red.gif").read_bytes()
+    assert xattn_command("show", trace_file, "--out", "all", *chosen[:-2])[0] == 0
+    assert Path("some/entropy.png").read_bytes() != Path("all/entropy.png").read_bytes()
+    assert Path("some/00-red.gif").read_bytes() != Path("all/00-red.gif").read_bytes()
 
 
 def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file, tmp_path):

@@ -41,17 +41,14 @@ def demo(
     request = o.Request(device=device, seed=seed, steps=steps, guidance=GUIDANCE)
     pipe = request.pipeline(progress)
     with (
-        xattn.record(pipe) as trace,
-        o.watched(pipe, progress, "drawing", keeps=True) as watch,
+        xattn.record(pipe, previews=True) as trace,
+        o.watched(progress, "drawing") as watch,
     ):
         image = pipe(PROMPT, callback_on_step_end=watch, **request.arguments(pipe)).images[0]
     with progress.status("writing"):
         folder.picture("image.png", enlarged(image), f"{PROMPT!r}, as the model draws it")
         folder.picture("words.png", trace.grid(WORDS, image), "where each word acts, step by step")
-        previews = watch.previews()
-        trace.animate(
-            "car", image, folder.new("car.gif", "'car' while the image forms"), previews=previews
-        )
+        trace.animate("car", image, folder.new("car.gif", "'car' while the image forms"))
         trace.report(folder.new("report.html", "every word, step and layer: open it"), image)
         trace.save(folder.new("trace.safetensors", "the recording: xattn show reads it"), [image])
     edits: list[Any] = [
@@ -59,7 +56,7 @@ def demo(
         xattn.Refine(f"{PROMPT} at night"),
         xattn.Reweight({"red": 2.0}),
     ]
-    with o.watched(pipe, progress, "editing") as watch:
+    with o.watched(progress, "editing") as watch:
         arguments = request.arguments(pipe)
         result = xattn.edit(pipe, PROMPT, *edits, callback_on_step_end=watch, **arguments)
     result.labels = ["red -> blue", "at night", "red x 2"]

@@ -147,11 +147,14 @@ def edit(
     cross_steps: CrossOption = None,
     self_steps: SelfOption = None,
     threshold: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=0.99, rich_help_panel=EDITS, help="How tight --blend is, of the maximum."
+            min=0,
+            max=0.99,
+            rich_help_panel=EDITS,
+            help="How tight --blend is, of the maximum; 0.3 by default.",
         ),
-    ] = 0.3,
+    ] = None,
     out: o.OutOption = Path("xattn-edit"),
     model: o.ModelOption = None,
     device: o.DeviceOption = None,
@@ -209,13 +212,16 @@ def read_edits(
     groups: Sequence[Sequence[str]],
     values: dict[str, Many],
     timing: dict[str, Any],
-    threshold: float,
+    threshold: float | None,
 ) -> list[list[Any]]:
     """Makes edits of the options' texts, in the order in which they were given."""
     from xattn import LocalBlend, Refine, Replace, Reweight
 
     if not groups:
         raise typer.BadParameter("nothing to edit: give --replace, --refine or --reweight")
+    if threshold is not None and not values["blend"]:
+        raise typer.BadParameter("--threshold is that of --blend, and there is none")
+    tight = {} if threshold is None else {"threshold": threshold}
     left = {kind: iter(given or ()) for kind, given in values.items()}
     siblings = []
     for group in groups:
@@ -233,7 +239,7 @@ def read_edits(
                 word, weight = _pair(kind, text, "red=3")
                 parts.append(Reweight({word: _number(text, weight)}, **timing))
         if places:
-            parts.append(LocalBlend(places, threshold=threshold))
+            parts.append(LocalBlend(places, **tight))
         siblings.append(parts)
     return siblings
 
@@ -269,7 +275,7 @@ def draw(
     folder = Folder(out)
     pipe = request.pipeline(progress)
     arguments = request.arguments(pipe)
-    with o.watched(pipe, progress, f"drawing {len(edits) + 1} images") as watch:
+    with o.watched(progress, f"drawing {len(edits) + 1} images") as watch:
         result = xattn.edit(pipe, prompt, *edits, callback_on_step_end=watch, **arguments)
     with progress.status("writing"):
         if labels is not None:

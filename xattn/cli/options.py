@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +37,11 @@ def _size(text: str) -> tuple[int, int]:
         return size_of(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def axes_of(texts: Sequence[str]) -> list[str]:
+    """Gives the axes that ``--keep`` names, by commas or one by one."""
+    return [axis.strip() for text in texts for axis in text.split(",") if axis.strip()]
 
 
 PromptArgument = Annotated[str, typer.Argument(help="The prompt.", show_default=False)]
@@ -168,37 +173,20 @@ class Request:
 
 @dataclass
 class Watch:
-    """Follows the steps of a run: a bar for those who wait, and the latents on the way."""
+    """Follows the steps of a run, for those who wait."""
 
-    pipe: Any
     advance: Callable[[int, int], None]
-    keeps: bool = False
-    latents: list[Any] = field(default_factory=list)
 
     def __call__(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
         """Is ``callback_on_step_end``."""
         self.advance(step + 1, int(getattr(pipe, "num_timesteps", 0)))
-        if self.keeps:
-            self.latents.append(tensors["latents"][:1].detach().clone())
         return {}
-
-    def previews(self) -> list[Any]:
-        """Decodes the first image as it was after each step."""
-        import torch
-
-        vae, found = self.pipe.vae, []
-        with torch.no_grad():
-            for latent in self.latents:
-                scaled = latent.to(vae.dtype) / vae.config.scaling_factor
-                image = vae.decode(scaled, return_dict=False)[0]
-                found.append(self.pipe.image_processor.postprocess(image)[0])
-        return found
 
 
 @contextmanager
-def watched(pipe: Any, console: Console, label: str, *, keeps: bool = False) -> Iterator[Watch]:
+def watched(console: Console, label: str) -> Iterator[Watch]:
     """Shows a progress bar while the block samples with the watch as its callback."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -210,4 +198,4 @@ def watched(pipe: Any, console: Console, label: str, *, keeps: bool = False) -> 
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total or None)
 
-        yield Watch(pipe, advance, keeps)
+        yield Watch(advance)

@@ -26,7 +26,7 @@ def record(
         typer.Option("--word", help="A word or phrase to keep; every word by default."),
     ] = None,
     keep: Annotated[
-        str, typer.Option(help="Axes that stay apart: step, layer, head, by commas.")
+        str, typer.Option(help="Axes of the maps that stay apart: step, layer, head, by commas.")
     ] = "step,layer",
     layers: Annotated[
         list[str] | None, typer.Option(help="Names or globs of the layers to record.")
@@ -54,27 +54,54 @@ def record(
     request = o.Request(model, device, dtype, offload, seed, steps, size, guidance, negative)
     pipe = request.pipeline(progress)
     arguments = request.arguments(pipe)
-    axes = [axis.strip() for axis in keep.split(",") if axis.strip()]
+    axes = o.axes_of([keep])
+    if animate is not None:
+        check_animation(pipe, prompt, animate, words, axes)
+    # with a scheduler that has none of these, nobody knows what the image is going to be
+    forms = animate is not None and getattr(pipe.scheduler, "alphas_cumprod", None) is not None
     with (
-        xattn.record(pipe, keep=axes, words=words, layers=layers) as trace,
-        o.watched(pipe, progress, "drawing", keeps=animate is not None) as watch,
+        xattn.record(pipe, keep=axes, words=words, layers=layers, previews=forms) as trace,
+        o.watched(progress, "drawing") as watch,
     ):
         image = pipe(prompt, callback_on_step_end=watch, **arguments).images[0]
     with progress.status("writing"):
         shown = list(words or trace.words)
         folder.picture("image.png", image, "the image, as the model alone would draw it")
-        write_pictures(folder, trace, image, shown)
-        if animate is not None:
-            path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
-            trace.animate(animate, image, path, previews=watch.previews())
-        trace.report(folder.new("report.html", "the report: open it in a browser"), image)
+        # first what the others can be made of again
         trace.save(
             folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"), [image]
         )
+        trace.report(folder.new("report.html", "the report: open it in a browser"), image)
+        write_pictures(folder, trace, image, shown)
+        if animate is not None:
+            path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
+            trace.animate(animate, image, path)
     if as_json:
         facts = {"prompt": prompt, **request.facts(pipe), **extent(trace)}
         print_json({**facts, "files": folder.files, "words": figures(trace, shown)})
     tell(folder, console)
+
+
+def check_animation(
+    pipe: Any, prompt: str, word: str, words: list[str] | None, axes: list[str]
+) -> None:
+    """Finds out before sampling whether a word can be animated afterwards.
+
+    Raises:
+        BadParameter: the steps aren't kept apart, or the word isn't among those that are kept.
+        ValueError: a word isn't in the prompt.
+    """
+    from xattn.batch_items import Item, positions_of
+
+    if "step" not in axes:
+        raise typer.BadParameter(
+            f"--animate {word!r} needs the steps apart: add step to --keep {','.join(axes)}"
+        )
+    kept = positions_of(Item(prompt, words=tuple(words) if words else None), pipe)
+    if not set(kept).issuperset(positions_of(Item(prompt, words=(word,)), pipe)):
+        raise typer.BadParameter(
+            f"--animate {word!r} is none of the words to keep; give --word {word!r} too"
+        )
 
 
 def write_pictures(

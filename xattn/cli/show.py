@@ -41,10 +41,20 @@ def show(
         typer.Option("--word", help="A word or phrase; every word by default. Repeat it for more."),
     ] = None,
     steps: Annotated[
-        Any, typer.Option(parser=_steps, metavar="STEPS", help="Only some: 3, 0:10, 10:.")
+        Any,
+        typer.Option(
+            parser=_steps,
+            metavar="STEPS",
+            help="Of the words' maps and figures, only some: 3, 0:10, 10:. What runs over the "
+            "steps (entropy, animation, report) shows them all.",
+        ),
     ] = None,
     layers: Annotated[
-        list[str] | None, typer.Option(help="Names or globs of layers, 'all' or 'daam'.")
+        list[str] | None,
+        typer.Option(
+            help="Names or globs of layers, 'all' or 'daam': of maps, figures, entropy and "
+            "animation. The report shows them all."
+        ),
     ] = None,
     run: Annotated[int, typer.Option(help="Which run of several; the latest by default.")] = -1,
     image: Annotated[int, typer.Option(min=0, help="Which image of a batch.")] = 0,
@@ -106,10 +116,10 @@ def write(
     write_pictures(folder, trace, known or blank(trace), words, image, **where)
     if "step" in trace.run.keep and words:
         path = folder.new("entropy.png", f"how focused {words[0]!r} is, by layer and step")
-        trace.evolution(words[0], image).plot().save(path)
+        trace.evolution(words[0], image, layers=where["layers"] or "all").plot().save(path)
     if animate is not None:
         path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
-        trace.animate(animate, image, path)
+        trace.animate(animate, image, path, layers=where["layers"])
     trace.report(folder.new("report.html", "the report: open it in a browser"))
 
 
