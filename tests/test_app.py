@@ -192,6 +192,32 @@ def test_files_go_when_the_visitor_goes(studio):
     assert list(studio.root.iterdir()) == []
 
 
+def test_what_the_library_refuses_is_told_in_a_sentence(studio):
+    gradio = pytest.importorskip("gradio")
+    from xattn import app
+
+    drawing = studio.draw(Settings(PROMPT, **FAST), silent)
+    studio.pipe.enable_attention_slicing(1)
+    visit = app.Visit(drawing, None, {1: Change("blue")})
+    edit = app._editor(studio)
+    with pytest.raises(gradio.Error, match=r"pipe\.disable_attention_slicing\(\) first"):
+        edit(visit, 1, "blue", 1, "", [], False, 0.8, 0.4, progress=lambda *_, **__: None)
+
+
+def test_a_full_disk_is_told_and_leaves_no_files(studio, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    from xattn import app
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(studio, "_write_script", full)
+    draw = app._drawer(studio)
+    with pytest.raises(gradio.Error, match="No space left on device"):
+        draw(app.Visit(), PROMPT, "", 0, 2, 64, 64, 5.0, progress=lambda *_, **__: None)
+    assert list(studio.root.iterdir()) == []
+
+
 def test_the_command_says_what_to_install_without_gradio():
     code = (
         "import sys; sys.modules['gradio'] = None\n"

@@ -29,6 +29,8 @@ __all__ = ["Limits", "Studio", "build", "opened", "serve"]
 STARTER = "a red car on a green lawn"
 IDLE = 3600  # seconds after which a visitor's drawing is forgotten
 SWEEP = 600  # seconds between looks for old files
+# a wrong wish, attention that can't be seen, a pipeline that fails, no memory, a full disk
+TOLD = (ValueError, TypeError, RuntimeError, MemoryError, OSError)
 CSS = """
 #words .wrap { gap: 6px; } #words label { cursor: pointer; }
 #map img, #compare img { image-rendering: auto; }
@@ -482,6 +484,6 @@ def _told(work: Callable[[], Any]) -> Any:
     """Does something; what goes wrong is told to the visitor, as text."""
     try:
         return work()
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except TOLD as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise gr.Error(html.escape(text, quote=False), print_exception=False) from error

@@ -10,7 +10,8 @@ import math
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,16 @@ class Drawing:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@contextmanager
+def _whole(drawing: Drawing) -> Iterator[None]:
+    """Removes a drawing's files when the block, which writes them, fails."""
+    try:
+        yield
+    except BaseException:
+        drawing.discard()
+        raise
+
+
 def enlarged(image: Image.Image) -> Image.Image:
     """Gives an image that is large enough to see a map on it."""
     longer = max(image.size)
@@ -230,9 +241,10 @@ class Studio:
                 **settings.arguments(),
             ).images[0]
         drawing = Drawing(settings, image, trace, Path(tempfile.mkdtemp(dir=self.root)))
-        trace.save(drawing.folder / "trace.safetensors", [image])
-        trace.report(drawing.folder / "report.html", image)
-        self._write_script(drawing)
+        with _whole(drawing):
+            trace.save(drawing.folder / "trace.safetensors", [image])
+            trace.report(drawing.folder / "report.html", image)
+            self._write_script(drawing)
         return drawing
 
     def edit(
@@ -292,10 +304,11 @@ class Studio:
             )
         folder = Path(tempfile.mkdtemp(dir=self.root))
         edited = Drawing(drawing.settings, drawing.image, drawing.trace, folder, result, edits)
-        if result.trace is not None:
-            result.trace.save(folder / "trace.safetensors", [result.source, *result.images])
-        result.report(folder / "report.html")
-        self._write_script(edited)
+        with _whole(edited):
+            if result.trace is not None:
+                result.trace.save(folder / "trace.safetensors", [result.source, *result.images])
+            result.report(folder / "report.html")
+            self._write_script(edited)
         return edited
 
     def close(self) -> None:
