@@ -22,7 +22,13 @@ def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if part == "speed":
         from benchmarks import pictures, speed
 
-        for found in speed.measure(options.quick, options.full):
+        usual = [name for name in speed.MODELS if name != "sdxl" or options.full]
+        before: dict[str, Any] = {}
+        if options.models:  # measured again, beside what was measured of the others
+            before = page.read(options.out).get("speed", {}).get("result", {})
+        chosen = options.models.split(",") if options.models else usual
+        for new in speed.measure(options.quick, chosen):
+            found = before | new
             pictures.draw_speed(found, options.out / "speed.png")
             yield found
     elif part == "memory":
@@ -59,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     few = f"under five minutes on two cores: {', '.join(QUICK)}, on few cases"
     parser.add_argument("--quick", action="store_true", help=few)
     parser.add_argument("--full", action="store_true", help="SDXL's shape too (5 GB)")
+    parser.add_argument("--models", help="of the speed: bundled,sd15,sdxl; the others stay")
     parser.add_argument("--only", help=f"parts, with commas between: {','.join(page.PARTS)}")
     parser.add_argument("--out", type=Path, default=page.RESULTS)
     parser.add_argument("--readme", action="store_true", help="put the results there are in README")

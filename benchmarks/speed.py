@@ -196,52 +196,63 @@ def measure_sdxl() -> dict[str, Any]:
     return {"unchanged": same, **compare(call, {"each step and layer": recorded}, 3)}
 
 
-def measure(quick: bool, full: bool) -> Iterator[dict[str, Any]]:
-    """Times everything, and yields what there is so far after each model."""
+def measure_bundled(quick: bool) -> Iterator[dict[str, Any]]:
+    """Times everything on the bundled model."""
     toy = Drawing(models.bundled(), 128, 20)
     pairs = 3 if quick else 16
-    bundled: dict[str, Any] = {
-        "checks": check(toy),
-        "recording": measure_recording(toy, pairs),
-        "editing": measure_editing(toy, pairs),
-    }
-    result: dict[str, Any] = {"bundled": bundled}
-    yield result
+    found: dict[str, Any] = {"bundled": {"checks": check(toy)}}
+    found["bundled"]["recording"] = measure_recording(toy, pairs)
+    found["bundled"]["editing"] = measure_editing(toy, pairs)
+    yield found
     if not quick:
-        bundled["growth"] = measure_growth(toy, 6)
-        yield result
+        found["bundled"]["growth"] = measure_growth(toy, 6)
+        yield found
+
+
+def measure_sd15(quick: bool) -> Iterator[dict[str, Any]]:
+    """Times a UNet of Stable Diffusion 1.5's shape: one step, or ten where there is CUDA."""
     pipe = models.sd15()
     small = Drawing(pipe, 256, 1)
     names = ("each step and layer",) if quick else ("everything averaged", "each step and layer")
-    result["SD 1.5, 256 px"] = {
-        "checks": check(small),
-        "recording": measure_recording(small, 2 if quick else 6, names),
-    }
-    yield result
+    found: dict[str, Any] = {"SD 1.5, 256 px": {"checks": check(small)}}
+    found["SD 1.5, 256 px"]["recording"] = measure_recording(small, 2 if quick else 6, names)
+    yield found
     if quick:
         return
-    result["SD 1.5, 256 px"]["editing"] = measure_editing(small, 4, ("replace",))
-    yield result
+    found["SD 1.5, 256 px"]["editing"] = measure_editing(small, 4, ("replace",))
+    yield found
     large = Drawing(pipe, 512, 1)
     call = large.recorded({})
-    result["SD 1.5, 512 px"] = {
-        "recording": compare(large.plain(), {"each step and layer": call}, 4)
-    }
-    yield result
+    timed = compare(large.plain(), {"each step and layer": call}, 4)
+    found["SD 1.5, 512 px"] = {"recording": timed}
+    yield found
     if torch.cuda.is_available():
         pipe = pipe.to("cuda", torch.float16)
         for size in (512, 1024):
             fast = Drawing(pipe, size, 10)
-            result[f"SD 1.5, {size} px, float16, {torch.cuda.get_device_name()}"] = {
+            found[f"SD 1.5, {size} px, float16, {torch.cuda.get_device_name()}"] = {
                 "checks": check(fast),
                 "recording": measure_recording(fast, 10),
                 "editing": measure_editing(fast, 10),
             }
-            yield result
-    if full:
-        del pipe, small, large
-        result["SDXL, 512 px, bfloat16"] = {"recording": measure_sdxl()}
-        yield result
+            yield found
+
+
+def measure_sdxl_shape(quick: bool) -> Iterator[dict[str, Any]]:
+    """Times a call of a UNet of SDXL's shape."""
+    yield {"SDXL, 512 px, bfloat16": {"recording": measure_sdxl()}}
+
+
+MODELS = {"bundled": measure_bundled, "sd15": measure_sd15, "sdxl": measure_sdxl_shape}
+
+
+def measure(quick: bool, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Times models, and yields what there is so far after each part."""
+    done: dict[str, Any] = {}
+    for name in chosen:
+        for found in MODELS[name](quick):
+            yield {**done, **found}
+        done |= found
 
 
 def measure_bytes() -> dict[str, Any]:
