@@ -207,6 +207,8 @@ BAD: dict[str, tuple[str, str]] = {
     "zero": ('{"prompt": "a car", "steps": 0}', "steps must be a whole number from 1"),
     "nan": ('{"prompt": "a car", "guidance_scale": NaN}', "NaN is no number"),
     "size": ('{"prompt": "a car", "size": [64]}', r"size must be \[height, width\]"),
+    "sides": ('{"prompt": "a car", "size": "big"}', "size: 'big' is no size: give 512, or 768x512"),
+    "large": ('{"prompt": "a car", "size": "64x90000"}', "a side of size must be a whole number"),
     "words": ('{"prompt": "a car", "words": "car"}', "words must be a list of words"),
     "edits": ('{"prompt": "a car", "edits": {"replace": {"a": "b"}}}', "edits must be a list"),
     "edit": ('{"prompt": "a car", "edits": [{"remove": "a"}]}', "an edit has one of replace"),
@@ -247,6 +249,11 @@ def test_lines_that_are_not_utf8_or_take_a_name_twice_are_listed(tmp_path: Path)
         "line 4: name 'one' is taken by line 1",
         "line 5: name '000003' is taken by line 3",
     ]
+
+
+def test_a_size_as_text_is_width_by_height() -> None:
+    assert Item.from_json({"prompt": "a car", "size": "768x512"}).size == (512, 768)
+    assert Item("a car", size="64") == Item("a car", size=(64, 64))  # type: ignore[arg-type]
 
 
 def test_an_item_from_python_is_checked_too() -> None:
@@ -328,18 +335,103 @@ def test_a_group_that_fails_stops_no_other(pipe: Any, tmp_path: Path) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise torch.OutOfMemoryError("no room\nfor this")
+            raise RuntimeError("no luck\nwith this")
         return original(*args, **kwargs)
 
     pipe.vae.decode = decode
     report = batch.run(pipe, items(6), tmp_path, batch_size=2)
     assert report.drawn == 4
     assert [str(failure) for failure in report.failures] == [
-        "line 3: OutOfMemoryError: no room for this",
-        "line 4: OutOfMemoryError: no room for this",
+        "line 3: RuntimeError: no luck with this",
+        "line 4: RuntimeError: no luck with this",
     ]
     assert [run.line for run in xattn.open_runs(tmp_path)] == [1, 2, 5, 6]
     assert batch.run(pipe, items(6), tmp_path, batch_size=2, resume=True).drawn == 2
+
+
+def with_room_for(most: int, error: Exception, *, never: str = "-") -> Any:
+    """Gives a pipeline that has no memory for more images than so many, nor for one prompt."""
+    pipe = tiny.sd1()
+    encode, decode, prompts = pipe.encode_prompt, pipe.vae.decode, []
+
+    def encode_prompt(prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        prompts[:] = prompt
+        return encode(prompt, *args, **kwargs)
+
+    def decode_some(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(latents) > most or never in prompts:
+            raise error
+        return decode(latents, *args, **kwargs)
+
+    pipe.encode_prompt, pipe.vae.decode = encode_prompt, decode_some
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError("the maps would not fit"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["device", "maps", "cpu"],
+)
+def test_a_group_without_room_is_drawn_in_halves(error: Exception, tmp_path: Path) -> None:
+    report = batch.run(with_room_for(2, error), items(7), tmp_path / "runs", batch_size=7)
+    assert (report.drawn, report.failures) == (7, ())
+    parts = sorted(path.stem for path in (tmp_path / "runs/parts").iterdir())
+    assert parts == ["000001", "000002", "000004", "000006"]  # 7 are 3 and 4; 1 and 2, 2 and 2
+    runs = xattn.open_runs(tmp_path / "runs")
+    assert [run.line for run in runs] == [1, 2, 3, 4, 5, 6, 7]
+    for run in runs:
+        assert run.trace.heatmap("a").maximum > 0
+    # a half is what it would be as a group of its own
+    two = [{**items(7)[i], "seed": i} for i in (3, 4)]
+    batch.run(tiny.sd1(), two, tmp_path / "two", batch_size=2)
+    for alone, run in zip(xattn.open_runs(tmp_path / "two"), runs[3:5], strict=True):
+        np.testing.assert_array_equal(np.asarray(alone.image), np.asarray(run.image))
+    batch.run(with_room_for(2, error), items(7), tmp_path / "again", batch_size=7)
+    assert contents(tmp_path / "again") == contents(tmp_path / "runs")
+
+
+def test_an_item_without_room_fails_alone_and_is_drawn_on_resuming(tmp_path: Path) -> None:
+    what = [{**item, "prompt": f"{item['prompt']} {n}"} for n, item in enumerate(items(4))]
+    never = what[0]["prompt"]
+    short = with_room_for(4, torch.OutOfMemoryError("no room"), never=never)
+    report = batch.run(short, what, tmp_path, batch_size=4)
+    assert [str(failure) for failure in report.failures] == ["line 1: OutOfMemoryError: no room"]
+    before = {run.line: run.trace.heatmap("a").array for run in xattn.open_runs(tmp_path)}
+    assert list(before) == [2, 3, 4]
+    report = batch.run(tiny.sd1(), what, tmp_path, batch_size=4, resume=True)
+    assert (report.drawn, report.before, report.ok) == (1, 3, True)
+    runs = xattn.open_runs(tmp_path)
+    assert [run.line for run in runs] == [1, 2, 3, 4]
+    for run in runs[1:]:
+        np.testing.assert_array_equal(run.trace.heatmap("a"), before[run.line])
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(2), tmp_path / "runs")
+    kept = contents(tmp_path / "runs")
+    decode, refusals = pipe.vae.decode, []
+
+    def meanwhile(*args: Any, **kwargs: Any) -> Any:
+        here = contents(tmp_path / "runs")
+        with pytest.raises(ValueError, match=r"another run is filling .*runs: wait") as refused:
+            batch.run(tiny.sd1(), items(4), tmp_path / "runs", resume=True)
+        refusals.append(refused)
+        assert contents(tmp_path / "runs") == here
+        return decode(*args, **kwargs)
+
+    pipe.vae.decode = meanwhile
+    report = batch.run(pipe, items(4), tmp_path / "runs", resume=True)
+    assert (report.drawn, report.before, len(refusals)) == (2, 2, 1)
+    after = contents(tmp_path / "runs")
+    assert {name: after[name] for name in kept if name != "index.jsonl"} == {
+        name: data for name, data in kept.items() if name != "index.jsonl"
+    }
+    pipe.vae.decode = decode
+    assert batch.run(pipe, items(4), tmp_path / "runs", resume=True).before == 4  # free again
 
 
 def test_killed_at_any_moment_and_resumed_nothing_is_lost_doubled_or_damaged(
@@ -470,3 +562,33 @@ def test_the_command_says_how_it_ended(
     code, text = command("--resume", "--quiet")
     assert code == 0, text
     assert "1 items drawn, 3 done before" in text
+    write(tmp_path / "p.jsonl", [*items(5), "oops"])
+    code, text = command("--resume", "--json")
+    assert code == 1, text
+    assert json.loads(text) == {
+        "drawn": 1, "before": 4, "out": str(tmp_path / "o"),
+        "failures": [{"line": 6, "message": "not JSON: Expecting value at character 1"}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "keep"),
+    [
+        ([], ["layer"]),
+        (["--keep", "step,layer"], ["layer", "step"]),
+        (["--keep", "step", "--keep", "layer, head"], ["head", "layer", "step"]),
+    ],
+)
+def test_axes_are_named_by_commas_or_one_by_one(
+    pipe: Any, tmp_path: Path, asked: list[str], keep: list[str]
+) -> None:
+    pytest.importorskip("typer")
+    from xattn.cli import main
+
+    pipe.save_pretrained(tmp_path / "model")
+    path = str(write(tmp_path / "p.jsonl", items(1)))
+    with pytest.raises(SystemExit) as end:
+        main(["batch", path, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "o"),
+              "--quiet", *asked])  # fmt: skip
+    assert not end.value.code
+    assert json.loads((tmp_path / "o/batch.json").read_text())["keep"] == keep

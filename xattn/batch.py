@@ -3,9 +3,10 @@
 Items of the same settings are drawn together, ``batch_size`` at a time in the order of their lines;
 an item with edits is a group of its own, whose siblings fill the batch. Groups are made before they
 are divided among the processes: so what is drawn together, and with it every bit of the result,
-doesn't depend on how many processes there are. The noise of an item comes from its own seed. What
-rounding can see remains: another batch size, device, dtype or (on the CPU) number of threads may
-change the last bits.
+doesn't depend on how many processes there are. The noise of an item comes from its own seed. A
+group that the device has no memory for is drawn in halves, and those in theirs: always at the same
+places. What rounding can see remains: another batch size (of a half too), device, dtype or (on the
+CPU) number of threads may change the last bits.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
 from xattn import maps
@@ -129,9 +131,9 @@ def run(
     ``PartialState().device`` and a folder that all of them see; groups of items are divided among
     them.
 
-    A bad item, a full disk, a group that doesn't fit the device stop nothing else: they are in the
-    report, with their lines. A run that was interrupted goes on with ``resume=True``: what is done
-    stays, and isn't done again.
+    A group that doesn't fit the device is drawn in halves. A bad item, a full disk, an item that
+    doesn't fit stop nothing else: they are in the report, with their lines. A run that was
+    interrupted goes on with ``resume=True``: what is done stays, and isn't done again.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline.
@@ -147,7 +149,8 @@ def run(
             main process.
 
     Raises:
-        ValueError: an option makes no sense, or ``out`` holds something else.
+        ValueError: an option makes no sense, ``out`` holds something else, or another run is
+            filling it.
         OSError: ``items`` can't be read, or ``out`` can't be made.
 
     Example:
@@ -168,15 +171,16 @@ def run(
     good, failures = read_items(items)
     good, wrong = _checked(good, pipe)
     crew, writer = Crew(), Writer(Path(out))
-    done = crew.by_main(lambda: writer.prepare(settings.to_json(pipe), resume))
-    waiting, other = _waiting(good, done)
-    groups = divide(waiting, batch_size)
-    sizes = {_group_name(group): len(group) for group in groups}
-    shown = progress(writer, sizes) if progress and crew.is_main else nullcontext()
-    with shown, _quiet(pipe):
-        ours = _draw_all(pipe, crew.share(groups), settings, writer)
-        failed = [*failures, *wrong, *other, *crew.gather(ours)]
-        failed += crew.by_main(lambda: _finish(writer, failed))
+    with closing(writer):
+        done = crew.by_main(lambda: writer.prepare(settings.to_json(pipe), resume))
+        waiting, other = _waiting(good, done)
+        groups = divide(waiting, batch_size)
+        sizes = {_group_name(group): len(group) for group in groups}
+        shown = progress(writer, sizes) if progress and crew.is_main else nullcontext()
+        with shown, _quiet(pipe):
+            ours = _draw_all(pipe, crew.share(groups), settings, writer)
+            failed = [*failures, *wrong, *other, *crew.gather(ours)]
+            failed += crew.by_main(lambda: _finish(writer, failed))
     failed.sort(key=lambda failure: failure.line)
     lost = {failure.line for failure in failed}
     drawn = sum(numbered.line not in lost for numbered in waiting)
@@ -256,17 +260,43 @@ def _draw_all(
     failures: list[Failure] = []
     with ThreadPoolExecutor(1, thread_name_prefix="xattn-batch") as pool:
         pending: tuple[list[Numbered], Future[None]] | None = None
-        for group in groups:
-            try:
-                drawn = _draw(pipe, group, settings)
-            except Exception as error:
-                failures += _failed(group, error)
+        for group, drawn in (part for whole in groups for part in _parts(pipe, whole, settings)):
+            if isinstance(drawn, list):
+                failures += drawn
                 continue
             failures += _settle(pending)
             pending = group, pool.submit(_store, group, drawn, settings, writer)
             del drawn
         failures += _settle(pending)
     return failures
+
+
+def _parts(
+    pipe: Any, group: list[Numbered], settings: Settings
+) -> Iterator[tuple[list[Numbered], Drawn | list[Failure]]]:
+    """Draws a group, in halves where the device has no memory for the whole; or says why not.
+
+    Each part is stored by itself: with its own name, which is its first line.
+    """
+    halve = False
+    result: Drawn | list[Failure]
+    try:
+        result = _draw(pipe, group, settings)
+    except Exception as error:
+        halve = len(group) > 1 and _is_short_of_memory(error)
+        result = _failed(group, error)
+    if not halve:
+        yield group, result
+        return
+    clear_device_cache(garbage_collection=True)  # here, where the error and its tensors are gone
+    middle = len(group) // 2
+    for half in (group[:middle], group[middle:]):
+        yield from _parts(pipe, half, settings)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return memory or should_reduce_batch_size(error)  # of the CPU's allocator, of cuDNN
 
 
 def _settle(pending: tuple[list[Numbered], Future[None]] | None) -> list[Failure]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from xattn.cli import options as o
+from xattn.cli.output import print_json
 
 EPILOG = "Example: [bold]xattn batch prompts.jsonl --out runs[/bold]"
 
@@ -34,7 +36,8 @@ def batch(
         Path,
         typer.Argument(
             help="JSON Lines: on each line an object with prompt and, if wanted, seed, "
-            "negative_prompt, words, edits, steps, size, guidance_scale, name.",
+            "negative_prompt, words, edits, steps, size ([height, width] or WxH), guidance_scale, "
+            "name.",
             exists=True,
             dir_okay=False,
         ),
@@ -50,7 +53,8 @@ def batch(
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="An axis of the maps that stays apart: step, layer, head; layer by default.",
+            help="Axes of the maps that stay apart: step, layer, head, by commas; layer by "
+            "default.",
             rich_help_panel=o.OUTPUT,
         ),
     ] = None,
@@ -63,6 +67,7 @@ def batch(
     ] = Images.PNG,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    as_json: o.JsonOption = False,
     debug: o.DebugOption = False,
 ) -> None:
     """Draw and record a set of prompts; on many GPUs with accelerate launch -m xattn.cli batch.
@@ -85,15 +90,19 @@ def batch(
                 prompts,
                 out,
                 batch_size=batch_size,
-                keep=keep or ["layer"],
+                keep=["layer"] if keep is None else o.axes_of(keep),
                 layers=layers,
                 images=None if images is Images.NONE else images.value,
                 resume=resume,
-                progress=None if quiet else progress_bar,
+                progress=None if quiet or as_json else progress_bar,
             )
         except ValueError as error:  # a folder of something else, options that make no sense
             raise typer.BadParameter(str(error)) from error
-        if crew.is_main:
+        if crew.is_main and as_json:
+            failures = [asdict(failure) for failure in report.failures]
+            ended = {"drawn": report.drawn, "before": report.before, "failures": failures}
+            print_json({**ended, "out": str(out)})
+        elif crew.is_main:
             for failure in report.failures:
                 typer.echo(str(failure), err=True)
             typer.echo(f"{report}: {out}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from xattn import prompts
 from xattn.edits import Edit, LocalBlend, Refine, Replace, Reweight, composed
+from xattn.loading import size_of
 from xattn.plan import make_plan
 from xattn.recorder import kept_positions
 
@@ -37,7 +38,8 @@ class Item:
         words: the words or phrases whose maps are kept; every token's by default.
         edits: edited siblings to draw beside the image, each an edit or a list that composes.
         steps: of the schedule; the pipeline's default where it is absent.
-        size: (height, width) in pixels; the pipeline's default where it is absent.
+        size: (height, width) in pixels, or a text, "768x512" (width x height) or "512", as the
+            command line's ``--size``; the pipeline's default where it is absent.
         guidance_scale: the pipeline's default where it is absent.
         name: of the image's file, without its ending and relative to the folder of images; the
             item's number by default.
@@ -254,10 +256,16 @@ def _words(given: Any) -> tuple[str, ...] | None:
 def _size(given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
+    if isinstance(given, str):
+        try:
+            given = size_of(given)
+        except ValueError as error:
+            raise ItemError(f"size: {error}") from None
+    what = '[height, width], or a text such as "768x512", width x height,'
     right = isinstance(given, list | tuple) and len(given) == 2
-    _need(right, "size", "[height, width]", given)
+    _need(right, "size", what, given)
     for side in given:
-        _need(side is not None, "size", "[height, width]", given)
+        _need(side is not None, "size", what, given)
         _need_number("a side of size", side, 8, _SIDES)
     return given[0], given[1]
 

@@ -8,6 +8,7 @@
     images/000001.png        an image for each item, and ``000001~1.png`` ... for its edits
     index.jsonl              all parts, once the batch has ended
     failures.jsonl           lines that were not drawn, and why
+    .lock                    empty; locked by the run that fills the folder
 
 An index row is of one word of one image. Everything is written aside and renamed, and nothing
 holds the time or the place: equal items give equal bytes.
@@ -29,9 +30,16 @@ from xattn import files
 from xattn.runs import Run
 from xattn.trace import Trace
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 VERSION = 1
 SETTINGS, INDEX, FAILURES = "batch.json", "index.jsonl", "failures.jsonl"
 PARTS, MAPS, IMAGES = "parts", "maps", "images"
+LOCK = ".lock"
 
 Row = dict[str, Any]
 
@@ -40,31 +48,59 @@ Row = dict[str, Any]
 
 
 class Writer:
-    """Fills a folder, a group of items at a time."""
+    """Fills a folder, a group of items at a time.
+
+    From ``prepare`` until ``close`` the folder is this writer's alone.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock: int | None = None
 
     def prepare(self, settings: Mapping[str, Any], resume: bool) -> dict[str, str]:
         """Makes the folder ready, and gives the digest of each item that is done, by its name.
 
         Raises:
-            ValueError: it holds another batch, or the same one and ``resume`` wasn't said.
+            ValueError: it holds another batch, or the same one and ``resume`` wasn't said, or
+                another run is filling it.
         """
         here, path = {"version": VERSION, **settings}, self.folder / SETTINGS
-        if path.exists():
-            self._check_same(json.loads(path.read_text(encoding="utf-8")), here, resume)
-        else:
+        if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             strangers = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")]
             if strangers:
                 raise ValueError(
                     f"{self.folder} holds {strangers[0]!r}: choose a folder that is new or empty"
                 )
+        self._take()
+        if path.exists():  # looked for again: another run may have begun and ended meanwhile
+            self._check_same(json.loads(path.read_text(encoding="utf-8")), here, resume)
+        else:
             put_text(path, json.dumps(here, indent=2, sort_keys=True) + "\n")
         for name in (PARTS, MAPS, IMAGES):
             (self.folder / name).mkdir(exist_ok=True)
         return self._tidy()
+
+    def _take(self) -> None:
+        """Locks the folder until ``close``, or until this process ends in whatever way."""
+        if fcntl is None:
+            return
+        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ValueError(
+                f"another run is filling {self.folder}: wait for its end, or choose another folder"
+            ) from None
+        except OSError:  # a network's file system that has no locks
+            self.close()
+
+    def close(self) -> None:
+        """Lets others fill the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _check_same(self, there: Any, here: Mapping[str, Any], resume: bool) -> None:
         if not resume:
