@@ -5,14 +5,18 @@ Snippets run with the tiny pipelines in place of the bundled model and of the hu
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import xattn
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +78,7 @@ def test_every_command_of_a_page_is_one_that_there_is(page, tmp_path, monkeypatc
     from xattn.cli.commands import app
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").touch()
     group: Any = get_command(app)
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
     for line in lines:
@@ -109,7 +114,47 @@ def test_the_readme_has_its_two_commands_and_its_marks():
     assert text.index(begin) < text.index(end)
 
 
-def test_every_page_is_in_the_menu():
+def test_every_page_is_in_the_menu_and_on_the_first_page():
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    first = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in menu
+        assert f"({page.name})" in first or page.name == "index.md"
+
+
+@pages
+def test_every_test_that_a_page_names_is_one_that_there_is(page):
+    there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in there, name
+
+
+def test_everything_in_the_reference_is_where_it_says():
+    text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    assert "xattn.record" in named
+    for path in named:
+        module, _, name = path.rpartition(".")
+        found = getattr(importlib.import_module(module), name)
+        assert found.__doc__, path
+        if module != "xattn":  # a name of the package may come from anywhere
+            assert found.__module__ == module or module.endswith("toyland"), path
+    for name in set(xattn.__all__) - {"__version__"}:
+        assert f"::: xattn.{name}" in text, name
+
+
+def test_the_fields_of_a_batchs_items_are_those_that_there_are():
+    from xattn.batch_items import Item, read_items
+
+    page = ROOT / "docs/batches.md"
+    table = page.read_text(encoding="utf-8").partition("| field |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(named) == sorted(field.name for field in fields(Item))
+    for block in blocks(page, "json"):
+        good, failures = read_items([json.loads(line) for line in block.splitlines()])
+        assert good
+        assert failures == []
+    edits = re.findall(r"`(\{[^`]+\})`", page.read_text(encoding="utf-8"))
+    assert len(edits) > 4
+    for text in edits:
+        assert Item.from_json({"prompt": "a red car", "edits": [json.loads(text)]}).edits

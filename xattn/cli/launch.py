@@ -35,7 +35,7 @@ def launch(
     ] = 4,
     debug: o.DebugOption = False,
 ) -> None:
-    """Open the app: draw, click a word, edit, compare, in a browser on this machine."""
+    """Serve the app to a browser: draw, click a word, edit, compare. Its address is printed."""
     try:
         from xattn import app
     except ModuleNotFoundError as missing:
