@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,6 +39,32 @@ def test_the_wheel_has_types_weights_and_assets(wheel: list[str]) -> None:
         p for p in (ROOT / "xattn").rglob("*") if p.suffix in {".safetensors", ".json", ".html"}
     ]
     assert {str(path.relative_to(ROOT)) for path in data} <= set(wheel)
+
+
+def test_every_module_stands_on_a_floor_of_the_contract() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (layers,) = re.findall(r"^layers = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    named = re.findall(r"xattn\.(\w+)", layers)
+    assert len(named) == len(set(named))
+    tops = [path for path in (ROOT / "xattn").iterdir() if not path.name.startswith("_")]
+    modules = {path.stem for path in tops if path.suffix == ".py"}
+    packages = {path.name for path in tops if (path / "__init__.py").exists()}
+    assert set(named) == modules | packages | {"processors"}
+
+
+def test_every_module_is_in_the_repository() -> None:
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    if shutil.which("git") is None or git("rev-parse", "--show-prefix").stdout != "\n":
+        pytest.skip("this is no checkout of the repository")
+    tracked = set(git("ls-files", "-z").stdout.split("\0"))
+    paths = [path for name in ("xattn", "processors") for path in (ROOT / name).rglob("*.py")]
+    modules = {path.relative_to(ROOT).as_posix() for path in paths}
+    assert len(modules) > 40
+    assert modules - tracked == set()
 
 
 def test_importing_xattn_is_light() -> None:

@@ -221,7 +221,7 @@ def read_edits(
         raise typer.BadParameter("nothing to edit: give --replace, --refine or --reweight")
     if threshold is not None and not values["blend"]:
         raise typer.BadParameter("--threshold is that of --blend, and there is none")
-    tight = {} if threshold is None else {"threshold": threshold}
+    tight = LocalBlend.threshold if threshold is None else threshold
     left = {kind: iter(given or ()) for kind, given in values.items()}
     siblings = []
     for group in groups:
@@ -239,7 +239,7 @@ def read_edits(
                 word, weight = _pair(kind, text, "red=3")
                 parts.append(Reweight({word: _number(text, weight)}, **timing))
         if places:
-            parts.append(LocalBlend(places, **tight))
+            parts.append(LocalBlend(places, threshold=tight))
         siblings.append(parts)
     return siblings
 
