@@ -9,8 +9,7 @@ heat map is taken word by word.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from diffusers import UNet2DConditionModel
 
 import xattn
 from benchmarks.toyland import CHOICE_SEED, GROUND_SEED, LEVELS, interval, kind_of
-from xattn.maps import to_grid
+from xattn.maps import refined, to_grid
 from xattn.runs import Layer
 from xattn.toyland.scenes import Scene, scene
 
@@ -43,10 +42,10 @@ class Case:
         mask: its true mask, (128, 128).
         maps: its maps on the latent grid, the mean over heads, (levels, layers, 16, 16).
         heads: the same of every head of every layer, the mean over levels, (heads, 16, 16).
-        spread: the image's self-attention at 16 x 16, the mean over layers, heads and levels,
-            (256 queries, 256 keys).
         total: the same, summed over all words of the prompt.
         default: its heat map as ``trace.heatmap`` gives it, (16, 16).
+        refined: with ``refined=True``.
+        twice: refined, and refined again.
         all: with ``layers="all"``.
     """
 
@@ -55,9 +54,10 @@ class Case:
     mask: Mask
     maps: Array
     heads: Array
-    spread: Array
     total: Array
     default: Array
+    refined: Array
+    twice: Array
     all: Array
 
 
@@ -76,14 +76,12 @@ def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Record
     cases: list[Case] = []
     for start in range(0, len(scenes), batch):
         group = scenes[start : start + batch]
-        with watching(pipe.unet) as spreads:
-            trace = _trace(pipe, group)
+        trace = _trace(pipe, group)
         run = trace.run
         each = [to_grid(run.maps(i), run.latent) for i in range(len(run.layers))]
         whole = torch.stack([maps.mean(2) for maps in each], dim=2)
         # (levels, images, layers, tokens, 16, 16)
         single = torch.cat([maps.mean(0) for maps in each], dim=1)  # (images, heads, tokens, ...)
-        spread = torch.stack(spreads).mean(0)  # (images, 256, 256)
         for image, one in enumerate(group):
             own = whole[:, image]  # (levels, layers, tokens, 16, 16)
             where = {p: i for i, p in enumerate(run.positions)}
@@ -95,37 +93,16 @@ def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Record
                 (place,) = run.prompt(image).positions(word.text)
                 maps = own[:, :, where[place]]
                 default = np.asarray(trace.heatmap(word.text, image))
+                flowed = trace.heatmap(word.text, image, refined=True)
+                twice = refined(run, torch.tensor(flowed.array)[None], image)[0]
                 every = np.asarray(trace.heatmap(word.text, image, layers="all"))
                 kind, mask = _kind(word.text, word.about), one.masks[word.text]
                 heads = single[image, :, where[place]]
-                numbers = (maps, heads, spread[image], total)
-                arrays = (*(n.numpy() for n in numbers), default, every)
+                numbers = (maps, heads, total)
+                arrays = (*(n.numpy() for n in numbers), default, np.asarray(flowed))
+                arrays = (*arrays, twice.numpy(), every)
                 cases.append(Case(one.seed, kind, mask, *arrays))
     return Recorded(cases, run.layers, run.latent)
-
-
-@contextmanager
-def watching(unet: Any, side: int = 16) -> Iterator[list[torch.Tensor]]:
-    """Yields a list of self-attention, (images, queries, keys) of each call's layers of a grid."""
-    found: list[torch.Tensor] = []
-
-    def look(attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if hidden.shape[1] != side * side:
-            return
-        query, key = (attn.head_to_batch_dim(f(hidden)) for f in (attn.to_q, attn.to_k))
-        probs = (query @ key.transpose(1, 2) * attn.scale).float().softmax(-1)
-        found.append(probs.unflatten(0, (len(hidden), -1)).mean(1))
-
-    hooks = [
-        module.register_forward_pre_hook(look, with_kwargs=True)
-        for name, module in unet.named_modules() if name.endswith(".attn1")
-    ]  # fmt: skip
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _trace(pipe: Any, scenes: Sequence[Scene], levels: Sequence[int] = LEVELS) -> xattn.Trace:
@@ -137,7 +114,7 @@ def _trace(pipe: Any, scenes: Sequence[Scene], levels: Sequence[int] = LEVELS) -
     seeds = [torch.Generator().manual_seed(one.seed) for one in scenes]
     unet, tokenizer = pipe.unet, pipe.tokenizer
     options = {"tokenizer": tokenizer, "prompt": captions, "dtype": torch.float32}
-    with xattn.record(unet, keep=("step", "layer", "head"), **options) as trace:
+    with xattn.record(unet, keep=("step", "layer", "head"), affinity=True, **options) as trace:
         for level in sorted(levels, reverse=True):
             noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in seeds])
             noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor([level]))
@@ -175,19 +152,6 @@ def _scaled(maps: Array) -> Array:
     return scaled
 
 
-def _sharpened(power: int) -> Way:
-    """Lets a heat map flow along self-attention: what looks alike shares its heat."""
-
-    def way(case: Case) -> Array:
-        heat = case.default.reshape(-1)
-        for _ in range(power):
-            heat = case.spread @ heat
-        flat: Array = heat.reshape(case.default.shape)
-        return flat
-
-    return way
-
-
 def ways(recorded: Recorded, chosen: Sequence[int], heads: Sequence[int] = ()) -> dict[str, Way]:
     """Gives the ways that are compared, by name.
 
@@ -209,8 +173,8 @@ def ways(recorded: Recorded, chosen: Sequence[int], heads: Sequence[int] = ()) -
         "up blocks": _mean(ups),
         "layers chosen on other scenes": _mean(picked),
         "heads chosen on other scenes": lambda c: c.heads[list(heads)].mean(0),
-        "default, along self-attention": _sharpened(1),
-        "default, twice along self-attention": _sharpened(2),
+        "refined (along self-attention)": lambda c: c.refined,
+        "refined twice": lambda c: c.twice,
         "share among the words": lambda c: _share(c.maps.mean((0, 1)), c.total.mean((0, 1))),
         "share among the words, by layer": lambda c: _share(c.maps, c.total).mean((0, 1)),
         "chosen layers, share among the words": lambda c: _share(

@@ -50,7 +50,7 @@ _DAMAGE = (
 )
 
 
-ESTIMATES = "estimates.safetensors"
+EXTRAS = ("estimates", "affinity")  # what a run may have beside its maps
 
 
 class FileError(ValueError):
@@ -73,8 +73,8 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
         steps = range(_steps(run.keep, run.done))
         for n in range(len(run.layers)):
             tensors[f"{r}/layer/{n}"] = run.store.read(n, steps).contiguous()
-        if run.estimates is not None:
-            tensors[f"{r}/estimates"] = run.estimates[: run.done].contiguous()
+        for name, extra in _extras(run).items():
+            tensors[f"{r}/{name}"] = extra
         for n, image in enumerate(run.images):
             tensors[f"{r}/image/{n}"] = torch.frombuffer(bytearray(_png(image)), dtype=torch.uint8)
     header = {
@@ -192,10 +192,9 @@ def write_header(folder: str | os.PathLike[str], run: Run) -> None:
         png = _png(image)
         sums[_image_name(n)] = _sum(png)
         aside(folder / _image_name(n), partial(_write_bytes, png))
-    if run.estimates is not None:
-        kept = run.estimates[: run.done].contiguous()
-        sums[ESTIMATES] = _sum(_raw(kept))
-        aside(folder / ESTIMATES, lambda tmp: save_file({"estimates": kept}, tmp))
+    for name, extra in _extras(run).items():
+        sums[name] = _sum(_raw(extra))
+        aside(folder / f"{name}.safetensors", partial(save_file, {name: extra}))
     dtype = str(run.store.dtype) if isinstance(run.store, FolderStore) else "float32"
     text = json.dumps(_sealed({"runs": [_describe(run, dtype)], "sums": sums}))
     aside(folder / HEADER, partial(_write_bytes, text.encode()))
@@ -213,7 +212,7 @@ def _load_file(path: Path) -> list[Run]:
     for r, run in enumerate(runs):
         names -= {f"{r}/layer/{n}" for n in range(len(run.layers))}
         names -= {f"{r}/image/{n}" for n in range(len(run.images))}
-        names -= {f"{r}/estimates"} if run.estimates is not None else set()
+        names -= {f"{r}/{name}" for name in _extras(run)}
     _check(bool(runs) and not names, path, f"it holds unknown tensors: {sorted(names)}")
     return runs
 
@@ -234,9 +233,9 @@ def _read_run(file: Any, header: Mapping[str, Any], number: int, path: Path) -> 
     pngs = [read(f"image/{n}") for n in range(entry["images"])]
     images = [_image(tensor.numpy().tobytes()) for tensor in pngs]
     run: Run = build(MemoryStore(maps), images)
-    if entry["estimates"] is not None:
-        run.estimates = read("estimates")
-        _check_estimates(run, entry, path)
+    for name in EXTRAS:
+        if entry[name] is not None:
+            _add_extra(run, entry, name, read(name), path)
     return run
 
 
@@ -261,12 +260,12 @@ def _load_folder(folder: Path) -> list[Run]:
         _check(header["sums"][_image_name(n)] == _sum(png), folder, "an image has changed")
         images.append(_image(png))
     run: Run = build(FolderStore(folder, shapes, dtype), images)
-    if entry["estimates"] is not None:
-        with safe_open(folder / ESTIMATES, framework="pt") as file:
-            run.estimates = file.get_tensor("estimates")
-        known = header["sums"][ESTIMATES]
-        _check(known == _sum(_raw(run.estimates)), folder, f"{ESTIMATES} has changed")
-        _check_estimates(run, entry, folder)
+    for name in EXTRAS:
+        if entry[name] is not None:
+            with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+                extra = file.get_tensor(name)
+            _check(header["sums"][name] == _sum(_raw(extra)), folder, f"{name} has changed")
+            _add_extra(run, entry, name, extra, folder)
     return [run]
 
 
@@ -341,11 +340,28 @@ def _check_tensor(
     _check(sound, path, f"{name} holds values that are no probabilities")
 
 
-def _check_estimates(run: Run, entry: Mapping[str, Any], path: Path) -> None:
-    found = () if run.estimates is None else tuple(run.estimates.shape)
-    right = (run.done, len(run.rows), *run.latent)
-    fits = len(found) == 5 and (*found[:2], *found[3:]) == right
-    _check(fits and found == tuple(entry["estimates"]), path, f"estimates of shape {found}")
+def _extras(run: Run) -> dict[str, torch.Tensor]:
+    """Gives what a run has beside its maps, of complete steps."""
+    found = {}
+    if run.estimates is not None:
+        found["estimates"] = run.estimates[: run.done].contiguous()
+    if run.affinity is not None:
+        found["affinity"] = run.affinity.contiguous()
+    return found
+
+
+def _add_extra(
+    run: Run, entry: Mapping[str, Any], name: str, extra: torch.Tensor, path: Path
+) -> None:
+    found = tuple(extra.shape)
+    if name == "estimates":
+        right = (run.done, len(run.rows), *run.latent)
+        fits = len(found) == 5 and (*found[:2], *found[3:]) == right
+    else:
+        fits = len(found) == 5 and found[0] == len(run.rows) and found[1:3] == found[3:]
+        fits = fits and bool(torch.isfinite(extra).all())
+    _check(fits and found == tuple(entry[name]), path, f"{name} of shape {found}")
+    setattr(run, name, extra)
 
 
 def _check(right: bool, path: Path, what: str) -> None:
@@ -371,7 +387,8 @@ def _describe(run: Run, dtype: str) -> dict[str, Any]:
         "done": run.done,
         "dtype": dtype.removeprefix("torch."),
         "images": len(run.images),
-        "estimates": None if run.estimates is None else [run.done, *run.estimates.shape[1:]],
+        **dict.fromkeys(EXTRAS),
+        **{name: list(extra.shape) for name, extra in _extras(run).items()},
         "info": run.info,
     }
 

@@ -28,6 +28,7 @@ class Options:
     rows: slice | None = None
     previews: bool = False
     embeds: Tensor | None = None
+    affinity: bool = False
 
     def __post_init__(self) -> None:
         unknown = self.keep - set(AXES)
@@ -42,8 +43,12 @@ class Options:
             raise ValueError(f"dtype={self.dtype}: maps can be kept as {names}")
         if self.words is not None and not self.words:
             raise ValueError("words=[] keeps nothing; leave words= out to keep every word")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers=[] records nothing; leave layers= out to record every layer")
         if self.previews and self.negative:
             raise ValueError("previews=True and negative=True can't be had in one recording")
+        if self.affinity and self.negative:
+            raise ValueError("affinity=True and negative=True can't be had in one recording")
         if isinstance(self.to, Path) and self.to.exists() and not self.to.is_dir():
             raise ValueError(f"to={os.fspath(self.to)!r} is a file; maps are streamed to a folder")
 

@@ -14,8 +14,18 @@ from torch import Tensor
 
 from xattn import files, hooks, prompts, tape
 from xattn.options import Options
-from xattn.processors.recording import Recording
-from xattn.processors.wrapping import Handler, innermost, install, remove
+from xattn.processors.editing import CrossEditing, SelfEditing
+from xattn.processors.recording import Affinity, Recording
+from xattn.processors.wrapping import (
+    Handler,
+    handler_of,
+    innermost,
+    install,
+    is_wrapped,
+    remove,
+    remove_stored,
+    unwrap,
+)
 from xattn.runs import Layer, Run, info_versions
 from xattn.sites import Site, find_sites, text_sites
 from xattn.sources import Asked, LoopSource, PipelineSource, Source
@@ -31,6 +41,10 @@ class Tap:
     recording: Recording
 
 
+AFFINITY_CELLS = 32 * 32
+"""The most queries of a grid whose self-attention is kept: 2 MB for each image."""
+
+
 class Recorder:
     """Puts recordings into a source's layers, drives them by its calls, and takes them out."""
 
@@ -40,6 +54,8 @@ class Recorder:
         self.trace = Trace(runs=[])
         self.owner = hooks.Owner()
         self.taps = self._make_taps()
+        self.affinities = self._make_affinities()
+        self.calls_seen = 0  # whose self-attention the affinities add up
         self.run: Run | None = None
         self.tape: tape.Tape | None = None
         self.clock: hooks.Clock | None = None
@@ -79,6 +95,14 @@ class Recorder:
             raise ValueError(f"layers={globs!r} fits no layer that attends to text")
         return taps
 
+    def _make_affinities(self) -> list[tuple[Site, Affinity]]:
+        if not self.options.affinity:
+            return []
+        sites = [s for s in find_sites(self.source.denoiser) if s.kind == "self"]
+        if not sites:
+            raise ValueError("affinity=True: this model has no self-attention of its own")
+        return [(site, Affinity(site.name, site.heads)) for site in sites]
+
     # -- installing and restoring --------------------------------------------------------------
 
     @contextmanager
@@ -98,7 +122,7 @@ class Recorder:
     @property
     def handled(self) -> list[tuple[Site, Handler]]:
         """The layers that are wrapped, each with its handler."""
-        return [(tap.site, tap.recording) for tap in self.taps]
+        return [*((tap.site, tap.recording) for tap in self.taps), *self.affinities]
 
     def _inject(self) -> None:
         for site, handler in self.handled:
@@ -107,6 +131,22 @@ class Recorder:
     def _eject(self) -> None:
         for site, handler in self.handled:
             remove(site.module, handler)
+        for model in self.source.components().values():
+            remove_stored(model)
+
+    def _refuse_inside_edits(self) -> None:
+        """Refuses to stand between a layer and those who edit it: they call it by parts."""
+        for site, handler in self.handled:
+            below = site.module.processor
+            while is_wrapped(below) and handler_of(below) is not handler:
+                below = unwrap(below)
+            while is_wrapped(below := unwrap(below)):
+                other = handler_of(below)
+                if isinstance(other, SelfEditing | CrossEditing) and other.live:
+                    raise RuntimeError(
+                        "a recording or an edit was begun inside editing(), where rows are edited "
+                        "already: begin the recording first, or read session.trace"
+                    )
 
     def _before_prompt(self) -> None:
         pipe = getattr(self.source, "pipe", None)
@@ -147,6 +187,7 @@ class Recorder:
         self.asleep = not awake(prefix, arguments)
         if not self.asleep:
             self._inject()  # whoever replaced processors in between is wrapped in turn
+            self._refuse_inside_edits()
             if self.run is None:
                 self.begin_run(prefix, arguments)
             self._aim(prefix, arguments)
@@ -156,6 +197,10 @@ class Recorder:
             if tap.prefix == prefix:
                 tap.recording.live = not self.asleep
                 tap.recording.seen = False
+        for _, handler in self.affinities:
+            if not prefix:
+                handler.live = not self.asleep and handler.buffer is not None
+                handler.seen = False
 
     def _follows(self, prefix: str, arguments: dict[str, Any]) -> bool:
         """Tells whether a call belongs to the pipeline's run; begins and ends runs by that.
@@ -305,10 +350,34 @@ class Recorder:
         )
         if isinstance(self.source, PipelineSource):
             self.source.pictures = self.run.images
+        if self.options.affinity:
+            self.run.affinity = self._lay_out_affinities(latent, len(asked.rows), sample.device)
         if self.options.previews:
             self.run.estimates = self._room_for_estimates(sample, asked, plan)
         self.trace.runs.append(self.run)
         self.owner.claim()
+
+    def _lay_out_affinities(
+        self, latent: tuple[int, int], images: int, device: torch.device
+    ) -> Tensor:
+        """Makes room for self-attention of the finest grid that isn't too fine, and points to it.
+
+        Returns:
+            Where it will be kept, float16 (images, height, width, height, width).
+        """
+        grids = {site.grid(latent) for site, _ in self.affinities}
+        fitting = [g for g in grids if g[0] * g[1] <= AFFINITY_CELLS]
+        grid = max(fitting) if fitting else min(grids)
+        cells = grid[0] * grid[1]
+        chosen = [(site, each) for site, each in self.affinities if site.grid(latent) == grid]
+        tape.check_room_for("affinities take", 6 * images * cells**2, device)
+        buffer = torch.zeros(images, cells, cells, device=device)
+        for _, handler in self.affinities:
+            handler.buffer = None
+        for _, handler in chosen:
+            handler.buffer, handler.share = buffer, 1 / len(chosen)
+        self.calls_seen = 0
+        return torch.zeros(images, *grid, *grid, dtype=torch.float16)
 
     def _as_many_images(self, asked: Asked, batch: int) -> Asked:
         """Gives a loop's rows their prompts: as many images of each as the batch has room for."""
@@ -374,6 +443,9 @@ class Recorder:
                 tap.recording.rows = rows
                 tap.recording.batch = batch
                 tap.recording.images = images
+        if not prefix:
+            for _, handler in self.affinities:
+                handler.rows = rows[0]
         if images < len(self.run.rows) and self.tape is not None:
             self.tape.staging.zero_()  # guidance was cut off: the negative prompt has no rows
 
@@ -431,6 +503,7 @@ class Recorder:
         if not self.owner.is_here:
             return  # the end of a call that another thread began earlier
         self._check_seen()
+        self.calls_seen += 1
         self.tape.end_call(self.plan is not None and self.plan.ends_step(self.call))
         self._tell_done()
         self.call += 1
@@ -438,9 +511,10 @@ class Recorder:
             self.end_run()
 
     def _check_seen(self) -> None:
-        blind = [tap for tap in self.taps if not tap.recording.seen]
+        blind = [tap.site for tap in self.taps if not tap.recording.seen]
+        blind += [site for site, each in self.affinities if each.live and not each.seen]
         if blind:
-            site = blind[0].site
+            site = blind[0]
             name = type(innermost(site.module.processor)).__name__
             if self.call:
                 raise RuntimeError(
@@ -463,6 +537,7 @@ class Recorder:
         for tap in self.taps:
             tap.recording.live = False
             tap.recording.buffer = None
+        self._keep_affinity(run)
         self.owner.release()
         if run.estimates is not None:
             run.estimates = run.estimates.cpu()
@@ -473,6 +548,15 @@ class Recorder:
         run.store = finished.store
         if finished.folder is not None:
             files.write_header(finished.folder.store.folder, run)
+
+    def _keep_affinity(self, run: Run) -> None:
+        """Averages self-attention over the calls of a run that ends."""
+        buffers = [each.buffer for _, each in self.affinities if each.buffer is not None]
+        if run.affinity is not None and buffers and self.calls_seen:
+            mean = buffers[0] / self.calls_seen
+            run.affinity.copy_(mean.view(run.affinity.shape))
+        for _, handler in self.affinities:
+            handler.live, handler.buffer = False, None
 
     def _keep_pictures(self) -> None:
         """Puts the pictures of the run that just ended with its streamed maps."""

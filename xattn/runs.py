@@ -86,6 +86,9 @@ class Run:
         done: how many steps are complete.
         estimates: (steps, images, channels, height, width), what the denoiser took the clean
             latents to be at each step; None where previews weren't asked for.
+        affinity: (images, height, width, height, width), the image's attention to itself: for each
+            query cell the shares that it takes of every cell, the mean over heads, layers of that
+            grid, and denoiser calls; None where ``affinity=True`` wasn't asked for.
     """
 
     prompts: tuple[Prompt, ...]
@@ -100,12 +103,13 @@ class Run:
     images: list[Any] = field(default_factory=list)
     done: int = 0
     estimates: torch.Tensor | None = None
+    affinity: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the maps, and what previews need, take where they are kept."""
-        extra = 0 if self.estimates is None else self.estimates.nbytes
-        return self.store.nbytes + extra
+        """The bytes that the maps take, and what previews and affinities do."""
+        extras = (self.estimates, self.affinity)
+        return self.store.nbytes + sum(extra.nbytes for extra in extras if extra is not None)
 
     def prompt(self, image: int) -> Prompt:
         """Gives the prompt that an image follows."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from xattn.options import Options, place
 from xattn.recorder import Recorder
-from xattn.sources import LoopSource, PipelineSource, Source
+from xattn.sources import LoopSource, PipelineSource, Source, refuse_own_loops
 from xattn.trace import Trace
 
 Words = str | int | Sequence[str | int] | None
@@ -34,6 +34,7 @@ def record(
     rows: slice | None = None,
     embeds: torch.Tensor | None = None,
     previews: bool = False,
+    affinity: bool = False,
 ) -> Iterator[Trace]:
     """Records what every word of a prompt attends to, at every step, while the block runs.
 
@@ -64,6 +65,9 @@ def record(
             that follow them are then known by comparing. Guidance in two passes needs it.
         previews: keeps what the denoiser expects the image to be at each step, so that
             ``trace.animate`` shows it as it forms: as many numbers a step as the latents have.
+        affinity: keeps what the image's places attend to among themselves, the mean over steps and
+            layers of the finest grid of at most 32 x 32, for ``heatmap(word, refined=True)``: as
+            many numbers as the grid has pairs of cells, 2 MB for each image at 32 x 32.
 
     Yields:
         A ``Trace``, filled while the block runs.
@@ -90,12 +94,19 @@ def record(
         rows=rows,
         embeds=embeds,
         previews=previews,
+        affinity=affinity,
     )
     if isinstance(pipe, nn.Module):
         if tokenizer is None or prompt is None:
             raise ValueError("recording a UNet needs tokenizer= and prompt=, to know its words")
+        if negative:
+            raise ValueError(
+                "negative=True needs a pipeline, which knows its negative prompt; for a UNet pass "
+                "the negative prompts as prompt=, and rows= for where they are"
+            )
         source: Source = LoopSource(pipe, options, tokenizer, scheduler)
     else:
+        refuse_own_loops({"tokenizer": tokenizer, "scheduler": scheduler, "embeds": embeds})
         source = PipelineSource(pipe, options)
     recorder = Recorder(source, options)
     with recorder.installed():

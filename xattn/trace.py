@@ -94,6 +94,7 @@ class Trace:
         layers: LayerFilter = None,
         heads: Heads = None,
         occurrence: int | None = None,
+        refined: bool = False,
     ) -> HeatMap:
         """Gives where a word acts (Tang et al. 2023, section 3), on the latent grid.
 
@@ -105,6 +106,8 @@ class Trace:
                 which are the default too.
             heads: an index or several; averaged. All by default.
             occurrence: which of a word that comes several times, from 0; all by default.
+            refined: lets the map flow once along the image's attention to itself, so that it
+                fills what looks alike: truer as a mask. Needs ``record(..., affinity=True)``.
 
         Raises:
             ValueError: something was asked for that is not in the recording.
@@ -112,6 +115,8 @@ class Trace:
         run, (index, picture) = self.run, self._subject(image)
         positions = maps.word_positions(run, word, index, occurrence)
         tokens = maps.token_maps(run, positions, index, steps=steps, layers=layers, heads=heads)
+        if refined:
+            tokens = maps.refined(run, tokens, index)
         used = maps.step_indices(run, steps) if "step" in run.keep else range(run.done)
         return self._heat(tokens, word, index, picture, positions, steps=list(used))
 
