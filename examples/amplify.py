@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from common import arguments, draw, seed
+from common import PROMPT, arguments, draw, seed
 
 import xattn
 
 
 def main() -> None:
-    options = arguments(__doc__, "a red car on a green lawn", "amplify.png")
+    options = arguments(__doc__, "amplify.png")
     pipe, settings = draw(options)
     weights = [-1.0, 0.0, 0.5, 1.0, 1.5, 2.0]
-    result = xattn.sweep(pipe, options.prompt, "red", weights, generator=seed(options), **settings)
+    result = xattn.sweep(pipe, PROMPT, "red", weights, generator=seed(options), **settings)
     result.strip().save(options.out)
 
 

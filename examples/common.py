@@ -1,4 +1,4 @@
-"""What the examples share: `--model`, `--prompt`, `--steps`, `--seed`, `--out`."""
+"""What the examples share: `--model`, `--steps`, `--guidance`, `--seed`, `--out`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-import xattn
+from xattn.loading import load_pipeline
+
+PROMPT = "a red car on a green lawn"
 
 
-def arguments(about: str | None, prompt: str, out: str) -> argparse.Namespace:
+def arguments(about: str | None, out: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="a hub id or a folder; the bundled model by default")
-    parser.add_argument("--prompt", default=prompt)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -25,15 +26,7 @@ def arguments(about: str | None, prompt: str, out: str) -> argparse.Namespace:
 
 def draw(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Loads the pipeline, and gives what every call of it is told."""
-    if options.model is None:
-        pipe = xattn.demo()
-    else:
-        from accelerate import PartialState
-        from diffusers import AutoPipelineForText2Image
-
-        device = PartialState().device
-        dtype = torch.float32 if device.type == "cpu" else torch.float16
-        pipe = AutoPipelineForText2Image.from_pretrained(options.model, dtype=dtype).to(device)
+    pipe = load_pipeline(options.model)  # on the accelerator there is, then in half precision
     pipe.set_progress_bar_config(disable=True)
     return pipe, {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
 

@@ -1,26 +1,33 @@
 """Edits in a sampling loop of one's own: `python examples/custom_loop.py`.
 
 `xattn.editing` puts the edits into the UNet; the loop starts all rows from the same noise, and
-calls `session.blend` after each of the scheduler's steps.
+calls `session.blend` after each of the scheduler's steps. It is written for Stable Diffusion 1 and
+2; SDXL's UNet wants its pooled text and its sizes with every call, which a loop for it would add as
+`added_cond_kwargs`.
 """
 
 from __future__ import annotations
 
 import torch
-from common import arguments, draw, seed
+from common import PROMPT, arguments, draw, seed
 
 import xattn
 
 
 @torch.no_grad()
 def main() -> None:
-    options = arguments(__doc__, "a red car on a green lawn", "custom_loop.png")
+    options = arguments(__doc__, "custom_loop.png")
     pipe, settings = draw(options)
+    if pipe.unet.config.addition_embed_type is not None:
+        raise SystemExit(
+            f"{type(pipe).__name__}: this loop is for Stable Diffusion 1 and 2; SDXL's UNet needs "
+            "added_cond_kwargs (text_embeds, time_ids) with every call"
+        )
     unet, scheduler, guidance = pipe.unet, pipe.scheduler, settings["guidance_scale"]
     scheduler.set_timesteps(settings["num_inference_steps"])
     edits = [xattn.Replace("red", "blue"), [xattn.Replace("car", "boat"), xattn.LocalBlend("car")]]
     with xattn.editing(
-        unet, options.prompt, *edits, tokenizer=pipe.tokenizer, scheduler=scheduler
+        unet, PROMPT, *edits, tokenizer=pipe.tokenizer, scheduler=scheduler
     ) as session:
         text, empty = pipe.encode_prompt(session.prompts, unet.device, 1, True)
         states = torch.cat([empty, text])

@@ -7,23 +7,23 @@ as the second one here.
 from __future__ import annotations
 
 import torch
-from common import arguments, draw, seed
+from common import PROMPT, arguments, draw, seed
 
 import xattn
 
 
 def main() -> None:
-    options = arguments(__doc__, "a red car on a green lawn", "local_mask.png")
+    options = arguments(__doc__, "local_mask.png")
     pipe, settings = draw(options)
     with xattn.record(pipe) as trace:
-        image = pipe(options.prompt, generator=seed(options), **settings).images[0]
+        image = pipe(PROMPT, generator=seed(options), **settings).images[0]
     car = trace.heatmap("car").mask(0.4)
     right = torch.zeros(image.height, image.width, dtype=torch.bool)
     right[:, image.width // 2 :] = True
     recolour = xattn.Replace("red", "blue")
     result = xattn.edit(
         pipe,
-        options.prompt,
+        PROMPT,
         recolour,
         [recolour, xattn.LocalBlend(mask=right)],
         [recolour, xattn.LocalBlend(mask=car)],

@@ -6,20 +6,18 @@ done, so that the whole picture moves; and the word swapped under the source's a
 
 from __future__ import annotations
 
-from common import arguments, draw, seed
+from common import PROMPT, arguments, draw, seed
 
 import xattn
 
 
 def main() -> None:
-    options = arguments(__doc__, "a red car on a green lawn", "recolour.png")
+    options = arguments(__doc__, "recolour.png")
     pipe, settings = draw(options)
     free = xattn.Replace("red", "blue", cross_steps=0.0, self_steps=0.0)
     held = xattn.Replace("red", "blue")
     local = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
-    result = xattn.edit(
-        pipe, options.prompt, free, held, local, generator=seed(options), **settings
-    )
+    result = xattn.edit(pipe, PROMPT, free, held, local, generator=seed(options), **settings)
     print(result.plan)
     result.labels = ["new prompt, same seed", "attention held", "and blended at the car"]
     result.strip().save(options.out)

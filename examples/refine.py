@@ -6,14 +6,16 @@ from common import arguments, draw, seed
 
 import xattn
 
+PROMPT = "a red car on a lawn"
+
 
 def main() -> None:
-    options = arguments(__doc__, "a red car on a lawn", "refine.png")
+    options = arguments(__doc__, "refine.png")
     pipe, settings = draw(options)
-    night = f"{options.prompt} at night"
+    night = f"{PROMPT} at night"
     result = xattn.edit(
         pipe,
-        options.prompt,
+        PROMPT,
         xattn.Refine(night),
         # the new words alone, stronger
         [xattn.Refine(night), xattn.Reweight("at night", 2.0)],

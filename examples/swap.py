@@ -6,20 +6,20 @@ edit through there alone.
 
 from __future__ import annotations
 
-from common import arguments, draw, seed
+from common import PROMPT, arguments, draw, seed
 
 import xattn
 
 
 def main() -> None:
-    options = arguments(__doc__, "a red car on a green lawn", "swap.png")
+    options = arguments(__doc__, "swap.png")
     pipe, settings = draw(options)
     edits = [
         # the new object needs a shape of its own: let go of the old one's early
         [xattn.Replace("car", new, cross_steps=0.4, self_steps=0.2), xattn.LocalBlend("car")]
         for new in ("boat", "fish", "house")
     ]
-    result = xattn.edit(pipe, options.prompt, *edits, generator=seed(options), **settings)
+    result = xattn.edit(pipe, PROMPT, *edits, generator=seed(options), **settings)
     result.labels = ["boat", "fish", "house"]
     result.strip().save(options.out)
 
