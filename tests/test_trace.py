@@ -167,7 +167,7 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(trace, picture, mon
     table = views.table
 
     def spy(cells, rows, columns, **options):
-        seen.update(cells=cells, rows=rows, columns=columns)
+        seen.update(cells=cells, rows=rows, columns=columns, **options)
         return table(cells, rows, columns, **options)
 
     monkeypatch.setattr(views, "table", spy)
@@ -179,6 +179,8 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(trace, picture, mon
     top = max(float(trace.heatmap("red", steps=s).array.max()) for s in (0, 3))
     wanted = views.overlay(trace.heatmap("red", steps=0), picture, top=top)
     assert np.array_equal(np.asarray(seen["cells"][0][1]), np.asarray(wanted))
+    whole = trace.heatmap("red").maximum
+    assert seen["notes"][0] == [f"0 to {whole:.3g}", f"0 to {top:.3g}", f"0 to {top:.3g}"]
 
     trace.grid()
     assert seen["rows"] == list(trace.words)
@@ -187,8 +189,17 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(trace, picture, mon
     assert seen["columns"] == ["all steps"]
 
 
-def test_the_matrix_needs_the_heads(trace):
+def test_the_matrix_needs_the_heads_and_says_what_each_is_scaled_to(trace, monkeypatch):
+    seen = {}
+    table = views.table
+    monkeypatch.setattr(views, "table", lambda *a, **o: seen.update(o) or table(*a, **o))
     assert trace.matrix("red").width > 2 * 96
+    heads = [trace.layers("red", heads=h) for h in range(2)]
+    names = [layer.name for layer in trace.run.layers]
+    native = [n for n, layer in enumerate(trace.run.layers) if layer.grid == trace.run.latent]
+    for n in native:  # elsewhere the grids differ
+        assert seen["notes"][n] == [f"0 to {heat[names[n]].maximum:.3g}" for heat in heads]
+    assert len(native) == 2
     with pytest.raises(ValueError, match="'head' in keep="):
         Trace([make_run(keep=["step"])]).matrix("red")
 

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageSequence
 
 from xattn import views
@@ -223,6 +224,39 @@ def test_empty_cells_stay_blank_and_wrong_counts_are_refused():
         views.table([[red]], [], ["one", "two"])
     with pytest.raises(ValueError, match="no picture"):
         views.table([[None]])
+
+
+def test_notes_stand_under_their_cells():
+    red = Image.new("RGB", (64, 64), (255, 0, 0))
+    cells = [[red, red], [red]]
+    plain = views.table(cells, ["a", "b"], side=96)
+    noted = views.table(cells, ["a", "b"], side=96, notes=[["0 to 0.5", ""], ["0 to 8"]])
+    assert noted.width == plain.width
+    assert noted.height > plain.height
+    pixels = np.asarray(noted)
+    reds = (pixels == (255, 0, 0)).all(2)
+    assert reds.sum() == 3 * 96 * 96  # nothing is written on them
+    ys, xs = np.nonzero(reds)
+    left, top = int(xs.min()), int(ys.min())
+    tall = (noted.height - plain.height) // 2
+    under = [(left, top + 96), (left + 96 + 4, top + 96), (left, top + 96 + tall + 4 + 96)]
+    inked = [ink(noted, (x, y, x + 96, y + tall)) for x, y in under]
+    assert inked[0] > 20
+    assert inked[1] == 0
+    assert inked[2] > 20
+
+
+@pytest.mark.parametrize("strange", [np.zeros((8, 8, 3)), torch.zeros(3, 8, 8), "a.png"])
+def test_what_is_no_picture_is_refused_by_name(strange):
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    says = rf"PIL images, got {type(strange).__name__}; .* output_type='pil'"
+    with pytest.raises(ValueError, match=says):
+        views.table([[red, None, strange]])
+    with pytest.raises(ValueError, match=says):
+        views.strip([red, strange], ["a", "b"])
+    for source, image in ((strange, red), (red, strange)):
+        with pytest.raises(ValueError, match=says):
+            views.edits(source, [image], ["source", "edit"], [np.ones((8, 8), bool)])
 
 
 def test_a_strip_is_one_row_under_labels():

@@ -184,8 +184,9 @@ class Trace:
     ) -> Image.Image:
         """Draws a row for each word: the sum over the steps, then each of some steps.
 
-        The steps of a row share one scale. By default it takes every word, and six steps spread
-        over the run; without a step axis the sum alone.
+        The steps of a row share one scale; under each cell stands the value of its last colour. By
+        default it takes every word, and six steps spread over the run; without a step axis the sum
+        alone.
         """
         run, (index, picture) = self.run, self._subject(image)
         wanted = list(maps.kept_words(run, index) if words is None else words)
@@ -193,18 +194,19 @@ class Trace:
             chosen = maps.step_indices(run, views.spread(run.done) if steps is None else steps)
         else:
             chosen = maps.step_indices(run, steps)[:0]
-        cells = []
+        cells, notes = [], []
         for word in wanted:
-            heats = [self.heatmap(word, index, layers=layers, steps=[s]).array for s in chosen]
-            top = max((float(heat.max()) for heat in heats), default=0.0)
-            cells.append(
-                [views.overlay(self.heatmap(word, index, layers=layers), picture,
-                               opacity=opacity, colormap=colormap)]
-                + [views.overlay(heat, picture, opacity=opacity, colormap=colormap, top=top)
-                   for heat in heats]
-            )  # fmt: skip
+            whole = self.heatmap(word, index, layers=layers)
+            heats = [self.heatmap(word, index, layers=layers, steps=[s]) for s in chosen]
+            top = max((heat.maximum for heat in heats), default=0.0)
+            tops = [whole.maximum, *[top] * len(heats)]
+            cells.append([
+                views.overlay(heat, picture, opacity=opacity, colormap=colormap, top=most)
+                for heat, most in zip([whole, *heats], tops, strict=True)
+            ])  # fmt: skip
+            notes.append([f"0 to {views.number_text(most)}" for most in tops])
         columns = ["all steps", *(f"step {s}" for s in chosen)]
-        return views.table(cells, [str(word) for word in wanted], columns)
+        return views.table(cells, [str(word) for word in wanted], columns, notes=notes)
 
     def matrix(
         self,
@@ -217,17 +219,20 @@ class Trace:
     ) -> Image.Image:
         """Draws a word's map in each head of each layer; needs the head axis.
 
-        Each map is on the layer's own grid and scaled to its own maximum.
+        Each map is on the layer's own grid and scaled to its own maximum, which stands under it.
         """
         run, (index, _) = self.run, self._subject(image)
         positions = maps.word_positions(run, word, index, occurrence)
-        cells = []
+        cells, notes = [], []
         for n in range(len(run.layers)):
             heads = maps.head_maps(run, n, positions, index, steps=steps).mean(1)  # (heads, h, w)
             cells.append([views.paint(head, colormap) for head in heads])
+            notes.append([f"0 to {views.number_text(float(head.max()))}" for head in heads])
         columns = [f"head {h}" for h in range(max(map(len, cells)))]
         rows = views.shortened([layer.name for layer in run.layers])
-        return views.table(cells, rows, columns, title=str(word), side=96, smooth=False)
+        return views.table(
+            cells, rows, columns, title=str(word), side=96, smooth=False, notes=notes
+        )
 
     def animate(
         self,

@@ -28,7 +28,7 @@ COLORMAP = "inferno"
 OPACITY = 0.65
 _NOISE = ("attentions", "transformer_blocks", "attn2", "processor")
 GREY = (128, 128, 128)
-INK, PAPER = (28, 28, 34), (255, 255, 255)
+INK, FAINT, PAPER = (28, 28, 34), (96, 96, 104), (255, 255, 255)
 BUILT_IN = {
     "inferno": (
         "0000040403120b0724150b37210c4a2f0a5b3d09654a0c6b57106e64156e71196e"
@@ -243,6 +243,7 @@ def table(
     title: str = "",
     side: int = 192,
     smooth: bool = True,
+    notes: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
     """Lays out pictures in labelled rows and columns.
 
@@ -253,7 +254,17 @@ def table(
         title: a line above everything.
         side: the longer side of a cell in pixels.
         smooth: interpolate when a picture is enlarged, or show its pixels.
+        notes: a line under each cell, such as what its last colour stands for.
+
+    Raises:
+        ValueError: there are no pictures, or something that is none, or labels for other counts.
     """
+    strange = [c for row in cells for c in row if not isinstance(c, Image.Image | None)]
+    if strange:
+        raise ValueError(
+            f"a table is made of PIL images, got {type(strange[0]).__name__}; a pipeline gives "
+            "them with output_type='pil', its default"
+        )
     first = next((cell for row in cells for cell in row if cell is not None), None)
     if first is None:
         raise ValueError("cells holds no picture")
@@ -274,7 +285,9 @@ def table(
     room_title = line + gap if title else 0
     x0, y0 = gap + room_left, gap + room_title + room_above
     across = max(map(len, cells))
-    total = (x0 + across * (width + gap), y0 + len(cells) * (height + gap))
+    small = max(11, side // 14)
+    below = round(small * 1.35) if notes else 0
+    total = (x0 + across * (width + gap), y0 + len(cells) * (height + below + gap))
     if title:
         total = (max(total[0], text_width(title, font) + 2 * gap), total[1])
     sheet = Image.new("RGB", total, PAPER)
@@ -286,15 +299,20 @@ def table(
             top = y0 - gap / 2 - (len(lines) - n) * line
             write(draw, (x0 + c * (width + gap) + inset, top), text, font)
     for r, lines in enumerate(left):
-        middle = y0 + r * (height + gap) + (height - len(lines) * line) / 2
+        middle = y0 + r * (height + below + gap) + (height - len(lines) * line) / 2
         for n, text in enumerate(lines):
             x = x0 - 2 * gap - text_width(text, font)
             write(draw, (x, middle + n * line), text, font)
     for r, row in enumerate(cells):
         for c, cell in enumerate(row):
             if cell is not None:
-                corner = (x0 + c * (width + gap), y0 + r * (height + gap))
+                corner = (x0 + c * (width + gap), y0 + r * (height + below + gap))
                 sheet.paste(_sized(cell, (width, height), smooth), corner)
+    for r, texts in enumerate(notes):
+        for c, text in enumerate(texts):
+            inset = (width - text_width(text, small)) / 2
+            top = y0 + r * (height + below + gap) + height + small * 0.1
+            write(draw, (x0 + c * (width + gap) + inset, top), text, small, FAINT)
     return sheet
 
 
@@ -322,9 +340,13 @@ def edits(
         masks: for each edit an array of truth values, (height, width) or (steps, height, width),
             of which the last counts; or ``None``.
         side: the longer side of a cell in pixels.
+
+    Raises:
+        ValueError: the images are no pictures (``output_type`` was not "pil").
     """
     cells: list[list[Image.Image | None]] = [[source, *images]]
-    if masks is not None and any(mask is not None for mask in masks):
+    pictures = all(isinstance(image, Image.Image) for image in images)
+    if pictures and masks is not None and any(mask is not None for mask in masks):
         drawn = [
             None if mask is None else masked(image, mask)
             for image, mask in zip(images, masks, strict=True)
@@ -540,6 +562,11 @@ def size_text(nbytes: int) -> str:
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def number_text(value: float) -> str:
+    """Gives a number as short as one reads it: ``0.0123``, ``4.1e-07``."""
+    return f"{value:.3g}"
 
 
 def png(image: Image.Image) -> bytes:
