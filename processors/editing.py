@@ -95,12 +95,9 @@ class Origin:
         self.rows = rows
 
     def keep(self, query: Tensor, key: Tensor) -> None:
-        """Keeps a call's; keys that stay as they were (the text's) take no room again."""
+        """Keeps a call's."""
         assert self.rows is not None
-        ours = query[self.rows].detach().clone(), key[self.rows].detach().clone()
-        if self.calls and torch.equal(self.calls[-1][1], ours[1]):
-            ours = ours[0], self.calls[-1][1]
-        self.calls.append(ours)
+        self.calls.append((query[self.rows].detach().clone(), key[self.rows].detach().clone()))
 
     def read(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Gives the queries and keys of the call under way."""

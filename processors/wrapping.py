@@ -206,11 +206,28 @@ def remove(module: Any, handler: Handler) -> None:
     A wrapper under one that still works stays, as the layer was found, until that one leaves.
     """
     handler.over, handler.live = True, False
-    found = restored = module.processor
-    while is_wrapped(restored) and getattr(handler_of(restored), "over", False):
-        restored = unwrap(restored)
-    if restored is not found:
+    restored = _without_ended(module.processor)
+    if restored is not module.processor:
         _set_processor(module, restored)
+
+
+def remove_stored(model: Any) -> None:
+    """Takes ended wrappers out of what a model put aside inside the block.
+
+    ``fuse_qkv_projections()`` stores the processors that it finds, and ``unfuse_...`` puts them
+    back, perhaps long after the block.
+    """
+    model = getattr(model, "_orig_mod", model)
+    stored = model.__dict__.get("original_attn_processors")
+    for name, processor in dict(stored or {}).items():
+        stored[name] = _without_ended(processor)
+
+
+def _without_ended(processor: Any) -> Any:
+    """Gives a processor without the wrappers on it whose handlers are done."""
+    while is_wrapped(processor) and getattr(handler_of(processor), "over", False):
+        processor = unwrap(processor)
+    return processor
 
 
 def _set_processor(module: Any, processor: Any) -> None:

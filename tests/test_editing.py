@@ -442,6 +442,110 @@ def test_a_kept_source_gives_the_same_edits_without_being_sampled_again(
     assert got.trace is None
 
 
+def test_a_source_is_kept_alone_bit_for_bit_and_edited_later(generator: Generator) -> None:
+    pipe = tiny.sd1()
+    edits = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
+    want = run(pipe, edits)
+    alone = run(pipe, keep_source=True)
+    assert torch.equal(alone.source, pipe(CAR, generator=generator(), **QUIET).images[0])
+    assert alone.images == []
+    assert alone.prompts == [CAR]
+    assert alone.trace is not None
+    assert alone.trace.prompts == (CAR,)
+    assert str(alone.plan) == f"source: {CAR}"
+    seen: list[int] = []
+
+    def watch(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(index)
+        return {}
+
+    first = edit(pipe, CAR, edits, source=alone, callback_on_step_end=watch, keep_source=True)
+    second = edit(pipe, CAR, edits, source=first)
+    for got in (first, second):
+        assert torch.equal(got.source, alone.source)
+        assert close(got.images[0], want.images[0])
+    assert seen == list(range(STEPS))
+    pictures = run(pipe, keep_source=True, output_type="pil", num_inference_steps=1)
+    assert pictures.strip(64).width >= 64
+
+
+def test_callbacks_are_not_kept_with_a_source() -> None:
+    seen: list[int] = []
+
+    def watch(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(index)
+        return {}
+
+    pipe = tiny.sd1()
+    kept = run(pipe, keep_source=True, callback_on_step_end=watch, num_inference_steps=2)
+    edit(pipe, CAR, Replace("red", "blue"), source=kept)
+    assert seen == [0, 1]
+
+
+def test_the_bytes_of_a_kept_source_are_known_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, asked = tiny.sd1(), []
+    monkeypatch.setattr("xattn.tape.check_room_for", lambda what, nbytes, *_: asked.append(nbytes))
+    options = {"height": 64, "width": 96, "generator": [torch.Generator(), torch.Generator()]}
+    kept = run(pipe, keep_source=True, **options).kept
+    assert kept is not None
+    twice = sum(  # the text's keys, of which one call's stay
+        (len(calls) - 1) * calls[0][1].nbytes
+        for name, calls in kept.layers.items() if name.endswith("attn2")
+    )  # fmt: skip
+    assert twice > 0
+    assert asked == [kept.nbytes + twice]
+
+
+def test_a_source_that_does_not_fit_is_refused_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = tiny.sd1()
+    pipe.unet.forward = never
+    monkeypatch.setattr("xattn.tape.free_bytes", lambda *_: (40_000, "the device"))
+    with pytest.raises(MemoryError, match=r"keeping the source takes .* 40\.0 kB free; draw fewer"):
+        run(pipe, keep_source=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda pipe: setattr(pipe, "unet", tiny.sd1().unet), "by another UNet"),
+        (lambda pipe: pipe.to(dtype=torch.bfloat16), "in torch.float32, and the UNet is now in"),
+        (
+            lambda pipe: setattr(pipe, "scheduler", tiny.make_scheduler("euler")),
+            "with DDIMScheduler, and the pipeline has EulerDiscreteScheduler",
+        ),
+        (
+            lambda pipe: setattr(
+                pipe, "scheduler", type(pipe.scheduler).from_config(
+                    pipe.scheduler.config, beta_start=0.001
+                )
+            ),
+            "with another beta_start",
+        ),
+    ],
+)  # fmt: skip
+def test_a_kept_source_is_for_the_model_and_the_scheduler_it_was_made_by(
+    change: Callable[[Any], Any], says: str
+) -> None:
+    pipe = tiny.sd1("ddim")
+    kept = run(pipe, num_inference_steps=1, keep_source=True)
+    change(pipe)
+    pipe.unet.forward = never
+    with pytest.raises(ValueError, match=f"source was drawn {says}.*keep_source=True"):
+        edit(pipe, CAR, Replace("red", "blue"), source=kept)
+
+
+def test_a_kept_source_is_for_its_schedule(generator: Generator) -> None:
+    pipe = tiny.sd1("ddim")
+    kept = run(pipe, num_inference_steps=2, keep_source=True)
+    assert kept.kept is not None
+    kept.kept.options["num_inference_steps"] = 3
+    pipe.unet.conv_in.forward = never
+    with pytest.raises(ValueError, match="in 2 denoiser calls from timestep 501"):
+        edit(pipe, CAR, Replace("red", "blue"), source=kept)
+
+
 def test_a_kept_source_refuses_what_it_can_not_give() -> None:
     pipe = tiny.sd1()
     plain_ = run(pipe, [], num_inference_steps=1)
@@ -452,6 +556,10 @@ def test_a_kept_source_refuses_what_it_can_not_give() -> None:
         edit(pipe, BLUE, [], source=kept)
     with pytest.raises(ValueError, match="num_inference_steps: seed and options"):
         edit(pipe, CAR, [], source=kept, num_inference_steps=3)
+    with pytest.raises(ValueError, match=r"trace=.*nothing is recorded"):
+        edit(pipe, CAR, [], source=kept, trace={"words": ["car"]})
+    with pytest.raises(ValueError, match="nothing to edit"):
+        edit(pipe, CAR, source=kept)
     with pytest.raises(ValueError, match="side=32 reaches layer"):
         edit(pipe, CAR, Replace("red", "blue"), source=kept, side=32)
 
@@ -651,33 +759,216 @@ def test_a_sweep_has_a_sibling_for_each_weight(generator: Generator) -> None:
 # -- the lower door -------------------------------------------------------------------------------
 
 
+def encoded(pipe: Any, texts: list[str], each: int = 1) -> tuple[Tensor, Tensor]:
+    """Gives the embeddings of prompts, each several times over, and of empty ones."""
+    states, negative = pipe.encode_prompt(texts, "cpu", each, True)
+    return states, negative
+
+
+def loop(
+    pipe: Any,
+    blend: Callable[[Tensor], Tensor],
+    states: Tensor,
+    negative: Tensor | None = None,
+    noise: Tensor | None = None,
+    passes: int = 1,
+) -> Tensor:
+    """Samples the rows of some embeddings, guided where there are negative ones."""
+    scheduler, each = pipe.scheduler, 1 if noise is None else len(noise)
+    if noise is None:
+        noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(STEPS)
+    latents = noise.repeat(len(states) // each, 1, 1, 1) * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            if negative is None:
+                predicted = pipe.unet(latents, t, states).sample
+            else:
+                if passes == 1:
+                    both = pipe.unet(torch.cat([latents] * 2), t, torch.cat([negative, states]))
+                    low, high = both.sample.chunk(2)
+                else:
+                    high = pipe.unet(latents, t, states).sample
+                    low = pipe.unet(latents, t, negative).sample
+                predicted = low + 7.5 * (high - low)
+            latents = blend(scheduler.step(predicted, t, latents).prev_sample)
+    return latents
+
+
+def own(pipe: Any, *edits: Any, **options: Any) -> Any:
+    """Edits a loop of one's own."""
+    pipe.scheduler.set_timesteps(STEPS)
+    known = {"tokenizer": pipe.tokenizer, "scheduler": pipe.scheduler}
+    return editing(pipe.unet, CAR, *edits, **(known | options))
+
+
+def unchanged(latents: Tensor) -> Tensor:
+    return latents
+
+
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_loop_of_ones_own_equals_edit(guided: bool, generator: Generator) -> None:
+def test_a_loop_of_ones_own_equals_edit(guided: bool) -> None:
     pipe = tiny.sd1()
     edits = [Refine(NIGHT), [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
     want = run(pipe, *edits, guidance_scale=7.5 if guided else 1.0)
-    unet, scheduler = pipe.unet, pipe.scheduler
-    scheduler.set_timesteps(STEPS)
-    with torch.no_grad(), editing(
-        unet, CAR, *edits, tokenizer=pipe.tokenizer, scheduler=scheduler
-    ) as session:  # fmt: skip
-        states, negative = pipe.encode_prompt(session.prompts, "cpu", 1, True)
-        latents = torch.randn(1, 4, 32, 32, generator=generator()).repeat(3, 1, 1, 1)
-        latents = latents * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            if guided:
-                both = unet(torch.cat([latents] * 2), t, torch.cat([negative, states])).sample
-                plain_, text = both.chunk(2)
-                noise = plain_ + 7.5 * (text - plain_)
-            else:
-                noise = unet(latents, t, states).sample
-            latents = session.blend(scheduler.step(noise, t, latents).prev_sample)
+    with own(pipe, *edits) as session:
+        states, negative = encoded(pipe, session.prompts)
+        latents = loop(pipe, session.blend, states, negative if guided else None)
     for one, two in zip(latents, [want.source, *want.images], strict=True):
         assert close(one, two)
     assert session.trace is not None
     assert session.masks[0] is None
     assert session.masks[1] is not None
     assert session.masks[1].shape == (STEPS, 1, 32, 32)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_two_seeds_in_a_loop_of_ones_own_are_edited_apart(guided: bool) -> None:
+    pipe = tiny.sd1()
+    edits = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
+    noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+    seeds = []
+    for images, drawn in [(2, noise), (1, noise[:1]), (1, noise[1:])]:
+        with own(pipe, edits, images=images) as session:
+            states, negative = encoded(pipe, session.prompts, images)
+            seeds.append(loop(pipe, session.blend, states, negative if guided else None, drawn))
+    together, *alone = seeds
+    for seed, one in enumerate(alone):
+        assert close(together[[seed, 2 + seed]], one)
+    assert not close(together[2], together[0])
+
+
+@pytest.mark.parametrize(
+    ("edits", "images", "actual", "guided", "says"),
+    [
+        (Replace("red", "blue"), 1, 2, True, "8 rows; 2 prompts x images=1 are 2, or 4"),
+        (Replace("red", "blue"), 1, 2, False, "aren't: .* say with images="),
+        (Replace("red", "blue"), 2, 1, True, "aren't: .* say with images="),
+        (Replace("red", "blue"), 2, 1, False, "2 rows; 2 prompts x images=2 are 4, or 8"),
+        (Reweight("red", 2.0), 1, 2, False, "both halves .* say with images="),
+        (Reweight("red", 2.0), 2, 1, True, "aren't: .* say with images="),
+    ],
+)
+def test_a_batch_of_other_images_than_were_said_is_refused_before_anything_is_edited(
+    edits: Any, images: int, actual: int, guided: bool, says: str
+) -> None:
+    pipe = tiny.sd1()
+    states, negative = encoded(pipe, [CAR, BLUE if isinstance(edits, Replace) else CAR], actual)
+    calls: list[int] = []
+    handle = pipe.unet.conv_in.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=says), own(pipe, edits, images=images) as session:
+        loop(pipe, session.blend, states, negative if guided else None)
+    handle.remove()
+    assert calls == []
+
+
+def test_rows_and_embeds_say_which_rows_are_edited() -> None:
+    pipe = tiny.sd1()
+    edits = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
+    states, negative = encoded(pipe, [CAR, BLUE])
+    with own(pipe, edits) as session:
+        want = loop(pipe, session.blend, states, negative)
+    with own(pipe, edits, rows=slice(2, 4)) as session:
+        assert torch.equal(loop(pipe, session.blend, states, negative), want)
+    with own(pipe, edits, embeds=states) as session:
+        assert close(loop(pipe, session.blend, states, negative, passes=2), want)
+    with pytest.raises(RuntimeError, match="needs embeds="), own(pipe, edits) as session:
+        loop(pipe, session.blend, states, negative, passes=2)
+    with pytest.raises(ValueError, match="embeds has 4 rows; 2 prompts x images=1 are 2"):
+        own(pipe, edits, embeds=states.repeat(2, 1, 1)).__enter__()
+    with pytest.raises(ValueError, match="correct rows="), own(pipe, edits, rows=slice(1, 4)):
+        loop(pipe, unchanged, states, negative)
+
+
+def test_a_blend_that_is_left_out_is_an_error() -> None:
+    pipe = tiny.sd1()
+    before = dict(pipe.unet.attn_processors)
+    edits = [Replace("red", "blue"), LocalBlend("car")]
+    states, _ = encoded(pipe, [CAR, BLUE])
+    steps = 0
+
+    def but_the_last(latents: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return session.blend(latents) if steps < STEPS else latents
+
+    with pytest.raises(RuntimeError, match=r"step 0 .* session\.blend"), own(pipe, edits):
+        loop(pipe, unchanged, states)
+    with pytest.raises(RuntimeError, match="step 4"), own(pipe, edits) as session:
+        loop(pipe, but_the_last, states)
+    steps = 0
+
+    def interrupted(latents: Tensor) -> Tensor:
+        if steps == STEPS - 1:
+            raise KeyboardInterrupt
+        return but_the_last(latents)
+
+    with pytest.raises(KeyboardInterrupt), own(pipe, edits) as session:  # it isn't masked
+        loop(pipe, interrupted, states)
+    with own(pipe, Replace("red", "blue")):  # nothing to blend
+        loop(pipe, unchanged, states)
+    for count in (1, STEPS):
+        asked: dict[str, Any] = QUIET | {"num_inference_steps": count}
+        with editing(pipe, CAR, edits) as session:
+            with pytest.raises(RuntimeError, match=r"callback_on_step_end=session\.callback"):
+                pipe(session.prompts, **asked)
+            pipe(session.prompts, callback_on_step_end=session.callback, **asked)
+    after = pipe.unet.attn_processors
+    assert all(after[name] is processor for name, processor in before.items())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for a device, and what is copied to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "equal", "lift_fresh"):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("edits", [
+    [Replace("red", "blue"), LocalBlend("car", subtract="lawn")],
+    [Refine(NIGHT), LocalBlend(mask=torch.ones(32, 32), start=0.0)],
+])  # fmt: skip
+def test_no_step_waits_for_the_device_but_the_first_of_its_phase(edits: Any) -> None:
+    pipe = tiny.sd1()
+    unet, blends, handlers = pipe.unet, [], []
+    with own(pipe, edits) as session:
+        states, _ = encoded(pipe, session.prompts)
+        editor = session._editor
+        waits: list[list[str]] = []
+
+        def called(*args: Any) -> Any:
+            handlers.append(editor.cross[0].handler.step)
+            return original(*args)
+
+        def blend(latents: Tensor) -> Tensor:
+            blends.append(session.blend(latents))
+            return blends[-1]
+
+        original = unet.forward
+        pipe.scheduler.set_timesteps(STEPS)
+        latents = torch.randn(2, 4, 32, 32)
+        unet.forward = called
+        try:
+            with torch.no_grad():
+                for t in pipe.scheduler.timesteps:
+                    with Waits() as mode:
+                        predicted = unet(latents, t, states).sample
+                    stepped = pipe.scheduler.step(predicted, t, latents).prev_sample
+                    with mode:
+                        latents = blend(stepped)
+                    waits.append(mode.found)
+        finally:
+            del unet.forward
+    # self-attention follows in steps 0 and 1, cross-attention in steps 0 to 3
+    assert handlers[0] is handlers[1] is handlers[3] is not None
+    assert waits[1] == waits[3] == []
+    assert waits[0]
 
 
 def test_a_pipeline_can_be_called_inside_editing(generator: Generator) -> None:
@@ -747,6 +1038,9 @@ def never(*_: Any, **__: Any) -> Any:
         ([[]], {"generator": [torch.Generator()] * 2, "num_images_per_prompt": 3}, "2 generators"),
         ([[]], {"trace": {"wrods": ["car"]}}, "'wrods' is none of"),
         ([[]], {"trace": {"words": ["gold"]}}, "'gold' is not in the prompt"),
+        ([[]], {"trace": {"layers": []}}, "layers=\\[\\] records nothing"),
+        ([[]], {"side": 0}, "side=0 must be a whole number"),
+        ([[]], {"side": 16.0}, "side=16.0 must be a whole number"),
     ],
 )
 def test_bad_requests_are_refused_before_sampling(

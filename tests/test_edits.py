@@ -186,7 +186,10 @@ def test_the_plan_prints_as_a_table(plan: Callable[..., EditPlan]) -> None:
         (lambda: LocalBlend(), "words or mask"),
         (lambda: LocalBlend("car", mask=torch.ones(2, 2)), "one of them"),
         (lambda: LocalBlend("car", threshold=1.0), "threshold"),
-        (lambda: LocalBlend("car", start=2.0), "start"),
+        (lambda: LocalBlend("car", start=2.0), "start=2.0 must be one number"),
+        (lambda: LocalBlend("car", start=(0.2, 0.8)), r"start=\(0.2, 0.8\) must be one number"),
+        (lambda: LocalBlend("car", threshold="0.3"), "threshold='0.3' must be a number"),
+        (lambda: Replace("a", "b", cross_steps=None, self_steps=object()), "no share of the run"),
         (lambda: LocalBlend(mask=torch.ones(1, 2, 2)), "height, width"),
         (lambda: LocalBlend(mask=torch.full((2, 2), 7.0)), r"\[0, 1\]"),
         (lambda: composed([LocalBlend("a"), LocalBlend("b")]), "two LocalBlends"),
@@ -235,3 +238,19 @@ def test_edits_that_do_not_fit_the_prompt_are_refused(
 def test_nothing_to_edit_is_an_error(plan: Callable[..., EditPlan]) -> None:
     with pytest.raises(ValueError, match="nothing to edit"):
         plan()
+
+
+def test_numpys_numbers_are_numbers(plan: Callable[..., EditPlan]) -> None:
+    np = pytest.importorskip("numpy")
+    ours = plan([Reweight("red", 3.0, cross_steps=0.5), LocalBlend("car", threshold=0.5)])
+    half = np.float32(0.5)
+    theirs = plan(
+        [
+            Reweight("red", np.int64(3), cross_steps=half),
+            LocalBlend("car", threshold=half, start=np.float64(0.2)),
+        ]
+    )
+    assert str(ours) == str(theirs)
+    for step in range(4):
+        for one, two in zip(ours.cross(step, 4), theirs.cross(step, 4), strict=True):
+            assert one == two if isinstance(one, tuple) else torch.equal(one, two)

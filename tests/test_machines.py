@@ -386,12 +386,23 @@ def test_inductors_image_is_its_own_while_it_is_recorded() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_unet_is_edited_without_a_graph_for_each_step() -> None:
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [xattn.Replace("red", "blue", cross_steps=0.8, self_steps=0.4)],
+        [
+            xattn.Refine("a red car on a green lawn at night"),
+            [xattn.Replace("red", "blue"), xattn.LocalBlend("car", threshold=0.8)],
+        ],
+    ],
+    ids=["replace", "refine and local blend"],
+)
+def test_a_compiled_unet_is_edited_without_a_graph_for_each_step(edits: list[Any]) -> None:
     pipe = compiled(smallest(), "aot_eager", in_place=False)
 
     def edited(one: Any) -> Any:
         return xattn.edit(
-            one, PROMPT, xattn.Replace("red", "blue", cross_steps=0.8, self_steps=0.4),
+            one, PROMPT, *edits,
             num_inference_steps=10, height=16, width=16, output_type="np",
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
@@ -402,7 +413,22 @@ def test_a_compiled_unet_is_edited_without_a_graph_for_each_step() -> None:
         assert count() <= 4
     expected = edited(smallest())
     np.testing.assert_array_equal(result.source, expected.source)
-    np.testing.assert_array_equal(result.images[0], expected.images[0])
+    for one, two in zip(result.images, expected.images, strict=True):
+        np.testing.assert_array_equal(one, two)
+    for mask, other in zip(result.masks, expected.masks, strict=True):
+        assert (mask is None and other is None) or torch.equal(mask, other)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
+def test_a_compiled_unet_can_not_keep_its_source(in_place: bool) -> None:
+    pipe = smallest()
+    kept = xattn.edit(
+        pipe, PROMPT, keep_source=True, num_inference_steps=1, height=16, width=16
+    )  # fmt: skip
+    compiled(pipe, "aot_eager", in_place)
+    for options in ({"keep_source": True}, {"source": kept}):
+        with pytest.raises(ValueError, match=r"compiled UNet.* before torch\.compile"):
+            xattn.edit(pipe, PROMPT, xattn.Replace("red", "blue"), **options)
 
 
 # -- threads -------------------------------------------------------------------------------------

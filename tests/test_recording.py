@@ -6,7 +6,8 @@ import contextlib
 import copy
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,77 @@ def test_nested_recordings_both_record_and_both_restore(sd1: Any) -> None:
     assert_restored(sd1, before)
     mean = outer.run.maps(0)[:, :, :, [outer.run.positions.index(inner.run.positions[0])]].mean(0)
     torch.testing.assert_close(inner.run.maps(0)[0], mean, atol=1e-3, rtol=0)
+
+
+@contextmanager
+def editing(pipe: Any) -> Iterator[tuple[Callable[[], Any], xattn.Trace]]:
+    """Gives a function that draws a prompt and an edited sibling, and their trace."""
+    edits = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
+    with xattn.editing(pipe, PROMPT, edits) as session:
+        assert session.trace is not None
+        yield (
+            lambda: draw(pipe, session.prompts, callback_on_step_end=session.callback),
+            session.trace,
+        )
+
+
+def test_a_recording_around_an_edit_sees_each_rows_own_attention(sd1: Any) -> None:
+    before = dict(sd1.unet.attn_processors)
+    edits = [xattn.Replace("red", "blue"), xattn.Reweight("blue", 3.0)]
+    options = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "np"}
+
+    def edited() -> Any:
+        return xattn.edit(sd1, PROMPT, edits, generator=torch.Generator().manual_seed(0), **options)
+
+    plain = edited()
+    with xattn.record(sd1) as outer:
+        result = edited()
+        with editing(sd1) as (inside, _):
+            inside()
+    np.testing.assert_array_equal(plain.source, result.source)
+    np.testing.assert_array_equal(plain.images[0], result.images[0])
+    assert_restored(sd1, before)
+    assert [trace.prompts for trace in outer] == [(PROMPT, "a blue car on a green lawn")] * 2
+    effect, own = result.trace.run.maps(0), outer[0].run.maps(0)
+    torch.testing.assert_close(own[:, 0], effect[:, 0], atol=1e-3, rtol=0)  # the source
+    blue = outer[0].run.positions.index(2)
+    # in the first step both rows have the same queries: in effect "blue" has three times "red"
+    torch.testing.assert_close(effect[0, 1, :, blue], 3 * own[0, 0, :, blue], atol=3e-3, rtol=0)
+    assert not torch.allclose(own[0, 1, :, blue], own[0, 0, :, blue], atol=1e-3)
+
+
+def test_a_recording_inside_editing_is_refused(sd1: Any) -> None:
+    before = dict(sd1.unet.attn_processors)
+    with editing(sd1) as (inside, _):
+        plain = inside()
+        with pytest.raises(RuntimeError, match="begin the recording first"), xattn.record(sd1):
+            inside()
+        np.testing.assert_array_equal(plain, inside())
+    assert_restored(sd1, before)
+
+
+@contextmanager
+def recording(pipe: Any) -> Iterator[tuple[Callable[[], Any], xattn.Trace]]:
+    """Gives a function that draws a prompt, and its trace."""
+    with xattn.record(pipe) as trace:
+        yield lambda: draw(pipe), trace
+
+
+@pytest.mark.parametrize("block", [recording, editing])
+def test_projections_fused_inside_a_block_can_be_unfused_after_it(
+    sd1: Any, block: Callable[[Any], Any]
+) -> None:
+    before, plain = dict(sd1.unet.attn_processors), draw(sd1)
+    with xattn.record(sd1) as outer, block(sd1) as (drawn, _):
+        drawn()
+        sd1.fuse_qkv_projections(vae=False)
+        drawn()
+    assert len(outer) == 2
+    stored = sd1.unet.original_attn_processors
+    assert all(stored[name] is processor for name, processor in before.items())
+    sd1.unfuse_qkv_projections(vae=False)
+    assert_restored(sd1, before)
+    np.testing.assert_allclose(plain, draw(sd1), atol=1e-5)
 
 
 def test_nested_recordings_left_in_the_wrong_order_still_restore(sd1: Any) -> None:
@@ -579,6 +651,25 @@ def test_options_that_make_no_sense_are_refused(sd1: Any) -> None:
         pass
     with pytest.raises(TypeError, match="no UNet"), xattn.record(object()):
         pass
+    unet = {"tokenizer": sd1.tokenizer, "prompt": PROMPT}
+    for asked, options, says in [
+        (sd1, {"layers": []}, r"layers=\[\] records nothing"),
+        (sd1, {"tokenizer": sd1.tokenizer}, "tokenizer= can't be given with a pipeline"),
+        (sd1, {"scheduler": sd1.scheduler}, "scheduler= can't be given with a pipeline"),
+        (sd1, {"embeds": torch.zeros(1, 77, 32)}, "embeds= can't be given with a pipeline"),
+        (sd1.unet, {"negative": True, **unet}, "negative=True needs a pipeline"),
+    ]:
+        with pytest.raises(ValueError, match=says), xattn.record(asked, **options):
+            pass
+    for options, says in [
+        ({"images": 2, "rows": slice(2)}, "images=, rows= can't be given with a pipeline"),
+        ({"tokenizer": sd1.tokenizer}, "tokenizer= can't be given with a pipeline"),
+        ({"scheduler": sd1.scheduler}, "scheduler= can't be given with a pipeline"),
+        ({"side": 0}, "side=0 must be a whole number"),
+    ]:
+        edit = xattn.editing(sd1, PROMPT, xattn.Replace("red", "blue"), **options)
+        with pytest.raises(ValueError, match=says), edit:
+            pass
 
 
 # -- faults ------------------------------------------------------------------------------------
@@ -609,9 +700,14 @@ def _places(pipe: Any) -> list[tuple[Any, str]]:
 
 @pytest.mark.parametrize("number", range(20))
 @pytest.mark.parametrize("at", [1, 2])
-def test_the_pipeline_is_restored_after_a_fault_anywhere(sd1: Any, number: int, at: int) -> None:
+@pytest.mark.parametrize("block", [recording, editing])
+def test_the_pipeline_is_restored_after_a_fault_anywhere(
+    sd1: Any, number: int, at: int, block: Callable[[Any], Any]
+) -> None:
     before = dict(sd1.unet.attn_processors)
     plain = draw(sd1)
+    with block(sd1) as (drawn, _):
+        expected = drawn()
     owner, name = _places(sd1)[number]
     original, count = getattr(owner, name), 0
 
@@ -622,16 +718,16 @@ def test_the_pipeline_is_restored_after_a_fault_anywhere(sd1: Any, number: int, 
             raise FaultError(name)
         return original(*args, **kwargs)
 
-    with xattn.record(sd1) as trace:
+    with block(sd1) as (drawn, trace):
         setattr(owner, name, broken)
         try:
-            draw(sd1)
-            draw(sd1)
+            drawn()
+            drawn()
         except FaultError:
             pass
         finally:
             delattr(owner, name)
-        np.testing.assert_array_equal(plain, draw(sd1))  # the recording goes on
+        np.testing.assert_array_equal(expected, drawn())  # the block goes on
     assert count >= at
     assert_restored(sd1, before)
     assert trace.run.done == 3
@@ -650,16 +746,19 @@ def test_steps_complete_before_a_fault_can_be_read(sd1: Any) -> None:
     assert len(trace.steps("red")) == 2
 
 
-def test_a_second_thread_in_one_recording_is_refused(sd1: Any) -> None:
+@pytest.mark.parametrize("edits", [False, True])
+def test_a_second_thread_in_one_block_is_refused(sd1: Any, edits: bool) -> None:
     errors: list[BaseException] = []
 
     def intrude(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if edits:
+            kwargs = session.callback(pipe, step, timestep, kwargs)
         if step:
             return kwargs
 
         def other() -> None:
             try:
-                draw(sd1)
+                draw(sd1, session.prompts if edits else PROMPT)
             except BaseException as error:
                 errors.append(error)
 
@@ -668,9 +767,17 @@ def test_a_second_thread_in_one_recording_is_refused(sd1: Any) -> None:
         thread.join()
         return kwargs
 
-    plain = draw(sd1)
-    with xattn.record(sd1) as trace:
-        recorded = draw(sd1, callback_on_step_end=intrude)
+    if edits:
+        with editing(sd1) as (drawn, _):
+            plain = drawn()
+        blend = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
+        with xattn.editing(sd1, PROMPT, blend) as session:
+            recorded = draw(sd1, session.prompts, callback_on_step_end=intrude)
+        trace = session.trace
+    else:
+        plain = draw(sd1)
+        with xattn.record(sd1) as trace:
+            recorded = draw(sd1, callback_on_step_end=intrude)
     np.testing.assert_array_equal(plain, recorded)
     assert trace.run.done == 3
     assert len(trace) == 1

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn.plan import Places
+from xattn.plan import Places, Positions
 
 
 def word_mask(maps: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
@@ -63,13 +63,18 @@ def left_out(
 def _union(
     source: Tensor,
     target: Tensor,
-    here: tuple[int, ...],
-    there: tuple[int, ...],
+    here: Positions,
+    there: Positions,
     grid: tuple[int, int],
     threshold: float,
 ) -> Tensor:
-    one = word_mask(source[:, list(here)], grid, threshold)
-    return one | word_mask(target[:, list(there)], grid, threshold)
+    one = word_mask(_of(source, here), grid, threshold)
+    return one | word_mask(_of(target, there), grid, threshold)
+
+
+def _of(maps: Tensor, tokens: Positions) -> Tensor:
+    """Gives the maps of some tokens; positions on the maps' device aren't copied there again."""
+    return maps.index_select(1, torch.as_tensor(tokens, dtype=torch.long, device=maps.device))
 
 
 def fit_mask(mask: Tensor, latent: tuple[int, int], scale: int) -> Tensor:

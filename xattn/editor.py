@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from xattn import blend
-from xattn.edits import begun
+from xattn import blend, hooks, tape
+from xattn.edits import LocalBlend, begun
 from xattn.kept import KeptSource
 from xattn.options import Options
-from xattn.plan import EditPlan, Sibling
+from xattn.plan import EditPlan, Places
 from xattn.processors.editing import CrossEditing, CrossStep, Origin, Rows, SelfEditing
 from xattn.processors.wrapping import Handler, innermost
 from xattn.recorder import Recorder, Tap
 from xattn.sites import Site, find_sites, text_sites
-from xattn.sources import LoopSource, PipelineSource
+from xattn.sources import Asked, LoopSource, PipelineSource
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Editor(Recorder):
         kept: where the source is kept, or was; None where it is neither.
         reads: whether it was kept of an earlier run.
         masks: for each sibling and each step that is complete, where LocalBlend let the edit
-            through, (images, height, width) on the CPU; None in steps before its start.
+            through, (images, height, width) on the run's device, so that no step waits for it;
+            None in steps before its start.
     """
 
     def __init__(
@@ -81,7 +82,12 @@ class Editor(Recorder):
         self.batch = 0  # rows of the call under way
         self.ended: tuple[int, int] | None = None  # the step that just ended, of how many
         self._drawn: list[Tensor | None] = []  # users' masks on the latent grid
+        self._places: list[Places | None] = []
+        # phases repeat, and what they need is made once for each
+        self._rows_of: dict[Any, Rows] = {}
+        self._crosses: dict[Any, CrossStep | None] = {}
         super().__init__(source, options)
+        source.on_end = self._end_call
 
     @property
     def texts(self) -> list[str]:
@@ -134,10 +140,16 @@ class Editor(Recorder):
         self.images = len(asked.rows) // len(texts)
         sample: Tensor = arguments["sample"]
         latent = (int(sample.shape[-2]), int(sample.shape[-1]))
-        self._drawn = self._fit_masks(latent)
+        self._drawn = self._fit_masks(latent, sample.device)
+        self._places = [None if s.places is None else s.places.on(sample.device)
+                        for s in self.edits.siblings]  # fmt: skip
+        self._rows_of, self._crosses = {}, {}
+        if self.kept is not None:
+            clock = self.source.clock(arguments["timestep"])
+            assert clock is not None
+            self._check_kept(self.kept, clock.plan, sample, latent)
         super().begin_run(prefix, arguments)
-        if self.plan is None:
-            raise ValueError("editing a loop of your own needs scheduler=, to know its steps")
+        assert self.plan is not None
         self.masks = [[] for _ in self.edits.siblings]
         self.ended, self.calls = None, 0
         self._lay_out_words(latent, sample.device)
@@ -147,12 +159,110 @@ class Editor(Recorder):
             edited.handler.seen = height * width > most  # too large to be edited at all
         self._lay_out_origins(latent)
 
-    def _fit_masks(self, latent: tuple[int, int]) -> list[Tensor | None]:
-        masks: list[Tensor | None] = []
-        for sibling in self.edits.siblings:
-            given = None if sibling.blend is None else sibling.blend.mask
-            masks.append(None if given is None else blend.fit_mask(given, latent, self.scale))
-        return masks
+    def _as_many_images(self, asked: Asked, batch: int) -> Asked:
+        """Takes a loop's batch for what ``images=`` says, and refuses any other."""
+        self._check_size(batch)
+        return asked
+
+    def _find_rows(self, states: Tensor | None, batch: int) -> tuple[slice, ...] | None:
+        if not isinstance(self.source, LoopSource):
+            return super()._find_rows(states, batch)
+        self._check_size(batch)
+        found = super()._find_rows(states, batch)
+        if found is not None and states is not None and self.options.rows is None:
+            self._check_order(states[found[0]])
+            start, embeds = found[0].start, self.options.embeds is not None
+            if start and not embeds and torch.equal(states[:start], states[start:][:start]):
+                raise ValueError(
+                    f"both halves of the UNet's {batch} rows have the same embeddings; with "
+                    f"images={self.images} the first should be guidance's: say with images= how "
+                    "many images of each prompt there are, or with rows= which rows follow them"
+                )
+        return found
+
+    def _check_size(self, batch: int) -> None:
+        """Refuses a loop's batch that has other rows than the prompts' images."""
+        asked = self.source.asked
+        assert asked is not None
+        wanted, prompts = len(asked.rows), len(self.texts)
+        much = f"{prompts} prompts x images={self.images}"
+        if self.options.rows is not None:
+            found = len(range(*self.options.rows.indices(batch)))
+            if found != wanted:
+                raise ValueError(
+                    f"rows={self.options.rows} are {found} of the UNet's {batch} rows, and "
+                    f"{wanted} follow the prompts ({much}): correct rows= or images="
+                )
+        elif asked.embeds is None and batch not in (wanted, 2 * wanted):
+            raise ValueError(
+                f"the UNet was called with {batch} rows; {much} are {wanted}, or {2 * wanted} "
+                "with guidance: say with images= how many images of each prompt there are"
+            )
+
+    def _check_order(self, states: Tensor) -> None:
+        """Refuses rows whose texts aren't those of the prompts: they would be edited wrong."""
+        asked = self.source.asked
+        assert asked is not None
+        firsts: dict[tuple[int, ...], Tensor] = {}
+        for row, place in enumerate(asked.rows):
+            prompt = asked.prompts[place]
+            ids = tuple(token.id for token in prompt.tokens)
+            first = firsts.setdefault(ids, states[row])
+            fits = _alike(first, states[row])
+            if not fits or any(torch.equal(o, first) for i, o in firsts.items() if i != ids):
+                raise ValueError(
+                    f"row {row} of those that follow the prompts should be of {prompt.text!r}, its "
+                    f"embeddings aren't: give each prompt of session.prompts images={self.images} "
+                    "rows, one prompt after another, or say with images= or rows= how it is"
+                )
+
+    def _fit_masks(self, latent: tuple[int, int], device: torch.device) -> list[Tensor | None]:
+        given = [None if s.blend is None else s.blend.mask for s in self.edits.siblings]
+        fitted = [None if m is None else blend.fit_mask(m, latent, self.scale) for m in given]
+        return [None if mask is None else mask.to(device) for mask in fitted]
+
+    def _check_kept(
+        self, kept: KeptSource, plan: hooks.Schedule, sample: Tensor, latent: tuple[int, int]
+    ) -> None:
+        """Refuses to keep a source that wouldn't fit, or to read one of another schedule."""
+        if not self.reads:
+            needed = self._kept_bytes(plan, sample, latent)
+            tape.check_room_for("keeping the source takes", needed, sample.device, _SMALLER)
+            kept.timesteps = plan.at
+        elif kept.timesteps != plan.at:
+            raise ValueError(
+                f"source was drawn in {len(kept.timesteps)} denoiser calls from timestep "
+                f"{kept.timesteps[0]:g} on, and the scheduler now has {plan.calls} from "
+                f"{plan.at[0]:g} on: draw it again with keep_source=True"
+            )
+
+    def _kept_bytes(self, plan: hooks.Schedule, sample: Tensor, latent: tuple[int, int]) -> int:
+        """Gives the bytes that keeping the source takes while it runs.
+
+        Afterwards less: the text's keys, the same in every call, are then kept once.
+        """
+        kind, numbers = sample.device.type, 0
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else sample.dtype
+        tokens, most = self.edits.source.length, area_limit(latent, self.side)
+        for layer in self.layers:
+            height, width = layer.site.grid(latent)
+            queries, attn = height * width, cast(Any, layer.site.module)
+            if isinstance(layer, Cross):
+                numbers += queries * attn.inner_dim + tokens * attn.inner_kv_dim
+            elif queries <= most:
+                numbers += queries * (attn.inner_dim + attn.inner_kv_dim)
+        height, width = self._words_grid(latent)
+        maps = 4 * tokens * height * width
+        channels = int(getattr(self.source.denoiser, "config", {}).get("out_channels", 4))
+        latents = sample.element_size() * channels * latent[0] * latent[1]
+        each = plan.calls * numbers * dtype.itemsize + len(plan.timesteps) * (maps + latents)
+        return self.images * each
+
+    def _words_grid(self, latent: tuple[int, int]) -> tuple[int, int]:
+        """Gives the grid of the middle resolution, whose maps make LocalBlend's masks."""
+        most = area_limit(latent, self.side)
+        grids = {edited.site.grid(latent) for edited in self.cross}
+        return min(grids, key=lambda g: (abs(log(g[0] * g[1] / most)), g))
 
     def _lay_out_origins(self, latent: tuple[int, int]) -> None:
         """Connects the layers to where the source is kept."""
@@ -177,11 +287,10 @@ class Editor(Recorder):
         for edited in self.cross:
             edited.handler.words = None
         keeps = self.kept is not None and not self.reads
-        if not keeps and not any(_looks(sibling) for sibling in self.edits.siblings):
+        places = [sibling.places for sibling in self.edits.siblings]
+        if not keeps and not any(p is not None and p.any for p in places):
             return
-        most = area_limit(latent, self.side)
-        grids = {edited.site.grid(latent) for edited in self.cross}
-        grid = min(grids, key=lambda g: (abs(log(g[0] * g[1] / most)), g))
+        grid = self._words_grid(latent)
         chosen = [edited for edited in self.cross if edited.site.grid(latent) == grid]
         rows, tokens = self.images * len(self.texts), self.edits.source.length
         self.words = torch.zeros(rows, tokens, *grid, device=device)
@@ -206,6 +315,7 @@ class Editor(Recorder):
         step, steps = self.plan.steps[self.call], len(self.plan.timesteps)
         device = arguments["sample"].device
         self.batch = len(arguments["sample"])
+        self._check_blended()
         cross = self._cross_step(step, steps, rows[0].start, device)
         recorded = {id(tap.recording) for tap in self.taps}
         keeps = self.kept is not None and not self.reads
@@ -231,6 +341,17 @@ class Editor(Recorder):
     def _cross_step(
         self, step: int, steps: int, start: int, device: torch.device
     ) -> CrossStep | None:
+        """Gives what a step does; the same object again in all steps of a phase."""
+        if not self.edits.siblings:
+            return None
+        phase = (self.edits.phase(step, steps), start, self.batch, device)
+        if phase not in self._crosses:
+            self._crosses[phase] = self._make_cross(step, steps, start, device)
+        return self._crosses[phase]
+
+    def _make_cross(
+        self, step: int, steps: int, start: int, device: torch.device
+    ) -> CrossStep | None:
         mix, own, active = self.edits.cross(step, steps)
         chosen = [j for j, now in enumerate(active) if now]
         if not chosen:
@@ -246,7 +367,12 @@ class Editor(Recorder):
         )
 
     def _rows_for(self, siblings: list[int], start: int, device: torch.device) -> Rows:
-        return Rows.of(siblings, self.images, start, device, kept=self.reads, batch=self.batch)
+        chosen = (tuple(siblings), start, self.batch, device)
+        if chosen not in self._rows_of:
+            self._rows_of[chosen] = Rows.of(
+                siblings, self.images, start, device, kept=self.reads, batch=self.batch
+            )
+        return self._rows_of[chosen]
 
     def after_call(self, prefix: str) -> None:
         """Takes what a denoiser call left."""
@@ -278,7 +404,10 @@ class Editor(Recorder):
 
     def end_run(self) -> None:
         """Completes the run under way; what LocalBlend needs after its last step stays."""
+        if self.kept is not None and not self.reads and self.run is not None:
+            self.kept.share_keys(edited.site.name for edited in self.cross)
         super().end_run()
+        self._rows_of, self._crosses = {}, {}
         for layer in self.layers:
             layer.handler.live = False
         for cross in self.cross:
@@ -286,7 +415,34 @@ class Editor(Recorder):
         for itself in self.selfs:
             itself.handler.follow = itself.handler.origin = None
 
+    def _end_call(self) -> None:
+        """Is told that a pipeline's call came to its end, without a fault."""
+        self.end_run()
+        self._check_blended()
+
     # -- LocalBlend --------------------------------------------------------------------------------
+
+    @property
+    def must_blend(self) -> bool:
+        """Whether ``blend`` has anything to do."""
+        return self.kept is not None or any(s.blend is not None for s in self.edits.siblings)
+
+    def check_left(self) -> None:
+        """Raises RuntimeError where the block is left with its last step not blended."""
+        if self.run is None:  # whole, or nobody's any more
+            self._check_blended()
+
+    def _check_blended(self) -> None:
+        ended, self.ended = self.ended, None
+        if ended is None or not self.must_blend:
+            self.ended = ended
+            return
+        how = (
+            "call the pipeline with callback_on_step_end=session.callback"
+            if isinstance(self.source, PipelineSource)
+            else "call latents = session.blend(latents) after each of the scheduler's steps"
+        )
+        raise RuntimeError(f"step {ended[0]} ended and LocalBlend wasn't applied: {how}")
 
     def blend(self, latents: Tensor) -> Tensor:
         """Gives the latents after a step, with the source's outside of LocalBlend's masks.
@@ -313,8 +469,8 @@ class Editor(Recorder):
             target = None if self.total is None else self.total[rows]
             mask = None
             if sibling.blend is not None and begun(step, steps, sibling.blend.start):
-                mask = self._mask(j, sibling, maps, target, grid)
-            self.masks[j].append(None if mask is None else mask.cpu())
+                mask = self._mask(j, sibling.blend, maps, target, grid)
+            self.masks[j].append(mask)
             parts.append(
                 latents[rows] if mask is None else blend.blended(latents[rows], source, mask)
             )
@@ -335,14 +491,13 @@ class Editor(Recorder):
     def _mask(
         self,
         j: int,
-        sibling: Sibling,
+        how: LocalBlend,
         source: Tensor | None,
         target: Tensor | None,
         grid: tuple[int, int],
     ) -> Tensor:
         """Gives a sibling's mask, (images, height, width)."""
-        how, places, drawn = sibling.blend, sibling.places, self._drawn[j]
-        assert how is not None
+        places, drawn = self._places[j], self._drawn[j]
         assert places is not None
         if source is None or target is None:
             assert drawn is not None  # without words there is a mask
@@ -350,7 +505,10 @@ class Editor(Recorder):
         if drawn is None:
             return blend.pair_mask(source, target, places, grid, how.threshold)
         less = blend.left_out(source, target, places, grid, how.threshold)
-        return drawn.to(less.device).expand(self.images, -1, -1) * ~less
+        return drawn.expand(self.images, -1, -1) * ~less
+
+
+_SMALLER = "; draw fewer steps or images, give a smaller side=, or leave keep_source=True out"
 
 
 def area_limit(latent: tuple[int, int], side: int | None) -> int:
@@ -379,9 +537,12 @@ def _layers(source: PipelineSource | LoopSource) -> tuple[list[Cross], list[Self
     return cross, selfs
 
 
-def _looks(sibling: Sibling) -> bool:
-    p = sibling.places
-    return p is not None and bool(p.source or p.target or p.source_less or p.target_less)
+def _alike(one: Tensor, two: Tensor) -> bool:
+    """Tells whether embeddings are of one text, to the rounding of whoever made them."""
+    if torch.equal(one, two):
+        return True
+    one, two = one.float(), two.float()
+    return bool((one - two).abs().max() <= 0.02 * one.abs().max())
 
 
 def _refuse_sliced(processor: Any) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from numbers import Real
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -33,8 +34,8 @@ def window(share: Share, name: str) -> tuple[float, float]:
     Raises:
         ValueError: it isn't a number in [0, 1], or a pair of them in order.
     """
-    pair = (0.0, share) if isinstance(share, int | float) else tuple(share)
-    if len(pair) == 2 and all(isinstance(x, int | float) for x in pair):
+    pair = (0.0, share) if _is_number(share) else _pair(share)
+    if len(pair) == 2 and all(_is_number(x) for x in pair):
         start, stop = float(pair[0]), float(pair[1])
         if 0 <= start <= stop <= 1:
             return start, stop
@@ -42,6 +43,16 @@ def window(share: Share, name: str) -> tuple[float, float]:
         f"{name}={share!r} is no share of the run: give a number in [0, 1], or a pair of them "
         "such as (0.2, 0.8)"
     )
+
+
+def _is_number(given: object) -> TypeGuard[float]:
+    """Tells whether something is a number; numpy's are as good as Python's."""
+    return isinstance(given, Real)
+
+
+def _pair(share: Any) -> tuple[Any, ...]:
+    """Gives what should be a pair; nothing where it has no parts."""
+    return tuple(share) if isinstance(share, Iterable) else ()
 
 
 def begun(step: int, steps: int, share: float) -> bool:
@@ -171,7 +182,7 @@ class Reweight(_Scheduled):
         if not self.items:
             raise ValueError('Reweight({}) has no words; give some, as in Reweight({"red": 3.0})')
         for word, value in self.items.items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            if not _is_number(value) or not math.isfinite(value):
                 raise ValueError(f"the weight of {word!r} must be a finite number, got {value!r}")
 
     @property
@@ -224,9 +235,13 @@ class LocalBlend:
                 "LocalBlend takes words or mask=, one of them: LocalBlend('car'), or "
                 "LocalBlend(mask=array)"
             )
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold!r} must be in [0, 1)")
-        window(self.start, "start")
+        if not _is_number(self.threshold) or not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold!r} must be a number in [0, 1)")
+        if not _is_number(self.start) or not 0 <= self.start <= 1:
+            raise ValueError(
+                f"start={self.start!r} must be one number in [0, 1]: the share of the run from "
+                "which on LocalBlend is applied, to its end"
+            )
         if self.mask is not None:
             object.__setattr__(self, "mask", _mask(self.mask))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from xattn.edits import Edits
 from xattn.kept import KeptSource
 from xattn.options import Options, place
 from xattn.plan import EditPlan, make_plan
-from xattn.sources import Asked, LoopSource, PipelineSource
+from xattn.sources import Asked, LoopSource, PipelineSource, refuse_own_loops
 from xattn.trace import Trace
 
 TraceOptions = bool | Mapping[str, Any]
@@ -40,8 +41,7 @@ class Session:
     @property
     def must_blend(self) -> bool:
         """Whether ``blend`` has anything to do."""
-        blends = any(sibling.blend is not None for sibling in self.plan.siblings)
-        return blends or self._editor.kept is not None
+        return self._editor.must_blend
 
     def blend(self, latents: Tensor) -> Tensor:
         """Gives the latents after a step of the scheduler, LocalBlends applied.
@@ -58,7 +58,8 @@ class Session:
     def masks(self) -> list[Tensor | None]:
         """For each edit where LocalBlend let it through, (steps, images, height, width).
 
-        All of it in the steps before LocalBlend starts; None for an edit without LocalBlend.
+        All of it in the steps before LocalBlend starts; None for an edit without LocalBlend. On
+        the CPU, so that asking for it waits for the device.
         """
         found: list[Tensor | None] = []
         for sibling, masks in zip(self.plan.siblings, self._editor.masks, strict=True):
@@ -67,7 +68,7 @@ class Session:
                 found.append(None)
             else:
                 whole = [torch.ones_like(some) if m is None else m for m in masks]
-                found.append(torch.stack(whole))
+                found.append(torch.stack(whole).cpu())
         return found
 
     def callback(
@@ -84,8 +85,9 @@ def editing(
     *edits: Edits,
     tokenizer: Any = None,
     scheduler: Any = None,
-    images: int = 1,
+    images: int | None = None,
     rows: slice | None = None,
+    embeds: Tensor | None = None,
     side: int | None = None,
     scale: int | None = None,
     trace: TraceOptions = True,
@@ -95,15 +97,25 @@ def editing(
     Inside the block a batch of ``session.prompts`` is edited; start all of its rows from the same
     noise. On leaving the denoiser is as it was found.
 
+    A ``LocalBlend`` acts between steps: call the pipeline with
+    ``callback_on_step_end=session.callback``, or, in your own loop, ``session.blend`` after each
+    step. A step that is left out is an error.
+
+    A ``record`` block around this one sees each row's own attention, as the model computed it
+    before the edit; what a row attends to in effect is in ``session.trace``.
+
     Args:
         pipe: a pipeline; or, for your own loop, its UNet.
         prompt: the source's prompt.
         *edits: one for each sibling; a list composes into one.
         tokenizer: for your own loop: the tokenizer, or both of SDXL's.
         scheduler: for your own loop, after ``set_timesteps``: edits are timed by its steps.
-        images: for your own loop, images of each prompt; the batch is prompt-major.
+        images: for your own loop, images of each prompt, 1 by default; the batch is prompt-major.
         rows: for your own loop, which rows of the UNet's batch follow the prompts. By default
             all of them where there are as many as prompts x images, else the second half.
+        embeds: for your own loop, the prompts' embeddings, (rows, tokens, channels), in the
+            batch's order: the rows that follow them are then known by comparing. Guidance in two
+            passes needs it.
         side: self-attention follows the source in layers of at most side x side queries; by
             default 16, or a quarter of the latents' height and width where that is more.
         scale: for masks in pixels, pixels for each latent; the VAE's, or 8.
@@ -115,7 +127,9 @@ def editing(
 
     Raises:
         TypeError: the pipeline has no text cross-attention that can be seen.
-        ValueError: an edit doesn't fit the prompt, or an option makes no sense.
+        ValueError: an edit doesn't fit the prompt, an option makes no sense, or, before anything
+            is edited, the batch isn't that of the prompts.
+        RuntimeError: a LocalBlend was left out after a step.
 
     Example:
         >>> with xattn.editing(
@@ -130,7 +144,7 @@ def editing(
     """
     with session_of(
         pipe, prompt, edits, tokenizer=tokenizer, scheduler=scheduler, images=images, rows=rows,
-        side=side, scale=scale, trace=trace,
+        embeds=embeds, side=side, scale=scale, trace=trace,
     ) as session:  # fmt: skip
         yield session
 
@@ -143,8 +157,9 @@ def session_of(
     *,
     tokenizer: Any = None,
     scheduler: Any = None,
-    images: int = 1,
+    images: int | None = None,
     rows: slice | None = None,
+    embeds: Tensor | None = None,
     side: int | None = None,
     scale: int | None = None,
     trace: TraceOptions = True,
@@ -152,26 +167,39 @@ def session_of(
     reads: bool = False,
 ) -> Iterator[Session]:
     """Is ``editing``, with a source that is kept, or was."""
-    options = _options(trace, rows)
+    side, scale = _whole(side, "side"), _whole(scale, "scale")
+    each = _whole(images, "images") or 1
+    options = _options(trace, rows, embeds)
+    alone = kept is not None and not reads
     if isinstance(pipe, nn.Module):
         if tokenizer is None or scheduler is None:
             raise ValueError("editing a UNet needs tokenizer= and scheduler=")
         tokenizers = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer]
         plan = make_plan(*_tokenized(prompt, edits, tokenizers, None))
         source: PipelineSource | LoopSource = LoopSource(pipe, options, tokenizers, scheduler)
-        each = range(len(plan.prompts))
-        source.asked = Asked(plan.prompts, tuple(j for j in each for _ in range(images)))
+        owners = tuple(j for j in range(len(plan.prompts)) for _ in range(each))
+        if embeds is not None and len(embeds) != len(owners):
+            raise ValueError(
+                f"embeds has {len(embeds)} rows; {len(plan.prompts)} prompts x images={each} are "
+                f"{len(owners)}"
+            )
+        source.asked = Asked(plan.prompts, owners, embeds)
     else:
+        refuse_own_loops({
+            "tokenizer": tokenizer, "scheduler": scheduler, "images": images, "rows": rows,
+            "embeds": embeds,
+        })  # fmt: skip
         source = PipelineSource(pipe, options)
         named = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
         tokenizers = [t for t in named if t is not None]
         convert = getattr(pipe, "maybe_convert_prompt", None)
-        plan = make_plan(*_tokenized(prompt, edits, tokenizers, convert))
+        plan = make_plan(*_tokenized(prompt, edits, tokenizers, convert), alone=alone)
     editor = Editor(
         source,
         options,
         plan,
         records=trace is not False,
+        images=each,
         side=side,
         scale=scale or int(getattr(pipe, "vae_scale_factor", 8)),
         kept=kept,
@@ -179,9 +207,19 @@ def session_of(
     )
     with editor.installed():
         yield Session(editor)
+        editor.check_left()
 
 
-def _options(trace: TraceOptions, rows: slice | None) -> Options:
+def _whole(given: Any, name: str) -> int | None:
+    """Gives a number of things, checked; numpy's integers are as good as Python's."""
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
+        raise ValueError(f"{name}={given!r} must be a whole number, 1 or more")
+    return int(given)
+
+
+def _options(trace: TraceOptions, rows: slice | None, embeds: Tensor | None) -> Options:
     given = dict(trace) if isinstance(trace, Mapping) else {}
     unknown = set(given) - {"keep", "words", "layers", "dtype", "to"}
     if unknown:
@@ -196,7 +234,7 @@ def _options(trace: TraceOptions, rows: slice | None) -> Options:
         given["keep"] = frozenset(given["keep"])
     if "to" in given:
         given["to"] = place(given["to"])
-    return Options(rows=rows, **given)
+    return Options(rows=rows, embeds=embeds, **given)
 
 
 def _tokenized(

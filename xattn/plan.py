@@ -35,10 +35,12 @@ from xattn.prompts import Prompt, WordError, refine_mapping, replace_mapping
 Window = tuple[float, float]
 Tokenize = Callable[[str], Prompt]
 
+Positions = tuple[int, ...] | Tensor
+
 NEVER: Window = (0.0, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Places:
     """The token positions whose maps make a LocalBlend's mask.
 
@@ -49,10 +51,20 @@ class Places:
         target_less: of the sibling's prompt, to be left out.
     """
 
-    source: tuple[int, ...]
-    target: tuple[int, ...]
-    source_less: tuple[int, ...]
-    target_less: tuple[int, ...]
+    source: Positions
+    target: Positions
+    source_less: Positions
+    target_less: Positions
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one at all."""
+        return any(map(len, (self.source, self.target, self.source_less, self.target_less)))
+
+    def on(self, device: torch.device) -> Places:
+        """Gives the positions as tensors of a device."""
+        found = (self.source, self.target, self.source_less, self.target_less)
+        return Places(*(torch.as_tensor(p, dtype=torch.long, device=device) for p in found))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +143,13 @@ class EditPlan:
             active.append(bool(c.any()) or bool((e != 1).any()))
         return torch.stack(mixes), torch.stack(owns), tuple(active)
 
+    def phase(self, step: int, steps: int) -> tuple[tuple[bool, ...], ...]:
+        """Gives what ``cross`` depends on: steps of one phase have the same factors."""
+        return tuple(
+            tuple(inside(step, steps, span) for span in dict.fromkeys(s.windows))
+            for s in self.siblings
+        )
+
     def self_(self, step: int, steps: int) -> tuple[bool, ...]:
         """Tells for each sibling whether its self-attention follows the source in a step."""
         return tuple(inside(step, steps, s.self_window) for s in self.siblings)
@@ -146,19 +165,22 @@ class EditPlan:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def make_plan(source: Prompt, edits: Sequence[Edits], tokenize: Tokenize) -> EditPlan:
+def make_plan(
+    source: Prompt, edits: Sequence[Edits], tokenize: Tokenize, *, alone: bool = False
+) -> EditPlan:
     """Gives the plan of a source's edits, one sibling for each.
 
     Args:
         source: the prompt that is edited.
         edits: each an edit, or a list of edits that compose into one.
         tokenize: gives the prompt of a text, as the source's was made.
+        alone: whether the source may be without siblings.
 
     Raises:
         TypeError: something isn't an edit.
         ValueError: there is nothing to edit, or an edit doesn't fit the prompt.
     """
-    if not edits:
+    if not edits and not alone:
         raise ValueError('nothing to edit: pass edits, such as xattn.Replace("red", "blue")')
     return EditPlan(source, tuple(_sibling(source, composed(e), tokenize) for e in edits))
 

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from xattn import report, views
+from xattn import hooks, report, views
 from xattn.edits import Edits, Reweight
-from xattn.kept import KeptSource
+from xattn.kept import OF_ONE_CALL, KeptSource, Maker
 from xattn.loops import Session, TraceOptions, editing, session_of
 from xattn.plan import EditPlan
 from xattn.rows import Batch
@@ -90,7 +90,7 @@ def edit(
     *edits: Edits,
     generator: Given = None,
     side: int | None = None,
-    trace: TraceOptions = True,
+    trace: TraceOptions | None = None,
     keep_source: bool = False,
     source: EditResult | None = None,
     **options: Any,
@@ -108,24 +108,28 @@ def edit(
         pipe: a Stable Diffusion or SDXL pipeline: text to image, img2img, inpaint.
         prompt: the source's prompt.
         *edits: one for each sibling: ``Replace``, ``Refine``, ``Reweight``; a list, with or
-            without ``LocalBlend``, composes into one edit. An empty list is a plain sibling.
+            without ``LocalBlend``, composes into one edit. An empty list is a plain sibling. With
+            ``keep_source=True`` there may be none: then the source is drawn alone.
         generator: one, or one for each seed; torch's own by default.
         side: self-attention follows the source in layers of at most side x side queries; by
             default 16, or a quarter of the latents' height and width where that is more.
-        trace: whether to record what each image attends to, or ``record``'s options for it:
-            ``keep``, ``words``, ``layers``, ``dtype``, ``to``.
+        trace: whether to record what each image attends to, which is the default but with
+            ``source=``; or ``record``'s options for it: ``keep``, ``words``, ``layers``,
+            ``dtype``, ``to``.
         keep_source: keeps what later edits need of the source, on the run's device: see
             ``KeptSource`` for the memory it takes.
-        source: a result of ``keep_source=True`` for the same prompt: its source isn't sampled
-            again, which halves the work of a single edit. Seed and options are that run's, and
-            nothing is recorded: ``result.trace`` is None.
+        source: a result of ``keep_source=True`` for the same prompt, of the same model and
+            scheduler: its source isn't sampled again, which halves the work of a single edit.
+            Seed and options are that run's, but for ``callback_on_step_end``, and nothing is
+            recorded: ``result.trace`` is None. The result can be a ``source=`` in its turn.
         **options: the pipeline's own. A negative prompt, an image, a mask image go to all rows;
             ``latents`` are those of the source.
 
     Raises:
         TypeError: the pipeline has no text cross-attention that can be seen.
         ValueError: before any sampling: a word isn't in the prompt, an edit doesn't fit, a mask
-            has the wrong shape.
+            has the wrong shape, ``source=`` is of another model.
+        MemoryError: before the first step: what would be kept doesn't fit.
 
     Example:
         >>> result = xattn.edit(
@@ -139,10 +143,18 @@ def edit(
     """
     if isinstance(pipe, nn.Module):
         raise TypeError("edit takes a pipeline; for a UNet and your own loop there is editing")
+    if keep_source or source is not None:
+        _refuse_compiled(pipe)
     if source is not None:
+        if trace is not None and trace is not False:
+            raise ValueError(f"trace={trace!r}: nothing is recorded with source=; leave it out")
         return _edit_kept(pipe, prompt, edits, source, generator, side, options)
-    kept = KeptSource(prompt, 1, dict(options)) if keep_source else None
-    with session_of(pipe, prompt, edits, side=side, trace=trace, kept=kept) as session:
+    kept = None
+    if keep_source:
+        drawn = {name: value for name, value in options.items() if name not in OF_ONE_CALL}
+        kept = KeptSource(prompt, 1, drawn, Maker.of(pipe))
+    records = True if trace is None else trace
+    with session_of(pipe, prompt, edits, side=side, trace=records, kept=kept) as session:
         rows = Batch.of(pipe, session.prompts, generator, options)
         if kept is not None:
             kept.images, kept.generators = rows.images, rows.generators.twins()
@@ -152,6 +164,15 @@ def edit(
     if kept is not None:
         kept.pictures = images[0]
     return _result(session, images[0], images[1:], [_label(e) for e in edits], kept)
+
+
+def _refuse_compiled(pipe: Any) -> None:
+    unet = getattr(pipe, "unet", None)
+    if isinstance(unet, nn.Module) and hooks.is_compiled(unet):
+        raise ValueError(
+            "keep_source= and source= can't be had with a compiled UNet, where each denoiser call "
+            "would compile a graph of its own; use the UNet as it was before torch.compile"
+        )
 
 
 def _edit_kept(
@@ -169,13 +190,16 @@ def _edit_kept(
         raise ValueError("source has kept nothing: make it with edit(..., keep_source=True)")
     if prompt != kept.prompt:
         raise ValueError(f"source is of the prompt {kept.prompt!r}, not of {prompt!r}")
-    if generator is not None or options:
-        names = ", ".join([*(["generator"] if generator is not None else []), *options])
+    drawn = [name for name in options if name not in OF_ONE_CALL]
+    if generator is not None or drawn:
+        names = ", ".join([*(["generator"] if generator is not None else []), *drawn])
         raise ValueError(f"{names}: seed and options are those of source's run; leave them out")
+    if kept.maker is not None:
+        kept.maker.check(pipe)
     with session_of(pipe, prompt, edits, side=side, trace=False, kept=kept, reads=True) as session:
         generators = kept.generators
         given = generators[0] if len(generators) == 1 else generators
-        wanted = {**kept.options, "num_images_per_prompt": kept.images}
+        wanted = {**kept.options, **options, "num_images_per_prompt": kept.images}
         rows = Batch.of(pipe, session.prompts, given, wanted)
         output = pipe(**rows.arguments(pipe, session, wanted))
     images = _by_prompt(output.images, rows.images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +88,11 @@ class PipelineSource:
         stack.enter_context(hooks.replaced(owner, name, hooks.StandIn(owner, method, call)))
 
     def _ending(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.on_end()
-        return method(*args, **kwargs)
+        try:
+            self.on_end()
+        finally:
+            result = method(*args, **kwargs)
+        return result
 
     def _keeping_pictures(self, postprocess: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         images = postprocess(*args, **kwargs)
@@ -236,6 +239,16 @@ def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
     if kind == "v_prediction":
         return signal * sample - noise * output
     return (sample - noise * output) / signal
+
+
+def refuse_own_loops(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where a pipeline came with what only a loop of one's own needs."""
+    given = [f"{name}=" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} can't be given with a pipeline, which brings its own: leave it "
+            "out, or pass the UNet for a sampling loop of your own"
+        )
 
 
 def _texts(given: Any) -> list[str]:

@@ -254,21 +254,11 @@ def check_room(shape: Shape, device: torch.device, to: str | torch.device | Path
     )
 
 
-def check_room_for_source(nbytes: int, device: torch.device) -> None:
-    """Raises MemoryError before the first step when a kept source would not fit its device."""
-    free, place = free_bytes(device, device)
-    if nbytes > free:
-        raise MemoryError(
-            f"keeping the source takes {_size(nbytes)}, and {place} has {_size(free)} free; draw "
-            "fewer steps or images, give a smaller side=, or leave keep_source=True out"
-        )
-
-
-def check_room_for(what: str, nbytes: int, device: torch.device) -> None:
+def check_room_for(what: str, nbytes: int, device: torch.device, advice: str = "") -> None:
     """Raises MemoryError before the first step when something would not fit a device."""
     free, place = free_bytes(device, device)
     if nbytes > free:
-        raise MemoryError(f"{what} {_size(nbytes)}, and {place} has {_size(free)} free")
+        raise MemoryError(f"{what} {_size(nbytes)}, and {place} has {_size(free)} free{advice}")
 
 
 def new_folder(parent: Path) -> Path:
