@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tests.runs import LAYERS, make_run
@@ -113,10 +115,40 @@ def test_fifty_steps_ten_words_sixteen_layers_stay_under_ten_megabytes():
 
 def test_larger_runs_get_coarser_maps_not_a_larger_page():
     grids = report._grids(make_run(layers=sd15() * 4, latent=(128, 128)), 40, 50, report.BUDGET)
-    assert 40 * report._bytes(grids) <= report.BUDGET
-    assert grids["total"] == (64, 64)
+    assert report._cost(grids, 40) <= report.BUDGET
+    assert grids["total"] == (48, 48)
     wide = report._grids(make_run(latent=(48, 96), layers=LAYERS[:1]), 1, 1, report.BUDGET)
     assert wide["total"] == (32, 64)
+
+
+@pytest.mark.slow
+def test_a_very_large_run_shows_fewer_steps_and_says_so():
+    layers = tuple(Layer(f"up_blocks.{n}.attn2", (6, 6), 10) for n in range(70))
+    run = make_run(
+        [" ".join(f"w{n}" for n in range(50))], steps=100, layers=layers, latent=(8, 8),
+        keep=["step", "layer"], dtype=torch.float16,
+    )  # fmt: skip
+    page = report.page([Subject(run)])
+    assert len(page.encode()) < 10_000_000
+    (subject,) = data_of(page)["subjects"]
+    shown = [step["index"] for step in subject["steps"]]
+    assert 60 < len(shown) < 100  # as many as there is room for
+    assert (shown[0], shown[-1]) == (0, 99)
+    assert max(np.diff(shown)) - min(np.diff(shown)) <= 1
+    facts = dict(subject["facts"])
+    assert facts["steps"] == "100 of 100"
+    assert facts["steps shown"].startswith(f"{len(shown)} of 100, evenly spread")
+    want = F.adaptive_avg_pool2d(maps.step_token_maps(run, [1])[shown[7]], 4)[0]
+    got = unpacked(subject, 0)[1 + 70 + 7]  # of the eighth step that is shown
+    np.testing.assert_allclose(got, want, atol=float(want.max()) / 100)
+    wide = replace(run, latent=(128, 128))
+    for images in (1, 16):
+        count, grids = report._fitting(wide, 50, 100, report.BUDGET // images)
+        assert count < 100
+        assert report._cost(grids, 50) <= report.BUDGET // images
+    small = make_run(steps=100)
+    facts = dict(data_of(report.page([Subject(small)]))["subjects"][0]["facts"])
+    assert "steps shown" not in facts
 
 
 def test_nothing_in_the_page_comes_from_elsewhere():
@@ -167,9 +199,10 @@ def test_every_image_of_a_run_can_be_chosen_and_one_can_be_asked_for(tmp_path):
     assert (subject["text"], subject["size"]) == ("a blue boat", [48, 32])
     single = Trace([make_run(["a red car"])])
     single.report(tmp_path / "mine.html", Image.new("RGB", (2048, 1024)))
-    (subject,) = data_of((tmp_path / "mine.html").read_text())["subjects"]
+    data = data_of((tmp_path / "mine.html").read_text())
+    (subject,) = data["subjects"]
     assert subject["size"] == [1024, 512]
-    assert subject["picture"].startswith("data:image/jpeg")
+    assert data["pictures"][subject["picture"]].startswith("data:image/jpeg")
 
 
 def test_an_unfinished_run_shows_its_complete_steps():
@@ -215,6 +248,10 @@ def test_the_page_of_an_edit_shows_its_own_seed(tmp_path):
         got = unpacked(data["subjects"][n], 1)[0]
         np.testing.assert_allclose(got, want, atol=float(want.max()) / 255)
     assert data["cards"][1]["mask"] == data["cards"][1]["picture"]  # the last step lets all through
+    # cards and subjects show the same two pictures, which stand in the page once
+    assert [s["picture"] for s in data["subjects"]] == [c["picture"] for c in data["cards"]]
+    assert len(data["pictures"]) == len(set(data["pictures"])) == 2
+    assert (tmp_path / "edit.html").read_text().count("data:image/png") == 2
     results[0].source = np.zeros((8, 8, 3))
     with pytest.raises(ValueError, match="output_type='pil'"):
         report.write_edit(tmp_path / "edit.html", results[0])

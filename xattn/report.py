@@ -5,7 +5,8 @@ more. Prompts are untrusted: they stand in JSON without ``<``, and reach the pag
 
 Maps are bytes, each scaled to its own maximum, whose value is kept beside it. A page holds, for
 each word, the whole, each layer, each step, and each layer at each step; the maps are shrunk
-until all of that fits ``BUDGET``.
+until all of that fits ``BUDGET``, and where that isn't enough fewer steps are shown: the page says
+so. A picture stands in it once, however often it is shown.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from PIL import Image
 from xattn import maps, views
 from xattn.runs import Run
 
-BUDGET = 6_700_000  # bytes of maps; base64 adds a third
+BUDGET = 6_760_000  # bytes of maps and their maxima; base64 adds a third
 COLORS = ("inferno", "viridis", "magma", "turbo", "gray")
 _CAPS = (32, 24, 16, 12, 8, 6, 4)  # longest side of a map of one layer at one step
-_WHOLE = 64  # ... of the map over everything
+_WHOLE = 64  # ... of the map over everything, where there is room
+_SCALE = 8  # of a map's maximum and grid, as text, less what base64 adds
 _STEPS = 100  # at most so many are shown
 _SIDE = 1024  # of pictures
 
@@ -55,6 +57,38 @@ class Subject:
     image: int = 0
     picture: Image.Image | None = None
     title: str = "image"
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image of an edit, as the page shows it beside the others.
+
+    Attributes:
+        title: its name.
+        text: its prompt.
+        picture: the image itself.
+        mask: the image with what the edit was kept out of paled; None where there is no mask.
+    """
+
+    title: str
+    text: str
+    picture: Image.Image
+    mask: Image.Image | None = None
+
+
+class _Pictures:
+    """The pictures of a page, each once.
+
+    Attributes:
+        urls: their addresses, and the number of each.
+    """
+
+    def __init__(self) -> None:
+        self.urls: dict[str, int] = {}
+
+    def number(self, picture: Image.Image | None) -> int | None:
+        """Gives the number of a picture on the page."""
+        return None if picture is None else self.urls.setdefault(_url(picture), len(self.urls))
 
 
 def write(path: str | os.PathLike[str], subjects: Sequence[Subject]) -> None:
@@ -86,12 +120,7 @@ def write_edit(path: str | os.PathLike[str], result: Any) -> None:
     titles = ["source", *map(str, labels)]
     masks = [None, *(result.masks or [None] * len(result.images))]
     cards = [
-        {
-            "title": title,
-            "text": str(text),
-            "picture": _url(picture),
-            "mask": None if mask is None else _url(views.masked(picture, mask)),
-        }
+        Card(title, str(text), picture, None if mask is None else views.masked(picture, mask))
         for title, text, picture, mask in zip(titles, result.prompts, pictures, masks, strict=True)
     ]
     plan = "" if result.plan is None else str(result.plan)
@@ -112,14 +141,24 @@ def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
     ]
 
 
-def page(subjects: Sequence[Subject], cards: Sequence[dict[str, Any]] = (), plan: str = "") -> str:
+def page(subjects: Sequence[Subject], cards: Sequence[Card] = (), plan: str = "") -> str:
     """Gives the page as HTML."""
     room = BUDGET // max(1, len(subjects))
+    pictures = _Pictures()
     data = {
-        "subjects": [_subject(subject, room) for subject in subjects],
+        "subjects": [_subject(subject, room, pictures) for subject in subjects],
         "colors": {name: _base64(table.tobytes()) for name, table in _tables()},
-        "cards": list(cards),
+        "cards": [
+            {
+                "title": card.title,
+                "text": card.text,
+                "picture": pictures.number(card.picture),
+                "mask": pictures.number(card.mask),
+            }
+            for card in cards
+        ],
         "plan": plan,
+        "pictures": list(pictures.urls),
     }
     style, script = _asset("report.css"), _asset("report.js")
     policy = "; ".join(
@@ -143,11 +182,13 @@ def page(subjects: Sequence[Subject], cards: Sequence[dict[str, Any]] = (), plan
 # -- one image
 
 
-def _subject(subject: Subject, room: int) -> dict[str, Any]:
+def _subject(subject: Subject, room: int, pictures: _Pictures) -> dict[str, Any]:
     run, image = subject.run, maps.image_index(subject.run, subject.image)
     words = _words(run, image)
-    steps = views.spread(maps.completed(run), _STEPS) if "step" in run.keep else []
-    grids = _grids(run, len(words), len(steps), room)
+    done = maps.completed(run)
+    most = min(done, _STEPS) if "step" in run.keep else 0
+    count, grids = _fitting(run, len(words), most, room)
+    steps = views.spread(done, count) if count else []
     blocks, scales = _blocks(run, image, [places for _, places in words], steps, grids)
     picture = subject.picture
     size = (run.latent[1] * 8, run.latent[0] * 8) if picture is None else picture.size
@@ -167,9 +208,9 @@ def _subject(subject: Subject, room: int) -> dict[str, Any]:
         "grids": grids,
         "data": [_base64(block) for block in blocks],
         "scales": scales,
-        "picture": None if picture is None else _url(picture),
+        "picture": pictures.number(picture),
         "size": [round(size[0] * shrink), round(size[1] * shrink)],
-        "facts": list(_facts(run, image)),
+        "facts": list(_facts(run, image, len(steps))),
     }
 
 
@@ -204,12 +245,21 @@ def _parts(
         yield {"text": prompt.text[at:], "word": None}
 
 
+def _fitting(run: Run, words: int, steps: int, room: int) -> tuple[int, dict[str, Any]]:
+    """Gives how many steps the page shows, and the grids of its maps: those that fit the room."""
+    grids = _grids(run, words, steps, room)
+    while steps > 2 and _cost(grids, words) > room:  # even with the coarsest maps
+        steps -= max(1, steps // 10)
+        grids = _grids(run, words, steps, room)
+    return steps, grids
+
+
 def _grids(run: Run, words: int, steps: int, room: int) -> dict[str, Any]:
     """Gives the grid of each map that the page holds, as fine as the room allows."""
     heads = [x.heads for x in run.layers] if "head" in run.keep else []
     for cap in _CAPS:
         found = {
-            "total": _capped(run.latent, _WHOLE),
+            "total": _capped(run.latent, min(_WHOLE, 8 * cap)),
             "layers": [_capped(x.grid, 2 * cap) for x in run.layers],
             "steps": [_capped(run.latent, cap)] * steps,
             "fine": [_capped(x.grid, cap) for x in run.layers] * steps,
@@ -218,15 +268,17 @@ def _grids(run: Run, words: int, steps: int, room: int) -> dict[str, Any]:
                 for x, n in zip(run.layers, heads, strict=bool(heads))
             ],
         }
-        if words * _bytes(found) <= room:
+        if _cost(found, words) <= room:
             break
     return found
 
 
-def _bytes(grids: dict[str, Any]) -> int:
+def _cost(grids: dict[str, Any], words: int) -> int:
+    """Gives the bytes that the maps of some words take on the page, before base64."""
     flat = [grids["total"], *grids["layers"], *grids["steps"], *grids["fine"]]
     flat += [grid for layer in grids["heads"] for grid in layer]
-    return sum(height * width for height, width in flat)
+    cells = sum(height * width for height, width in flat)
+    return words * cells + (words + 1) * _SCALE * len(flat)  # each grid stands there once
 
 
 def _capped(grid: Grid, side: int) -> Grid:
@@ -285,9 +337,11 @@ def _shrunk(each: torch.Tensor, grid: Grid) -> torch.Tensor:
     return F.adaptive_avg_pool2d(each, grid)
 
 
-def _facts(run: Run, image: int) -> Iterator[tuple[str, str]]:
+def _facts(run: Run, image: int, shown: int) -> Iterator[tuple[str, str]]:
     yield "prompt", run.prompt(image).text or "(embeddings)"
     yield "steps", f"{run.done} of {len(run.timesteps)}"
+    if 0 < shown < run.done:
+        yield "steps shown", f"{shown} of {run.done}, evenly spread, to keep this page small"
     yield "latent", f"{run.latent[0]} x {run.latent[1]} (height x width)"
     yield "layers", str(sum(len(layer.members) for layer in run.layers))
     yield "axes kept", ", ".join(sorted(run.keep)) or "none"

@@ -62,10 +62,10 @@
   const view = $("view"), ink = view.getContext("2d");
   const sheet = document.createElement("canvas"), sheetInk = sheet.getContext("2d");
   const pictures = page.subjects.map((s) => {
-    if (!s.picture) return null;
+    if (s.picture === null) return null;
     const image = new Image();
     image.addEventListener("load", draw);
-    image.src = s.picture;
+    image.src = page.pictures[s.picture];
     return image;
   });
 
@@ -280,8 +280,10 @@
       const figure = el("figure"), caption = el("figcaption");
       caption.append(el("b", title), el("span", text));
       figure.append(caption);
-      figure.append(el("img", undefined, { src: picture, alt: `${title}: ${text}` }));
-      if (mask) figure.append(el("img", undefined, { src: mask, alt: `Mask of ${title}` }));
+      figure.append(el("img", undefined, { src: page.pictures[picture], alt: `${title}: ${text}` }));
+      if (mask !== null) {
+        figure.append(el("img", undefined, { src: page.pictures[mask], alt: `Mask of ${title}` }));
+      }
       $("cards").append(figure);
     }
     $("plan").textContent = page.plan;
