@@ -269,12 +269,14 @@ def summary(results: dict[str, Result]) -> str:
         for model, found in results["speed"]["result"].items():
             for part in ("recording", "editing"):
                 for name, each in found.get(part, {}).get("ratios", {}).items():
-                    rows.append([model, f"{part}: {name}", ratio(each["cpu"])])
+                    if name in _HEADLINES:
+                        rows.append([model, f"{part}: {name}", ratio(each["cpu"])])
         rows += _peer_rows(results.get("peers"))
         note = f" {results['speed']['note']}" if "note" in results["speed"] else ""
         parts += [
             "Time on one thread, the plain pipeline (for edits: a plain batch of the same size) "
-            "being 1; median of interleaved pairs, with quartiles:" + note,
+            "being 1; median of interleaved pairs, with quartiles. The plain call against itself "
+            "shows what is the machine's own noise." + note,
             table(("model", "", "CPU time"), rows),
         ]
     if "memory" in results:
@@ -324,6 +326,15 @@ def summary(results: dict[str, Result]) -> str:
     return "\n\n".join(parts)
 
 
+_HEADLINES = (
+    "each step and layer",
+    "textbook recorder",
+    "replace",
+    "replace, LocalBlend",
+    "replace, with a trace (the default)",
+    "textbook prompt-to-prompt",
+    "the plain call itself",
+)
 _SHOWN = ("default", "all layers", "prompt-to-prompt's average at 16 x 16")
 
 
