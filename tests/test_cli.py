@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,10 @@ from tests import tiny
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
+from typer.main import get_command
+
 from xattn.cli import main
+from xattn.cli.commands import app
 from xattn.cli.edit import grouped
 from xattn.loading import size_of
 
@@ -354,12 +359,18 @@ def test_debug_shows_where_an_error_comes_from(xattn_command):
 
 
 @pytest.mark.parametrize("command", ["demo", "record", "edit", "sweep", "show", "app", "batch"])
-def test_help_has_an_example(xattn_command, command):
+def test_help_has_an_example_that_the_command_takes(xattn_command, command):
     code, out, _ = xattn_command(command, "--help")
     assert code == 0
-    assert f"xattn {command}" in out.split("Usage:")[1].replace("\n", " ")
-    if command != "batch":
-        assert "Example" in out
+    told = re.split("Examples?: ", " ".join(out.split()))[1]
+    examples = [part for part in told.split(", ") if part.startswith("xattn ")]
+    assert examples
+    Path("prompts.jsonl").touch()  # what an example reads
+    for example in examples:
+        _, name, *words = shlex.split(example)
+        assert name == command
+        with get_command(app).commands[name].make_context(name, words) as parsed:
+            assert not parsed.args  # read, and not run
 
 
 # -- the bundled model, and the real entry point
