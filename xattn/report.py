@@ -275,7 +275,7 @@ def _grids(run: Run, words: int, steps: int, room: int) -> dict[str, Any]:
 
 def _cost(grids: dict[str, Any], words: int) -> int:
     """Gives the bytes that the maps of some words take on the page, before base64."""
-    flat = [grids["total"], *grids["layers"], *grids["steps"], *grids["fine"]]
+    flat: list[Grid] = [grids["total"], *grids["layers"], *grids["steps"], *grids["fine"]]
     flat += [grid for layer in grids["heads"] for grid in layer]
     cells = sum(height * width for height, width in flat)
     return words * cells + (words + 1) * _SCALE * len(flat)  # each grid stands there once
