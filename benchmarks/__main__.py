@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import page
 
-QUICK = ("speed", "memory", "truth", "batch", "forms")
+QUICK = ("speed", "memory", "truth", "batch")
 
 
 def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
