@@ -73,7 +73,7 @@ def _draw(out: Path, items: int, side: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one pair of 8 items, 50 for the memory")
+    parser.add_argument("--quick", action="store_true", help="one pair, 50 items for the memory")
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
