@@ -100,6 +100,23 @@ def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command, model):
         assert moving.n_frames == 3
 
 
+def test_refined_maps_are_recorded_shown_and_refused(xattn_command, model):
+    record = ["record", PROMPT, "--model", model, *FAST, "--word", "red", "--json"]
+    code, out, err = xattn_command(*record, "--refined", "--out", "fine")
+    assert (code, err) == (0, "")
+    trace = xattn.load("fine/trace.safetensors")
+    said = json.loads(out)["words"]["red"]
+    assert said["maximum"] == pytest.approx(trace.heatmap("red", refined=True).maximum, rel=1e-4)
+    assert said["maximum"] != pytest.approx(trace.heatmap("red").maximum, rel=1e-3)
+    code, out, _ = xattn_command("show", "fine/trace.safetensors", "--refined", "--json")
+    assert (code, json.loads(out)["words"]["red"]) == (0, said)
+    assert xattn_command(*record, "--out", "coarse")[0] == 0
+    assert picture("coarse/01-red.png").tobytes() != picture("fine/01-red.png").tobytes()
+    code, out, err = xattn_command("show", "coarse/trace.safetensors", "--refined")
+    assert (code, out) == (1, "")
+    assert "record with affinity=True" in err
+
+
 def test_sizes_are_width_by_height(xattn_command, model):
     code, out, _ = xattn_command(
         "record", PROMPT, "--model", model, *FAST, "--size", "96x64", "--guidance", "1", "--json"

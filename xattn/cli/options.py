@@ -99,6 +99,12 @@ NegativeOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", help="The folder for results.", rich_help_panel=OUTPUT)
 ]
+RefinedOption = Annotated[
+    bool,
+    typer.Option(
+        "--refined", help="Maps of the words that follow the image's outlines, by self-attention."
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object, and nothing else.", rich_help_panel=OUTPUT),

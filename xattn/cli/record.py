@@ -34,6 +34,7 @@ def record(
     animate: Annotated[
         str | None, typer.Option(metavar="WORD", help="Write a GIF of a word over the steps.")
     ] = None,
+    refined: o.RefinedOption = False,
     model: o.ModelOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
@@ -60,7 +61,9 @@ def record(
     # with a scheduler that has none of these, nobody knows what the image is going to be
     forms = animate is not None and getattr(pipe.scheduler, "alphas_cumprod", None) is not None
     with (
-        xattn.record(pipe, keep=axes, words=words, layers=layers, previews=forms) as trace,
+        xattn.record(
+            pipe, keep=axes, words=words, layers=layers, previews=forms, affinity=refined
+        ) as trace,
         o.watched(progress, "drawing") as watch,
     ):
         image = pipe(prompt, callback_on_step_end=watch, **arguments).images[0]
@@ -72,13 +75,15 @@ def record(
             folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"), [image]
         )
         trace.report(folder.new("report.html", "the report: open it in a browser"), image)
-        write_pictures(folder, trace, image, shown)
+        write_pictures(folder, trace, image, shown, refined=refined)
         if animate is not None:
             path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
             trace.animate(animate, image, path)
     if as_json:
         facts = {"prompt": prompt, **request.facts(pipe), **extent(trace)}
-        print_json({**facts, "files": folder.files, "words": figures(trace, shown)})
+        print_json(
+            {**facts, "files": folder.files, "words": figures(trace, shown, refined=refined)}
+        )
     tell(folder, console)
 
 

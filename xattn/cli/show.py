@@ -61,6 +61,7 @@ def show(
     animate: Annotated[
         str | None, typer.Option(metavar="WORD", help="Write a GIF of a word over the steps.")
     ] = None,
+    refined: o.RefinedOption = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -82,7 +83,7 @@ def show(
     chosen = loaded[run]
     shown = list(words or kept_words(chosen, image))
     layout: Any = layers[0] if layers and len(layers) == 1 else layers
-    where = {"steps": steps, "layers": layout}
+    where = {"steps": steps, "layers": layout, "refined": refined}
     numbers = figures(chosen, shown, image, **where)
     if out is None and as_json:
         folder = None
