@@ -145,7 +145,8 @@ def refined(run: Run, tokens: torch.Tensor, image: int) -> torch.Tensor:
     """
     if run.affinity is None:
         raise ValueError(
-            "a refined map needs the image's attention to itself: record with affinity=True"
+            "a refined map needs the image's attention to itself: record with affinity=True "
+            "(on the command line, --refined)"
         )
     shares = run.affinity[image_index(run, image)].float()  # (h, w, h, w)
     grid = (shares.shape[0], shares.shape[1])
