@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from xattn.processors.recording import Recording, kept_probs
-from xattn.processors.wrapping import Compute
+from xattn.processors.wrapping import Compute, LayerHandler
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def edited_cross_attention(
     mask: Tensor | None,
     step: CrossStep,
     compute: Compute,
-    origin: tuple[Tensor, Tensor] | None = None,
-    scale: float | None = None,
+    origin: tuple[Tensor, Tensor] | None,
+    scale: float,
 ) -> Tensor:
     """Gives the layer's output with some rows edited, in the form that measures faster.
 
@@ -143,13 +143,12 @@ def edited_cross_attention(
         step: what to do.
         compute: the model's own call.
         origin: the source's queries and keys, where it isn't in the batch.
-        scale: the attention's; by default 1 / sqrt(channels).
+        scale: the attention's.
 
     Returns:
         (batch, heads, queries, channels)
     """
     if prefers_probabilities(query):
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
         return on_probabilities(query, key, value, mask, step, compute, origin, scale)
     return on_values(query, key, value, mask, step, compute, origin)
 
@@ -371,32 +370,20 @@ class CrossEditing(Recording):
         return torch.cat(parts).flatten(0, 1)
 
 
-class SelfEditing:
+class SelfEditing(LayerHandler):
     """Has some rows attend as their source does in one self-attention layer.
 
     No queries x queries matrix is made beyond what the model's own call makes.
 
     Attributes:
-        live: whether the layer is looked at at all in this call.
-        over: whether the session has ended, so that the wrapper may be taken out.
         follow: the rows that follow their source; None where none does.
         origin: what is kept of the source, or was; None where it is in the batch.
     """
 
     def __init__(self, name: str, heads: int) -> None:
-        self.name = name
-        self.heads = heads
-        self.live = False
-        self.over = False
-        self.seen = False
+        super().__init__(name, heads)
         self.follow: Rows | None = None
         self.origin: Origin | None = None
-
-    def opened(self) -> None:
-        """Does nothing."""
-
-    def closed(self) -> None:
-        """Does nothing."""
 
     def attend(
         self,

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.processors.wrapping import Compute
+from xattn.processors.wrapping import Compute, LayerHandler
 
 
-class Recording:
+class Recording(LayerHandler):
     """Writes one layer's probabilities into its buffer, and leaves the layer's output alone.
 
     Attributes:
-        live: whether calls are looked at; while False the layer runs as it was found.
-        over: whether the recording has ended for good.
         rows: the rows of the batch that are recorded, as slices of it.
         batch: how many rows the denoiser's call has.
         images: how many of them are recorded; the buffer may have room for more.
@@ -26,25 +24,18 @@ class Recording:
     """
 
     def __init__(self, name: str, heads: int) -> None:
-        self.name = name
-        self.heads = heads
-        self.live = False
-        self.over = False
+        super().__init__(name, heads)
         self.rows: tuple[slice, ...] = ()
         self.batch = 0
         self.images = 0
         self.tokens: slice | Tensor = slice(None)
         self.buffer: Tensor | None = None
         self.share: float | None = None
-        self.seen = False
         self.parts: list[Tensor] = []
 
     def opened(self) -> None:
         """Forgets what an interrupted call of a sliced processor left."""
         self.parts = []
-
-    def closed(self) -> None:
-        """Does nothing: the maps are written as they are seen."""
 
     def attend(
         self,
@@ -125,32 +116,20 @@ class Recording:
         self.seen = True
 
 
-class Affinity:
+class Affinity(LayerHandler):
     """Adds one layer's attention of the image to itself to a buffer, and leaves its output alone.
 
     Attributes:
-        live: whether calls are looked at; while False the layer runs as it was found.
-        over: whether the recording has ended for good.
         rows: the rows of the batch that are recorded.
         buffer: (images, queries, queries), float32, where the mean over heads is added.
         share: what this layer adds of it.
     """
 
     def __init__(self, name: str, heads: int) -> None:
-        self.name = name
-        self.heads = heads
-        self.live = False
-        self.over = False
-        self.seen = False
+        super().__init__(name, heads)
         self.rows = slice(None)
         self.buffer: Tensor | None = None
         self.share = 1.0
-
-    def opened(self) -> None:
-        """Does nothing."""
-
-    def closed(self) -> None:
-        """Does nothing."""
 
     def attend(
         self,

@@ -74,6 +74,31 @@ class Handler(Protocol):
         """Is told that a call of the layer came to its end."""
 
 
+class LayerHandler:
+    """What every handler of one layer has; its own ``attend`` and ``scores`` make it a ``Handler``.
+
+    Attributes:
+        name: the layer's.
+        heads: how many it has.
+        live: whether calls are looked at; while False the layer runs as it was found.
+        over: whether the handler is done for good.
+        seen: whether the call under way came by.
+    """
+
+    def __init__(self, name: str, heads: int) -> None:
+        self.name = name
+        self.heads = heads
+        self.live = False
+        self.over = False
+        self.seen = False
+
+    def opened(self) -> None:
+        """Does nothing."""
+
+    def closed(self) -> None:
+        """Does nothing."""
+
+
 class Interception(TorchFunctionMode):
     """Hands the first scaled dot-product attention of a layer's call to its handler.
 

@@ -90,6 +90,22 @@ def test_its_bytes_are_known_before_the_first_step() -> None:
     assert set(known) == {trace.nbytes} == {trace.run.store.nbytes + affinity.nbytes}
 
 
+def test_a_run_cut_short_has_the_mean_of_what_it_saw() -> None:
+    pipe, calls = tiny.sd1(), []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    pipe.unet.mid_block.register_forward_hook(fail)  # some layers of the second call have been
+    with pytest.raises(KeyboardInterrupt), xattn.record(pipe, affinity=True) as trace:
+        draw(pipe)
+    assert trace.run.affinity is not None
+    sums = trace.run.affinity.float().sum((-1, -2))
+    torch.testing.assert_close(sums, torch.ones_like(sums), atol=5e-3, rtol=0)
+
+
 def test_several_images_have_their_own() -> None:
     pipe = tiny.sd1()
     with xattn.record(pipe, affinity=True) as trace:

@@ -211,7 +211,7 @@ def test_both_forms_equal_the_definition(
             want[row] = probs[start + i] @ mix[j] + probs[row] * own[j]
     untouched = [row for row in range(len(query)) if row not in rows.edited.tolist()]
     plain_out = _own_call(query, key, value, mask)
-    got = edited_cross_attention(query, key, value, mask, step, _own_call)
+    got = edited_cross_attention(query, key, value, mask, step, _own_call, None, 0.25)
     values = on_values(query, key, value, mask, step, _own_call, None)
     explicit = on_probabilities(query, key, value, mask, step, _own_call, None, 0.25)
     assert torch.equal(got, explicit if queries < 32 else values)  # of 16 channels

@@ -55,7 +55,6 @@ class Recorder:
         self.owner = hooks.Owner()
         self.taps = self._make_taps()
         self.affinities = self._make_affinities()
-        self.calls_seen = 0  # whose self-attention the affinities add up
         self.run: Run | None = None
         self.tape: tape.Tape | None = None
         self.clock: hooks.Clock | None = None
@@ -376,7 +375,6 @@ class Recorder:
             handler.buffer = None
         for _, handler in chosen:
             handler.buffer, handler.share = buffer, 1 / len(chosen)
-        self.calls_seen = 0
         return torch.zeros(images, *grid, *grid, dtype=torch.float16)
 
     def _as_many_images(self, asked: Asked, batch: int) -> Asked:
@@ -503,7 +501,6 @@ class Recorder:
         if not self.owner.is_here:
             return  # the end of a call that another thread began earlier
         self._check_seen()
-        self.calls_seen += 1
         self.tape.end_call(self.plan is not None and self.plan.ends_step(self.call))
         self._tell_done()
         self.call += 1
@@ -550,11 +547,14 @@ class Recorder:
             files.write_header(finished.folder.store.folder, run)
 
     def _keep_affinity(self, run: Run) -> None:
-        """Averages self-attention over the calls of a run that ends."""
+        """Averages self-attention over the calls of a run that ends, one cut short among them.
+
+        Each call adds shares that sum to one, so the sums say how many calls there were.
+        """
         buffers = [each.buffer for _, each in self.affinities if each.buffer is not None]
-        if run.affinity is not None and buffers and self.calls_seen:
-            mean = buffers[0] / self.calls_seen
-            run.affinity.copy_(mean.view(run.affinity.shape))
+        if run.affinity is not None and buffers:
+            sums = buffers[0].sum(-1, keepdim=True).clamp_min(1e-6)
+            run.affinity.copy_((buffers[0] / sums).view(run.affinity.shape))
         for _, handler in self.affinities:
             handler.live, handler.buffer = False, None
 
