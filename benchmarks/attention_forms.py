@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.page import table
+from benchmarks.timing import one_thread
 from xattn.processors.editing import CrossStep, Rows, on_probabilities, on_values
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,12 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         rows = measure(torch.device(options.device), 3 if options.quick else options.rounds)
-    finally:
-        torch.set_num_threads(threads)
     result = {"quick": options.quick, "machine": machine.facts(), "result": rows}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "forms.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import machine, models
 from benchmarks.page import table
 from benchmarks.speed import EDITS, OTHER, PROMPT, RECORDINGS, Drawing
-from benchmarks.timing import Call
+from benchmarks.timing import Call, one_thread
 from benchmarks.toyland import RESULTS
 
 SHOWN = 8  # operators of each kind
@@ -95,12 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         text = markdown(measure(options.steps), options.steps, machine.facts())
-    finally:
-        torch.set_num_threads(threads)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "profiles.md").write_text(text, "utf-8")
     print(text)

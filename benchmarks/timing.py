@@ -9,7 +9,8 @@ their quartiles.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +36,17 @@ class Ratio:
         return cls(float(median), float(low), float(high), len(ratios))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute on one thread inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def timed(call: Call) -> tuple[float, float]:
     """Gives the wall seconds and the process's CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -50,11 +62,9 @@ def compare(plain: Call, others: dict[str, Call], pairs: int) -> dict[str, Any]:
     Returns:
         ``plain``'s median seconds, and by name the ratios of wall and of CPU time.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     seconds: list[tuple[float, float]] = []
     ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
-    try:
+    with one_thread():
         for call in (plain, *others.values()):
             call()
         for turn in range(pairs):
@@ -65,8 +75,6 @@ def compare(plain: Call, others: dict[str, Call], pairs: int) -> dict[str, Any]:
                     base, mine = timed(plain), timed(other)
                 seconds.append(base)
                 ratios[name].append((mine[0] / base[0], mine[1] / base[1]))
-    finally:
-        torch.set_num_threads(threads)
     wall, cpu = np.median(seconds, axis=0)
     found = {
         name: {
