@@ -53,13 +53,51 @@ class Options:
             raise ValueError(f"to={os.fspath(self.to)!r} is a file; maps are streamed to a folder")
 
 
-def place(to: str | os.PathLike[str] | torch.device) -> str | torch.device | Path:
-    """Tells a device from a folder: "cpu", "cuda:1" are devices, any other text is a path."""
+ACCELERATORS = ("cuda", "mps", "xpu")
+"""Kinds of devices whose names are never folders' names, also where there are none of them."""
+
+
+def place(to: str | os.PathLike[str] | torch.device) -> torch.device | Path:
+    """Tell a device from a folder: "cpu" and "cuda:1" are devices, any other text is a path.
+
+    Torch knows many more names of devices ("meta", "lazy", "xla", "ipu"). They are folders unless
+    memory can be had there.
+
+    Raises:
+        ValueError: a device that can't hold maps here.
+    """
     if isinstance(to, torch.device):
+        problem = _problem(to)
+        if problem:
+            raise ValueError(f"to={to!r} can hold no maps here ({problem}): give to='cpu'")
         return to
     if isinstance(to, str):
-        try:
-            return torch.device(to)
-        except RuntimeError:
-            pass
-    return Path(to).resolve()  # whoever changes the working directory meanwhile
+        device = _device(to)
+        problem = _problem(device) if device else "no device"
+        if device and not problem:
+            return device
+        if device and device.type in ACCELERATORS:
+            raise ValueError(
+                f"to={to!r} can hold no maps here ({problem}): give to='cpu', or to='./{to}' for "
+                "a folder of this name"
+            )
+    return Path(to).resolve()  # survives a later chdir
+
+
+def _device(name: str) -> torch.device | None:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        return None
+
+
+def _problem(device: torch.device) -> str:
+    """Return why a device can't hold tensors here; an empty text if it can."""
+    if device.type == "meta":
+        return "its tensors have no content"
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend that is missing raises a type of its own
+        lines = str(error).splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0][:80]}"
+    return ""
