@@ -55,6 +55,28 @@ def test_runs_come_back_as_they_were(tmp_path, dtype):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path):
+    path = tmp_path / "runs" / "today" / "run.safetensors"
+    with pytest.raises(FileNotFoundError) as missing:
+        save(path, [make_run()])
+    text = str(missing.value)
+    assert str(path.parent) in text
+    assert "make it first" in text
+    assert ".tmp" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file"])
+def test_a_path_that_can_hold_no_file_is_refused_in_a_sentence(tmp_path, kind):
+    path, error = tmp_path, IsADirectoryError
+    if kind == "below a file":
+        (tmp_path / "file").touch()
+        path, error = tmp_path / "file" / "run.safetensors", NotADirectoryError
+    with pytest.raises(error, match="choose another path") as refused:
+        save(path, [make_run()])
+    assert ".tmp" not in str(refused.value)
+
+
 @settings(max_examples=25)
 @given(
     text=st.lists(st.text("abc<>\"'&é猫🚗", min_size=1, max_size=6), min_size=1, max_size=5).map(

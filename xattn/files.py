@@ -64,7 +64,9 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
 
     Raises:
         ValueError: no run has a complete step.
+        OSError: ``path`` is a folder or is in none, or the file can't be written.
     """
+    _check_place(Path(path))
     kept = [run for run in runs if run.done]
     if not kept:
         raise ValueError("nothing to save: no step is complete yet")
@@ -94,7 +96,7 @@ def load_run(path: str | os.PathLike[str], number: int) -> Run:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no recording at {path}")
-    with _damage_named(path), safe_open(path, framework="pt") as file:
+    with damage_named(path), safe_open(path, framework="pt") as file:
         header = _opened(file.metadata(), path)
         count = len(header["runs"])
         _check(0 <= number < count, path, f"run {number} was asked for, it has {count}")
@@ -111,20 +113,21 @@ def load(path: str | os.PathLike[str]) -> list[Run]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no recording at {path}")
-    with _damage_named(path):
+    with damage_named(path):
         return _load_folders(path) if path.is_dir() else _load_file(path)
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Makes a FileError of whatever a damaged file leads to."""
+def damage_named(
+    path: Path, what: str = "is damaged, or is not a recording of xattn"
+) -> Iterator[None]:
+    """Raise FileError for whatever a damaged or missing file leads to."""
     try:
         yield
     except FileError:
         raise
     except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise FileError(f"{path} is damaged, or is not a recording of xattn ({reason})") from error
+        raise FileError(f"{path} {what} ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
@@ -401,6 +404,21 @@ def _sealed(header: Mapping[str, Any]) -> dict[str, str]:
         "header": text,
         "sum": _sum(f"{VERSION}{text}".encode()),
     }
+
+
+def _check_place(path: Path) -> None:
+    """Raise an error unless a file can be at ``path``: before work is done for it."""
+    folder = path.parent
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: choose another path, such as one in it")
+    if folder.is_dir():
+        return
+    if any(place.exists() and not place.is_dir() for place in path.parents):
+        raise NotADirectoryError(f"{folder} leads through a file: choose another path")
+    raise FileNotFoundError(
+        f"there is no folder {folder} to save {path.name} in: make it first, as "
+        f"Path({str(folder)!r}).mkdir(parents=True) does, or choose another path"
+    )
 
 
 def aside(path: Path, write: Callable[[str], Any]) -> None:
