@@ -182,7 +182,11 @@ def test_the_plan_prints_as_a_table(plan: Callable[..., EditPlan]) -> None:
         (lambda: Refine(""), "whole new prompt"),
         (lambda: Reweight({}), "no words"),
         (lambda: Reweight("red"), "its weight"),
-        (lambda: Reweight({"red": float("nan")}), "finite"),
+        (lambda: Reweight({"red": float("nan")}), "float32 can hold"),
+        (lambda: Reweight({"red": float("-inf")}), "float32 can hold"),
+        (lambda: Reweight({"red": 1e39}), "'red' .* float32 can hold, .* got 1e[+]39; give"),
+        (lambda: Reweight("red", -(10**400)), "float32 can hold"),
+        (lambda: Reweight("red", "3"), "'red' must be a number .* got '3'"),  # type: ignore[arg-type]
         (lambda: LocalBlend(), "words or mask"),
         (lambda: LocalBlend("car", mask=torch.ones(2, 2)), "one of them"),
         (lambda: LocalBlend("car", threshold=1.0), "threshold"),

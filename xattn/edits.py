@@ -7,7 +7,6 @@ inside the window (a, b) when a·n <= i < b·n.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -43,6 +42,16 @@ def window(share: Share, name: str) -> tuple[float, float]:
         f"{name}={share!r} is no share of the run: give a number in [0, 1], or a pair of them "
         "such as (0.2, 0.8)"
     )
+
+
+def fits_float32(given: object) -> TypeGuard[float]:
+    """Return whether something is a finite number within the range of float32."""
+    if not _is_number(given):
+        return False
+    try:
+        return abs(float(given)) <= torch.finfo(torch.float32).max  # NaN is not
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _is_number(given: object) -> TypeGuard[float]:
@@ -168,7 +177,7 @@ class Reweight(_Scheduled):
         occurrence: which one, where the word stands several times, from 0; all by default.
 
     Raises:
-        ValueError: there is no weight, or one isn't a finite number.
+        ValueError: there is no weight, or float32 can't hold one.
     """
 
     weights: str | Mapping[str, float]
@@ -182,8 +191,11 @@ class Reweight(_Scheduled):
         if not self.items:
             raise ValueError('Reweight({}) has no words; give some, as in Reweight({"red": 3.0})')
         for word, value in self.items.items():
-            if not _is_number(value) or not math.isfinite(value):
-                raise ValueError(f"the weight of {word!r} must be a finite number, got {value!r}")
+            if not fits_float32(value):
+                raise ValueError(
+                    f"the weight of {word!r} must be a number that float32 can hold, at most "
+                    f"3.4e+38 either way, got {value!r}; give a smaller one, such as 3.0"
+                )
 
     @property
     def items(self) -> Mapping[str, float]:
