@@ -22,8 +22,10 @@ from PIL import Image
 import xattn
 from tests import tiny
 from tests.processes import ONE_THREAD, SECONDS, code_of, draw, refused, start, together
+from tests.runs import make_run
 from xattn import batch, files
 from xattn.batch_items import Item, ItemError, read_items
+from xattn.run_folder import Writer
 
 SMALL = [16, 16]
 
@@ -100,6 +102,34 @@ def test_the_index_says_what_the_maps_say(pipe: Any, tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == list(runs.rows)
 
 
+def test_a_damaged_or_missing_picture_is_a_file_error(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(2), tmp_path)
+    (tmp_path / "images/000001.png").write_bytes(b"no picture")
+    (tmp_path / "images/000002.png").unlink()
+    for run in xattn.open_runs(tmp_path):
+        with pytest.raises(files.FileError, match=rf"{run.name}\.png is damaged or missing"):
+            _ = run.trace
+        with pytest.raises(files.FileError, match=rf"{run.name}\.png is damaged or missing"):
+            _ = run.image
+
+
+@pytest.mark.parametrize("length", [30, -40], ids=["header", "pixels"])
+def test_a_picture_cut_short_is_a_file_error(pipe: Any, tmp_path: Path, length: int) -> None:
+    batch.run(pipe, items(1), tmp_path)
+    path = tmp_path / "images/000001.png"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(files.FileError, match=r"000001\.png is damaged or missing"):
+        _ = xattn.open_runs(tmp_path)[0].trace
+
+
+def test_missing_maps_are_a_file_error(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, items(1), tmp_path)
+    (shard,) = (tmp_path / "maps").iterdir()
+    shard.unlink()
+    with pytest.raises(files.FileError, match=shard.name):
+        _ = xattn.open_runs(tmp_path)[0].trace
+
+
 def test_items_of_other_settings_are_drawn_apart(pipe: Any, tmp_path: Path) -> None:
     mixed = [
         {"prompt": "a red car", "size": SMALL, "steps": 2, "seed": 7},
@@ -168,7 +198,7 @@ def test_only_the_asked_items_maps_are_read(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch.run(pipe, items(4), tmp_path, batch_size=4)
-    shard = tmp_path / "maps/000001.safetensors"
+    (shard,) = (tmp_path / "maps").iterdir()
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1  # the last item's maps
     shard.write_bytes(data)
@@ -218,6 +248,31 @@ BAD: dict[str, tuple[str, str]] = {
     "absolute": ('{"prompt": "a car", "name": "/etc/evil"}', "leaves the folder"),
     "hidden": ('{"prompt": "a car", "name": ".hidden"}', "name '.hidden' must be"),
     "deep": ("[" * 100_000, "recursion|not JSON"),
+    "huge": (
+        '{"prompt": "a", "edits": [{"reweight": {"a": 1e39}}]}',
+        "weight of 'a' must be a number that float32 can hold, .* got 1e[+]39",
+    ),
+    "huger": ('{"prompt": "a", "edits": [{"reweight": {"a": 1%s}}]}' % ("0" * 400), "float32"),
+    "late": (
+        '{"prompt": "a", "edits": [{"refine": "a b", "self_steps": 1%s}]}' % ("0" * 400),
+        "self_steps|OverflowError",
+    ),
+    "guidance": ('{"prompt": "a", "guidance_scale": 1%s}' % ("0" * 400), "guidance_scale must be"),
+    "half": (r'{"prompt": "a \ud800 car"}', r"prompt has half a character, '\\ud800', at place 2"),
+    "negative": (r'{"prompt": "a", "negative_prompt": "\udfff"}', "negative_prompt has half"),
+    "number": (
+        '{"prompt": "a", "edits": [{"replace": {"red": 1}}]}',
+        r'replace must be an object of words .*\{"red": "blue"\}, got',
+    ),
+    "blend": ('{"prompt": "a", "edits": [[{"refine": "a b"}, {"blend": [1]}]]}', "blend must be"),
+    "steps": (
+        '{"prompt": "a", "edits": [{"refine": "a b", "word_steps": [1]}]}',
+        "word_steps must",
+    ),
+    "which": (
+        '{"prompt": "a", "edits": [{"reweight": {"a": 2}, "occurrence": "x"}]}',
+        "occurrence",
+    ),
 }
 UNDRAWABLE: dict[str, tuple[str, str]] = {
     "word": ('{"prompt": "a red car", "words": ["blue"]}', "its words are: a, red, car"),
@@ -315,6 +370,110 @@ def _stranger(folder: Path) -> Path:
     return other
 
 
+def named(*names: str) -> list[dict[str, Any]]:
+    """Items with names and seeds of their own, whatever line they are in."""
+    return [
+        {"prompt": f"a red {name[0]}", "name": name, "seed": sum(name.encode()), "size": SMALL,
+         "steps": 1}
+        for name in names
+    ]  # fmt: skip
+
+
+def prompts(folder: Path) -> dict[str, str]:
+    """What each stored item was asked for, its maps being those of that prompt."""
+    runs = xattn.open_runs(folder)
+    for run in runs:
+        assert run.trace.prompts == (run.prompt,)
+        assert {row["name"] for row in run.rows} == {run.name}
+    return {run.name: run.prompt for run in runs}
+
+
+def test_another_file_resumed_into_a_folder_leaves_what_is_finished(
+    pipe: Any, tmp_path: Path
+) -> None:
+    cars = named(*(f"cars/{n}" for n in range(6)))
+    boats = named(*(f"boats/{n}" for n in range(6)))
+    batch.run(pipe, cars, tmp_path, batch_size=4)
+    before = contents(tmp_path)
+    report = batch.run(pipe, boats, tmp_path, batch_size=4, resume=True)
+    assert (report.drawn, report.before, report.ok) == (6, 0, True)
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before if name != "index.jsonl"} == {
+        name: data for name, data in before.items() if name != "index.jsonl"
+    }
+    assert prompts(tmp_path) == {item["name"]: item["prompt"] for item in [*cars, *boats]}
+    report = batch.run(pipe, cars, tmp_path, batch_size=4, resume=True)
+    assert (report.drawn, report.before, report.ok) == (0, 6, True)
+    assert len(prompts(tmp_path)) == 12
+
+
+@pytest.mark.parametrize("order", ["dab", "adb", "abd", "bad", "db"])
+def test_lines_may_be_added_anywhere_or_left_out(pipe: Any, tmp_path: Path, order: str) -> None:
+    batch.run(pipe, named("a", "b"), tmp_path)
+    before = {run.name: run.trace.heatmap("red").array for run in xattn.open_runs(tmp_path)}
+    report = batch.run(pipe, named(*order), tmp_path, resume=True)
+    assert (report.drawn, report.before, report.ok) == (1, len(order) - 1, True)
+    assert prompts(tmp_path) == {name: f"a red {name}" for name in "abd"}
+    runs = xattn.open_runs(tmp_path)
+    for name in "ab":
+        np.testing.assert_array_equal(runs[name].trace.heatmap("red"), before[name])
+
+
+def test_an_item_of_a_known_name_and_other_content_is_refused(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, named("a", "b"), tmp_path)
+    before = contents(tmp_path)
+    wanted = [{**named("a")[0], "prompt": "a cat"}, {**named("b")[0], "name": "B"}, *named("d")]
+    report = batch.run(pipe, wanted, tmp_path, resume=True)
+    assert [failure.line for failure in report.failures] == [1, 2]
+    assert "item 'a' was drawn before from other content" in report.failures[0].message
+    assert "item 'B' was drawn before from other content" in report.failures[1].message
+    assert report.drawn == 1
+    after = contents(tmp_path)
+    assert all(after[name] == before[name] for name in before if name != "index.jsonl")
+
+
+def test_a_lost_image_is_drawn_again_and_its_neighbours_stay(pipe: Any, tmp_path: Path) -> None:
+    batch.run(pipe, named("a", "b", "d"), tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "images/b.png").unlink()
+    report = batch.run(pipe, named("x"), tmp_path, resume=True)  # of others
+    assert (report.drawn, report.ok) == (1, True)
+    assert list(prompts(tmp_path)) == ["a", "x", "d"]
+    report = batch.run(pipe, named("a", "b", "d", "x"), tmp_path, resume=True)
+    assert (report.drawn, report.before, report.ok) == (1, 3, True)
+    assert sorted(prompts(tmp_path)) == ["a", "b", "d", "x"]
+    after = contents(tmp_path)
+    assert all(after[name] == before[name] for name in ("images/a.png", "images/d.png"))
+
+
+def test_a_finished_group_is_never_written_over(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.prepare({}, resume=False)
+    run = make_run()
+    saved: list[str] = []
+    writer.write("one", [run], {}, [{"name": "a"}])
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match="group 'one' is finished"):
+        writer.write("one", [run], {"images/a.png": saved.append}, [{"name": "b"}])
+    assert contents(tmp_path) == before
+    assert saved == []
+    writer.close()
+
+
+def test_any_exception_while_a_line_is_checked_is_that_lines_failure(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+
+    def convert(prompt: str, _: Any) -> str:
+        if "boat" in prompt:
+            raise LookupError("no\nboat")
+        return prompt
+
+    pipe.maybe_convert_prompt = convert
+    report = batch.run(pipe, items(3), tmp_path)
+    assert [str(failure) for failure in report.failures] == ["line 2: LookupError: no boat"]
+    assert [run.line for run in xattn.open_runs(tmp_path)] == [1, 3]
+
+
 def test_a_mended_line_is_drawn_on_resuming(pipe: Any, tmp_path: Path) -> None:
     lines: list[Any] = [*items(5)]
     lines[2] = "oops"
@@ -379,7 +538,7 @@ def with_room_for(most: int, error: Exception, *, never: str = "-") -> Any:
 def test_a_group_without_room_is_drawn_in_halves(error: Exception, tmp_path: Path) -> None:
     report = batch.run(with_room_for(2, error), items(7), tmp_path / "runs", batch_size=7)
     assert (report.drawn, report.failures) == (7, ())
-    parts = sorted(path.stem for path in (tmp_path / "runs/parts").iterdir())
+    parts = sorted(path.stem[:6] for path in (tmp_path / "runs/parts").iterdir())
     assert parts == ["000001", "000002", "000004", "000006"]  # 7 are 3 and 4; 1 and 2, 2 and 2
     runs = xattn.open_runs(tmp_path / "runs")
     assert [run.line for run in runs] == [1, 2, 3, 4, 5, 6, 7]

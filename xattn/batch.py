@@ -11,6 +11,7 @@ CPU) number of threads may change the last bits.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from xattn.batch_items import (
     check_item,
     positions_of,
     read_items,
+    reason,
 )
 from xattn.devices import process_state
 from xattn.options import Options
@@ -207,7 +209,9 @@ def divide(items: Sequence[Numbered], batch_size: int) -> list[list[Numbered]]:
 
 
 def _group_name(group: Sequence[Numbered]) -> str:
-    return f"{group[0].line:06d}"
+    """Return a name that groups of other items never have: the first line, and a hash of all."""
+    said = "\n".join(f"{numbered.name} {numbered.item.digest}" for numbered in group)
+    return f"{group[0].line:06d}-{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
 
 
 def _checked(items: Sequence[Numbered], pipe: Any) -> tuple[list[Numbered], list[Failure]]:
@@ -216,8 +220,8 @@ def _checked(items: Sequence[Numbered], pipe: Any) -> tuple[list[Numbered], list
         try:
             check_item(numbered.item, pipe)
             good.append(numbered)
-        except (TypeError, ValueError) as error:
-            failures.append(Failure(numbered.line, str(error)))
+        except Exception as error:
+            failures.append(Failure(numbered.line, reason(error)))
     return good, failures
 
 
@@ -227,15 +231,16 @@ def _waiting(
     """Gives the items that aren't done, and those in whose place something else was."""
     waiting, failures = [], []
     for numbered in items:
-        before = done.get(numbered.name)
+        before = done.get(numbered.name.casefold())
         if before is None:
             waiting.append(numbered)
         elif before != numbered.item.digest:
             failures.append(
                 Failure(
                     numbered.line,
-                    f"item {numbered.name!r} was drawn before from a line that said something "
-                    "else; give it a name of its own",
+                    f"item {numbered.name!r} was drawn before from other content and stays as it "
+                    "is: give this line a name that the folder does not have; an item without a "
+                    "seed takes the number of its line, so give one where lines have moved",
                 )
             )
     return waiting, failures
@@ -276,7 +281,7 @@ def _parts(
 ) -> Iterator[tuple[list[Numbered], Drawn | list[Failure]]]:
     """Draws a group, in halves where the device has no memory for the whole; or says why not.
 
-    Each part is stored by itself: with its own name, which is its first line.
+    Each part is stored by itself, under a name of its own.
     """
     halve = False
     result: Drawn | list[Failure]
@@ -311,9 +316,7 @@ def _settle(pending: tuple[list[Numbered], Future[None]] | None) -> list[Failure
 
 
 def _failed(group: Sequence[Numbered], error: Exception) -> list[Failure]:
-    text = " ".join(str(error).split())
-    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return [Failure(numbered.line, message) for numbered in group]
+    return [Failure(numbered.line, reason(error)) for numbered in group]
 
 
 def _draw(pipe: Any, group: Sequence[Numbered], settings: Settings) -> Drawn:

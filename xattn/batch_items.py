@@ -7,13 +7,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from xattn import prompts
-from xattn.edits import Edit, LocalBlend, Refine, Replace, Reweight, composed
+from xattn.edits import Edit, LocalBlend, Refine, Replace, Reweight, composed, fits_float32
 from xattn.loading import size_of
 from xattn.plan import make_plan
 from xattn.recorder import kept_positions
@@ -63,12 +63,13 @@ class Item:
         for field in ("negative_prompt", "name"):
             value = getattr(self, field)
             _need(value is None or isinstance(value, str), field, "a text", value)
+        for field in ("prompt", "negative_prompt"):
+            _check_characters(field, getattr(self, field) or "")
         _need_number("seed", self.seed, 0, _SEEDS - 1)
         _need_number("steps", self.steps, 1, 10_000)
         scale = self.guidance_scale
-        real = isinstance(scale, int | float) and not isinstance(scale, bool)
-        right = scale is None or (real and math.isfinite(scale))
-        _need(right, "guidance_scale", "a finite number", scale)
+        right = scale is None or (fits_float32(scale) and not isinstance(scale, bool))
+        _need(right, "guidance_scale", "a number that float32 can hold", scale)
         object.__setattr__(self, "words", _words(self.words))
         object.__setattr__(self, "size", _size(self.size))
         object.__setattr__(self, "edits", _edits(self.edits))
@@ -156,9 +157,17 @@ def read_items(items: Items) -> tuple[list[Numbered], list[Failure]]:
             if first != line:
                 raise ItemError(f"name {one.name!r} is taken by line {first}")
             found.append(one)
-        except (ItemError, TypeError, ValueError, RecursionError) as error:
-            failures.append(Failure(line, str(error)))
+        except Exception as error:
+            failures.append(Failure(line, reason(error)))
     return found, failures
+
+
+def reason(error: Exception) -> str:
+    """Return an error in one line, with its type unless it is a ValueError."""
+    text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def check_item(item: Item, pipe: Any) -> None:
@@ -245,6 +254,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _check_characters(field: str, text: str) -> None:
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise ItemError(
+            f"{field} has half a character, {half[0]!r}, at place {half.start()}: write the whole "
+            "character, or leave it out"
+        )
+
+
 def _words(given: Any) -> tuple[str, ...] | None:
     if given is None:
         return None
@@ -286,7 +304,24 @@ _KINDS: dict[str, Any] = {
     "reweight": Reweight,
     "blend": LocalBlend,
 }
-_FIRST = {"replace": Mapping, "refine": str, "reweight": Mapping, "blend": str | list}
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "replace": lambda given: isinstance(given, Mapping) and _all_texts(given.values()),
+    "refine": lambda given: isinstance(given, str),
+    "reweight": lambda given: isinstance(given, Mapping),
+    "blend": lambda given: (
+        isinstance(given, str) or (isinstance(given, list) and _all_texts(given))
+    ),
+}
+_WANTED = {
+    "replace": 'an object of words and what takes their places, such as {"red": "blue"}',
+    "refine": "a text",
+    "reweight": 'an object of words and their weights, such as {"red": 3.0}',
+    "blend": "a word or a list of words",
+}
+
+
+def _all_texts(given: Iterable[Any]) -> bool:
+    return all(isinstance(one, str) for one in given)
 
 
 def _parse_edits(given: Any) -> tuple[tuple[Edit, ...], ...]:
@@ -305,21 +340,21 @@ def _parse_edit(data: Any) -> Edit:
     if len(named) != 1:
         raise ItemError(f"an edit has one of {', '.join(_KINDS)}, got {_short(dict(data))}")
     kind = named[0]
-    _need(isinstance(data[kind], _FIRST[kind]), kind, _wanted(kind), data[kind])
+    _need(_FITS[kind](data[kind]), kind, _WANTED[kind], data[kind])
     options = {key: _option(value) for key, value in data.items() if key != kind}
     known = {f.name for f in fields(_KINDS[kind]) if f.kw_only} - {"mask"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ItemError(f"{kind} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    shares = options.get("word_steps", {})
+    what = 'an object of words and shares of the run, such as {"blue": 0.5}'
+    _need(isinstance(shares, Mapping), "word_steps", what, shares)
+    _need_number("occurrence", options.get("occurrence"), 0, 10_000)
     try:
         edit: Edit = _KINDS[kind](data[kind], **options)
     except (TypeError, AttributeError) as error:
         raise ItemError(f"{kind}: {error}") from None
     return edit
-
-
-def _wanted(kind: str) -> str:
-    return {"refine": "a text", "blend": "a word or a list of words"}.get(kind, "an object")
 
 
 def _option(value: Any) -> Any:

@@ -3,15 +3,16 @@
 ::
 
     batch.json               what all items have in common
-    parts/000001.jsonl       index rows of a group of items: written last, so that they say "done"
-    maps/000001.safetensors  their maps, a run for each item
+    parts/<group>.jsonl      index rows of a group of items: written last, so that they say "done"
+    maps/<group>.safetensors their maps, a run for each item
     images/000001.png        an image for each item, and ``000001~1.png`` ... for its edits
     index.jsonl              all parts, once the batch has ended
     failures.jsonl           lines that were not drawn, and why
     .lock                    empty; locked by the run that fills the folder
 
-An index row is of one word of one image. Everything is written aside and renamed, and nothing
-holds the time or the place: equal items give equal bytes.
+A group is named by its first line and by a hash of its items, so that no other group takes its
+place. An index row is of one word of one image. Everything is written aside and renamed, and
+nothing holds the time or the place: equal items give equal bytes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Writer:
         self._lock: int | None = None
 
     def prepare(self, settings: Mapping[str, Any], resume: bool) -> dict[str, str]:
-        """Makes the folder ready, and gives the digest of each item that is done, by its name.
+        """Make the folder ready; return the digest of each finished item, by casefolded name.
 
         Raises:
             ValueError: it holds another batch, or the same one and ``resume`` wasn't said, or
@@ -118,7 +119,10 @@ class Writer:
             )
 
     def _tidy(self) -> dict[str, str]:
-        """Takes out what an interrupted run left, and gives what it finished."""
+        """Remove what an interrupted run left; return the digests of what it finished.
+
+        An item that lost a file is no longer finished, the others of its group still are.
+        """
         for name in (INDEX, FAILURES):
             (self.folder / name).unlink(missing_ok=True)
         for path in self.folder.rglob(".*.tmp"):
@@ -126,25 +130,37 @@ class Writer:
         done: dict[str, str] = {}
         kept: set[str] = set()
         for part in sorted((self.folder / PARTS).glob("*.jsonl")):
-            rows = self._whole(part)
-            if rows is None:
+            items = self._items(part)
+            whole = [rows for rows in items if self._are_there(rows)]
+            if not whole:
                 part.unlink()
                 continue
+            if len(whole) < len(items):
+                put_text(part, _jsonl([row for rows in whole for row in rows]))
             kept.add(part.stem)
-            done.update({row["name"]: row["digest"] for row in rows})
+            done.update({rows[0]["name"].casefold(): rows[0]["digest"] for rows in whole})
         for shard in (self.folder / MAPS).glob("*.safetensors"):
             if shard.stem not in kept:
                 shard.unlink()
         return done
 
-    def _whole(self, part: Path) -> list[Row] | None:
+    def _items(self, part: Path) -> list[list[Row]]:
+        """Return the rows of each item of a part; none where the part is damaged."""
+        items: dict[str, list[Row]] = {}
         try:
-            rows = list(_rows(part))
-            paths = {row[key] for row in rows for key in ("maps", "image") if row[key]}
-            there = all(_inside(self.folder, path).exists() for path in paths)
+            for row in _rows(part):
+                items.setdefault(row["name"], []).append(row)
         except (KeyError, TypeError, ValueError):
-            return None
-        return rows if rows and there else None
+            return []
+        return list(items.values())
+
+    def _are_there(self, rows: Sequence[Row]) -> bool:
+        """Return whether the item of some rows has all of its files."""
+        try:
+            paths = {row[key] for row in rows for key in ("maps", "image") if row[key]}
+            return all(_inside(self.folder, path).exists() for path in paths)
+        except (KeyError, TypeError, ValueError):
+            return False
 
     def write(
         self,
@@ -162,7 +178,16 @@ class Writer:
             runs: its maps.
             pictures: what writes each image, by its path in the folder.
             rows: its index.
+
+        Raises:
+            FileExistsError: the group is finished already; it stays as it is.
         """
+        part = self.folder / PARTS / f"{group}.jsonl"
+        if part.exists():
+            raise FileExistsError(
+                f"group {group!r} is finished in {self.folder} and is never written over: resume "
+                "the batch, or choose another folder"
+            )
         written: list[Path] = []
         try:
             for name, save in pictures.items():
@@ -173,7 +198,7 @@ class Writer:
             shard = self.folder / MAPS / f"{group}.safetensors"
             written.append(shard)
             files.save(shard, runs)
-            put_text(self.folder / PARTS / f"{group}.jsonl", _jsonl(rows))
+            put_text(part, _jsonl(rows))
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
@@ -251,34 +276,42 @@ class StoredRun:
         """Its maps and images, read anew each time and without the other items'.
 
         Raises:
-            FileError: the files are damaged.
+            FileError: the files are damaged or missing.
         """
         first = self.rows[0]
-        run = files.load_run(_inside(self.folder, first["maps"]), int(first["run"]))
+        maps = _inside(self.folder, first["maps"])
+        with files.damage_named(maps, "is damaged or missing"):
+            run = files.load_run(maps, int(first["run"]))
         return Trace([replace(run, images=self.images)])
 
     @property
     def image(self) -> Image.Image | None:
-        """Its image; None where the batch kept none."""
+        """Its image; None where the batch kept none.
+
+        Raises:
+            FileError: the file is damaged or missing.
+        """
         found = self.images
         return found[0] if found else None
 
     @property
     def images(self) -> list[Image.Image]:
-        """Its image, and those of its edits."""
+        """Its image, and those of its edits.
+
+        Raises:
+            FileError: a file is damaged or missing.
+        """
         paths = dict.fromkeys(row["image"] for row in self.rows if row["image"] is not None)
-        found = []
-        for path in paths:
-            with Image.open(_inside(self.folder, path)) as image:
-                found.append(image.convert("RGB"))
-        return found
+        return [_picture(_inside(self.folder, path)) for path in paths]
 
     def __repr__(self) -> str:
         return f"StoredRun({self.name!r}: {self.prompt!r}, seed {self.seed})"
 
 
 class Runs(Sequence[StoredRun]):
-    """The items of a batch that are done, in the order of their lines.
+    """The items of a batch that are done, in the order of their lines, then of their names.
+
+    A line's number is that of the file that the item was drawn from.
 
     >>> runs = xattn.open_runs("runs")
     >>> runs[12].trace.heatmap("red").overlay()
@@ -369,14 +402,23 @@ def open_runs(folder: str | os.PathLike[str]) -> Runs:
         raise FileNotFoundError(f"there is no batch in {folder}: it has no {SETTINGS}")
     whole = folder / INDEX
     parts = [whole] if whole.exists() else sorted((folder / PARTS).glob("*.jsonl"))
-    items: dict[int, list[Row]] = {}
+    items: dict[str, list[Row]] = {}
+    order: dict[str, tuple[int, str]] = {}
     for part in parts:
         try:
             for row in _rows(part):
-                items.setdefault(int(row["line"]), []).append(row)
+                name = str(row["name"])
+                order.setdefault(name, (int(row["line"]), name))
+                items.setdefault(name, []).append(row)
         except (KeyError, TypeError, ValueError) as error:
             raise files.FileError(f"{part} is damaged ({error})") from error
-    return Runs(folder, [StoredRun(folder, tuple(items[line])) for line in sorted(items)])
+    names = sorted(items, key=lambda name: order[name])
+    return Runs(folder, [StoredRun(folder, tuple(items[name])) for name in names])
+
+
+def _picture(path: Path) -> Image.Image:
+    with files.damage_named(path, "is damaged or missing"), Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _rows(path: Path) -> Iterator[Row]:
