@@ -138,7 +138,7 @@ class Writer:
             if len(whole) < len(items):
                 put_text(part, _jsonl([row for rows in whole for row in rows]))
             kept.add(part.stem)
-            done.update({rows[0]["name"].casefold(): rows[0]["digest"] for rows in whole})
+            done.update({str(rows[0]["name"]).casefold(): rows[0]["digest"] for rows in whole})
         for shard in (self.folder / MAPS).glob("*.safetensors"):
             if shard.stem not in kept:
                 shard.unlink()
