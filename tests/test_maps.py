@@ -182,7 +182,3 @@ def test_a_prompt_of_embeddings_is_asked_by_position():
     assert maps.word_positions(blind, [2, 3]) == (2, 3)
     with pytest.raises(ValueError, match="not recorded"):
         maps.word_positions(blind, 50)
-
-
-def test_the_helper_prompt_has_a_token_for_each_word():
-    assert [t.text for t in prompt("a red car").tokens] == ["a", "red", "car"]
