@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.runs import LAYERS, make_run, prompt
+from tests.runs import LAYERS, make_run
 from xattn import maps
 from xattn.prompts import Prompt
 from xattn.runs import Layer, MemoryStore, Run

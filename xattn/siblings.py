@@ -122,8 +122,8 @@ def edit(
             scheduler: its source isn't sampled again, which halves the work of a single edit.
             Seed and options are that run's, but for ``callback_on_step_end``, and nothing is
             recorded: ``result.trace`` is None. The result can be a ``source=`` in its turn.
-        **options: the pipeline's own; others are refused. A negative prompt, an image, a mask image go to all rows;
-            ``latents`` are those of the source.
+        **options: the pipeline's own; others are refused. A negative prompt, an image, a mask
+            image go to all rows; ``latents`` are those of the source.
 
     Raises:
         TypeError: the pipeline has no text cross-attention that can be seen.
