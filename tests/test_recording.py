@@ -734,12 +734,13 @@ def test_a_recording_names_its_model_without_this_machines_folders(
 
 def test_a_float64_pipeline_is_recorded_as_a_float32_one() -> None:
     asked: dict[str, Any] = {"dtype": torch.float32, "affinity": True, "previews": True}
+    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     pipe = tiny.sd1()
     with xattn.record(pipe, **asked) as expected:
-        draw(pipe)
+        draw(pipe, latents=noise)
     pipe = pipe.to(torch.float64)
     with xattn.record(pipe, **asked) as trace:
-        draw(pipe)
+        draw(pipe, latents=noise.double())
     for i in range(len(trace.run.layers)):
         torch.testing.assert_close(trace.run.maps(i), expected.run.maps(i), atol=2e-3, rtol=0)
     torch.testing.assert_close(trace.run.affinity, expected.run.affinity, atol=2e-3, rtol=0)
