@@ -18,7 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.processors.recording import Recording, kept_probs
+from xattn.processors.recording import (
+    Recording,
+    at_least_float32,
+    kept_probs,
+    softmax_probs,
+)
 from xattn.processors.wrapping import Compute, LayerHandler
 
 
@@ -203,18 +208,18 @@ def on_probabilities(
     origin: tuple[Tensor, Tensor] | None,
     scale: float,
 ) -> Tensor:
-    """Gives ``edited_cross_attention`` by a softmax in float32 of the rows that it takes.
+    """Gives ``edited_cross_attention`` by a softmax in float32 or more of the rows that it takes.
 
     The rows that aren't edited go through the model's own call.
     """
     rows = step.rows
     from_query, from_key = (rows.taken(t) for t in origin or (query, key))
-    probs = kept_probs(from_query, from_key, _of_sources(mask, rows), scale, slice(None))
+    probs = softmax_probs(from_query, from_key, _of_sources(mask, rows), scale)
     if step.mix is not None:
-        probs = probs @ step.mix[:, None]  # (rows, heads, queries, tokens)
+        probs = probs @ step.mix[:, None].to(probs.dtype)  # (rows, heads, queries, tokens)
     if step.owns:
         part = mask if mask is None or len(mask) == 1 else _edited(mask, rows)
-        own = kept_probs(_edited(query, rows), _edited(key, rows), part, scale, slice(None))
+        own = softmax_probs(_edited(query, rows), _edited(key, rows), part, scale)
         probs = probs + own * step.own[:, None, None]
     result = probs.to(value.dtype) @ _edited(value, rows)
     return _beside(result, query, key, value, mask, rows, compute)
@@ -333,7 +338,7 @@ class CrossEditing(Recording):
             else origin.index_select(0, step.rows.sources)
         )
         if step.mix is not None:
-            taken = taken @ step.mix[:, None]
+            taken = taken @ step.mix[:, None].to(taken.dtype)
         if step.owns:
             own = probs.index_select(0, step.rows.edited - first)
             taken = taken + own * step.own[:, None, None]
@@ -360,9 +365,9 @@ class CrossEditing(Recording):
         _refuse_kept(self.origin, self.name)
         probs = compute(query, key, mask)
         whole = probs.unflatten(0, (-1, self.heads))  # (batch, heads, queries, tokens)
-        edited = self.edited(whole[self.rows[0]].float())
+        edited = self.edited(at_least_float32(whole[self.rows[0]]))
         if self.buffer is not None or self.words is not None:
-            self.write_all(edited.detach())
+            self.write_all(edited.detach().float())
         if self.step is None:
             return probs
         span = self.rows[0]

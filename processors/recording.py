@@ -165,7 +165,7 @@ class Affinity(LayerHandler):
                 f"layer {self.name} computes a few rows at a time, and affinity=True needs them "
                 "all; call pipe.disable_attention_slicing() first"
             )
-        self._add(whole.float())
+        self._add(whole.detach().float())
         return probs
 
     def _add(self, probs: Tensor) -> None:
@@ -203,7 +203,7 @@ def fused_attention(
     output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, scale=scale
     )
-    return output, sums.detach()
+    return output, sums.detach().float()  # double where the queries are
 
 
 _FLASH = 1  # SDPBackend.FLASH_ATTENTION
@@ -238,19 +238,35 @@ def kept_probs(
 ) -> Tensor:
     """Gives softmax(query keyᵀ scale) in float32, of the kept tokens: (..., queries, tokens).
 
-    The softmax runs over every key; autocast, which would turn float32 into bfloat16 here, is
-    off.
+    The softmax runs over every key; no gradients flow through what is kept.
+    """
+    query, key = query.detach().float(), key.detach().float()
+    probs = softmax_probs(query, key, None if mask is None else mask.detach(), scale).float()
+    return probs[..., tokens] if isinstance(tokens, slice) else probs.index_select(-1, tokens)
+
+
+def softmax_probs(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return softmax(query keyᵀ scale) in float32, or float64 of such queries, with gradients.
+
+    Autocast, which would turn float32 into bfloat16 here, is off.
+
+    Returns:
+        (..., queries, tokens)
     """
     with torch.autocast(query.device.type, enabled=False):
-        query, key = query.detach().float(), key.detach().float()
+        query, key = at_least_float32(query), at_least_float32(key)
         logits = torch.matmul(query * scale, key.transpose(-1, -2))
         if mask is not None:
             if mask.dtype == torch.bool:
                 logits = logits.masked_fill(~mask, float("-inf"))
             else:
                 logits = logits + mask
-        probs = logits.softmax(-1)
-    return probs[..., tokens] if isinstance(tokens, slice) else probs.index_select(-1, tokens)
+        return logits.softmax(-1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is where it has more digits."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _pick(tensor: Tensor, rows: tuple[slice, ...]) -> Tensor:

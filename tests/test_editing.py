@@ -233,6 +233,59 @@ def test_both_forms_equal_the_definition(
             assert torch.allclose(form, want @ value, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["values", "probabilities"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("follows", [False, True], ids=["mixes", "follows"])
+@pytest.mark.parametrize("owns", [False, True], ids=["", "owns"])
+def test_both_forms_have_the_gradients_of_finite_differences(
+    form: str, masked: bool, follows: bool, owns: bool
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 2, n, 2, generator=g, dtype=torch.float64) for n in (2, 3, 3)]
+    mask = torch.randn(1, 1, 1, 3, generator=g, dtype=torch.float64) if masked else None
+    mix = None if follows else torch.rand(1, 3, 3, generator=g)
+    if follows and owns:
+        mix = torch.eye(3)[None]
+    own_share = torch.rand(1, 3, generator=g) if owns else torch.zeros(1, 3)
+    rows = Rows.of([0], 1, 1, torch.device("cpu"), batch=3)
+    step = CrossStep(rows, mix, own_share, owns)
+
+    def edited(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if form == "values":
+            return on_values(query, key, value, mask, step, _own_call, None)
+        return on_probabilities(query, key, value, mask, step, _own_call, None, 2**-0.5)
+
+    assert torch.autograd.gradcheck(edited, [t.requires_grad_() for t in inputs])
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["", "explicit processors"])
+@pytest.mark.parametrize(
+    "edits", [Replace("red", "blue"), Reweight("red", 3.0), [Refine(NIGHT), Reweight("night", 2.0)]]
+)
+def test_an_edits_gradients_agree_with_finite_differences(edits: Any, explicit: bool) -> None:
+    pipe = tiny.sd1().to(torch.float64)
+    if explicit:
+        pipe.unet.set_attn_processor(AttnProcessor())
+    g = torch.Generator().manual_seed(0)
+    where, way, weights = (
+        torch.randn(2, 4, 8, 8, generator=g, dtype=torch.float64) for _ in range(3)
+    )
+
+    def value(latents: Tensor) -> Tensor:
+        with own(pipe, edits) as session:
+            states = encoded(pipe, session.prompts)[0]
+            first = pipe.scheduler.timesteps[0]
+            predicted: Tensor = pipe.unet(latents, first, states.detach()).sample
+        return (predicted * weights).sum()
+
+    where.requires_grad_()
+    (gradient,) = torch.autograd.grad(value(where), where)
+    with torch.no_grad():
+        around = value(where + 1e-5 * way) - value(where - 1e-5 * way)
+    expected = float(around) / 2e-5
+    assert float((gradient * way).sum()) == pytest.approx(expected, rel=1e-5)
+
+
 class LargestShapes(TorchDispatchMode):
     """Collects the shapes of every tensor that an operation makes."""
 
@@ -880,39 +933,81 @@ def test_rows_and_embeds_say_which_rows_are_edited() -> None:
         loop(pipe, unchanged, states, negative)
 
 
-def test_a_blend_that_is_left_out_is_an_error() -> None:
+BLENDED: list[Any] = [Replace("red", "blue"), LocalBlend("car", start=0.0)]
+
+
+def blends_but_the_last(session: Any) -> Callable[[Tensor], Tensor]:
+    """Blends after each step of a loop but its last."""
+    done = 0
+
+    def blend(latents: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        return session.blend(latents) if done < STEPS else latents
+
+    return blend
+
+
+def test_a_loop_that_never_blends_is_an_error_at_its_second_step() -> None:
     pipe = tiny.sd1()
-    before = dict(pipe.unet.attn_processors)
-    edits = [Replace("red", "blue"), LocalBlend("car")]
     states, _ = encoded(pipe, [CAR, BLUE])
-    steps = 0
-
-    def but_the_last(latents: Tensor) -> Tensor:
-        nonlocal steps
-        steps += 1
-        return session.blend(latents) if steps < STEPS else latents
-
-    with pytest.raises(RuntimeError, match=r"step 0 .* session\.blend"), own(pipe, edits):
+    with pytest.raises(RuntimeError, match=r"step 0 .* session\.blend"), own(pipe, BLENDED):
         loop(pipe, unchanged, states)
-    with pytest.raises(RuntimeError, match="step 4"), own(pipe, edits) as session:
-        loop(pipe, but_the_last, states)
-    steps = 0
+
+
+def test_a_loop_that_leaves_out_the_last_blend_is_an_error_at_the_blocks_end() -> None:
+    pipe = tiny.sd1()
+    states, _ = encoded(pipe, [CAR, BLUE])
+    with pytest.raises(RuntimeError, match="step 4"), own(pipe, BLENDED) as session:
+        loop(pipe, blends_but_the_last(session), states)
+
+
+def test_an_error_of_the_users_is_not_hidden_by_the_blend_that_it_left_out() -> None:
+    pipe = tiny.sd1()
+    states, _ = encoded(pipe, [CAR, BLUE])
+    done = 0
 
     def interrupted(latents: Tensor) -> Tensor:
-        if steps == STEPS - 1:
+        nonlocal done
+        done += 1
+        if done == STEPS:
             raise KeyboardInterrupt
-        return but_the_last(latents)
+        return session.blend(latents)
 
-    with pytest.raises(KeyboardInterrupt), own(pipe, edits) as session:  # it isn't masked
+    with pytest.raises(KeyboardInterrupt), own(pipe, BLENDED) as session:
         loop(pipe, interrupted, states)
-    with own(pipe, Replace("red", "blue")):  # nothing to blend
+
+
+def test_a_loop_with_nothing_to_blend_needs_no_blend() -> None:
+    pipe = tiny.sd1()
+    states, _ = encoded(pipe, [CAR, BLUE])
+    with own(pipe, Replace("red", "blue")) as session:
+        got = loop(pipe, unchanged, states)
+    assert session.trace is not None
+    assert session.trace.run.done == STEPS
+    assert not close(got[1], got[0])
+
+
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_a_pipeline_called_without_the_callback_is_an_error_and_can_be_called_again(
+    steps: int,
+) -> None:
+    pipe = tiny.sd1()
+    asked: dict[str, Any] = QUIET | {"num_inference_steps": steps}
+    with editing(pipe, CAR, BLENDED) as session:
+        with pytest.raises(RuntimeError, match=r"callback_on_step_end=session\.callback"):
+            pipe(session.prompts, **asked)
+        pipe(session.prompts, callback_on_step_end=session.callback, **asked)
+    assert session.masks[0] is not None
+    assert len(session.masks[0]) == steps
+
+
+def test_a_blend_that_was_left_out_leaves_the_processors_as_they_were() -> None:
+    pipe = tiny.sd1()
+    before = dict(pipe.unet.attn_processors)
+    states, _ = encoded(pipe, [CAR, BLUE])
+    with pytest.raises(RuntimeError), own(pipe, BLENDED):
         loop(pipe, unchanged, states)
-    for count in (1, STEPS):
-        asked: dict[str, Any] = QUIET | {"num_inference_steps": count}
-        with editing(pipe, CAR, edits) as session:
-            with pytest.raises(RuntimeError, match=r"callback_on_step_end=session\.callback"):
-                pipe(session.prompts, **asked)
-            pipe(session.prompts, callback_on_step_end=session.callback, **asked)
     after = pipe.unet.attn_processors
     assert all(after[name] is processor for name, processor in before.items())
 
@@ -1041,6 +1136,19 @@ def never(*_: Any, **__: Any) -> Any:
         ([[]], {"trace": {"layers": []}}, "layers=\\[\\] records nothing"),
         ([[]], {"side": 0}, "side=0 must be a whole number"),
         ([[]], {"side": 16.0}, "side=16.0 must be a whole number"),
+        ([[]], {"image": Image.new("RGB", (64, 64))}, "image= is not an option .*image-to-image"),
+        ([[]], {"guidance_scal": 3.0}, r"guidance_scal= .* did you mean guidance_scale\b"),
+        ([[]], {"nonsense": 1}, r"nonsense= is not an option of StableDiffusionPipeline$"),
+        (
+            [[Replace("red", "blue"), LocalBlend("car", start=0.9)]],
+            {},
+            r"start=0\.9 never acts in a run of 5 steps, whose last begins at 0\.8",
+        ),
+        (
+            [[Replace("red", "blue"), LocalBlend(mask=torch.ones(32, 32))]],
+            {"num_inference_steps": 1},
+            r"start=0\.2 never acts in a run of 1 step, whose last begins at 0: ",
+        ),
     ],
 )
 def test_bad_requests_are_refused_before_sampling(
@@ -1053,6 +1161,34 @@ def test_bad_requests_are_refused_before_sampling(
         run(pipe, *edits, **options)
     after = pipe.unet.attn_processors
     assert all(after[name] is processor for name, processor in before.items())
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5, 0.75])
+def test_a_blend_that_acts_in_the_last_step_alone_is_drawn(start: float) -> None:
+    edits = [Replace("red", "blue"), LocalBlend(mask=torch.zeros(32, 32), start=start)]
+    steps = 1 if start == 0.0 else 4
+    result = run(tiny.sd1(), edits, num_inference_steps=steps)
+    assert torch.equal(result.images[0], result.source)
+
+
+def test_options_that_a_subclass_hands_on_are_the_pipelines() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    class HandsOn(StableDiffusionPipeline):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    pipe = tiny.sd1(cls=HandsOn)
+    assert run(pipe, [], guidance_scale=3.0, num_inference_steps=1).images
+    with pytest.raises(ValueError, match="image= is not an option of HandsOn"):
+        run(pipe, [], image=Image.new("RGB", (64, 64)))
+
+
+def test_a_misspelt_option_of_a_sweep_is_refused() -> None:
+    pipe = tiny.sd1()
+    pipe.unet.forward = never
+    with pytest.raises(ValueError, match="did you mean num_inference_steps"):
+        sweep(pipe, CAR, "red", [2.0], num_inference_step=3)
 
 
 def test_sliced_attention_is_refused_with_advice() -> None:

@@ -355,7 +355,8 @@ def test_a_compiled_unet_is_recorded_in_one_more_graph(in_place: bool) -> None:
     with xattn.record(reference) as expected:
         draw(reference, steps=6)
     for a, b in zip(recorded_maps(trace.run), recorded_maps(expected.run), strict=True):
-        assert torch.equal(a, b)
+        # softmax here, its sums from the fused attention there: float16's last digit may differ
+        torch.testing.assert_close(a, b, atol=2**-11, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -412,11 +413,15 @@ def test_a_compiled_unet_is_edited_without_a_graph_for_each_step(edits: list[Any
         # one for each phase: cross and self, cross alone, neither
         assert count() <= 4
     expected = edited(smallest())
-    np.testing.assert_array_equal(result.source, expected.source)
-    for one, two in zip(result.images, expected.images, strict=True):
-        np.testing.assert_array_equal(one, two)
-    for mask, other in zip(result.masks, expected.masks, strict=True):
-        assert (mask is None and other is None) or torch.equal(mask, other)
+    # a graph may round sums otherwise: to 2e-5 of an image, and a mask's cells on the threshold
+    np.testing.assert_allclose(result.source, expected.source, atol=2e-5)
+    found = zip(result.images, expected.images, result.masks, expected.masks, strict=True)
+    for one, two, mask, other in found:
+        assert (mask is None) == (other is None)
+        flipped = 0.0 if mask is None else float((mask != other).float().mean())
+        assert flipped <= 0.01
+        if not flipped:
+            np.testing.assert_allclose(one, two, atol=2e-5)
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in-place"])
@@ -456,6 +461,7 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
 
 def test_two_threads_with_two_pipelines_record_right() -> None:
     pipes = [small(), small()]
+    before = [parts(pipe) for pipe in pipes]
     expected = recorded(small())
 
     def work(pipe: Any) -> list[xattn.Trace]:
@@ -465,8 +471,8 @@ def test_two_threads_with_two_pipelines_record_right() -> None:
         for trace in traces:
             for a, b in zip(recorded_maps(trace.run), recorded_maps(expected.run), strict=True):
                 assert torch.equal(a, b)
-    for pipe in pipes:
-        assert_same_parts(parts(pipe), parts(pipe))
+    for pipe, found in zip(pipes, before, strict=True):
+        assert_same_parts(found, parts(pipe))
         assert all(
             type(p).__name__ == "AttnProcessor2_0" for p in pipe.unet.attn_processors.values()
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.runs import LAYERS, make_run, prompt
+from tests.runs import LAYERS, make_run
 from xattn import maps
 from xattn.prompts import Prompt
 from xattn.runs import Layer, MemoryStore, Run
@@ -182,7 +182,3 @@ def test_a_prompt_of_embeddings_is_asked_by_position():
     assert maps.word_positions(blind, [2, 3]) == (2, 3)
     with pytest.raises(ValueError, match="not recorded"):
         maps.word_positions(blind, 50)
-
-
-def test_the_helper_prompt_has_a_token_for_each_word():
-    assert [t.text for t in prompt("a red car").tokens] == ["a", "red", "car"]

@@ -63,7 +63,7 @@ def test_every_module_is_in_the_repository() -> None:
     tracked = set(git("ls-files", "-z").stdout.split("\0"))
     paths = [path for name in ("xattn", "processors") for path in (ROOT / name).rglob("*.py")]
     modules = {path.relative_to(ROOT).as_posix() for path in paths}
-    assert len(modules) > 40
+    assert {"xattn/__init__.py", "processors/__init__.py"} <= modules
     assert modules - tracked == set()
 
 

@@ -140,6 +140,7 @@ class Editor(Recorder):
         self.images = len(asked.rows) // len(texts)
         sample: Tensor = arguments["sample"]
         latent = (int(sample.shape[-2]), int(sample.shape[-1]))
+        self._refuse_idle_blends(arguments["timestep"])
         self._drawn = self._fit_masks(latent, sample.device)
         self._places = [None if s.places is None else s.places.on(sample.device)
                         for s in self.edits.siblings]  # fmt: skip
@@ -214,6 +215,19 @@ class Editor(Recorder):
                     f"row {row} of those that follow the prompts should be of {prompt.text!r}, its "
                     f"embeddings aren't: give each prompt of session.prompts images={self.images} "
                     "rows, one prompt after another, or say with images= or rows= how it is"
+                )
+
+    def _refuse_idle_blends(self, timestep: Any) -> None:
+        """Raise ValueError where a LocalBlend would start behind the run's last step."""
+        blends = [s.blend for s in self.edits.siblings if s.blend is not None]
+        clock = self.source.clock(timestep) if blends else None
+        steps = 0 if clock is None else len(clock.plan.timesteps)
+        for each in blends:
+            if steps and not begun(steps - 1, steps, each.start):
+                raise ValueError(
+                    f"LocalBlend with start={each.start:g} never acts in a run of {steps} "
+                    f"{'step' if steps == 1 else 'steps'}, whose last begins at "
+                    f"{(steps - 1) / steps:.3g}: give a smaller start=, or draw more steps"
                 )
 
     def _fit_masks(self, latent: tuple[int, int], device: torch.device) -> list[Tensor | None]:

@@ -41,6 +41,40 @@ class Tap:
     recording: Recording
 
 
+@dataclass(frozen=True)
+class Matched:
+    """Rows that were found in a denoiser call, and the text that they were found in.
+
+    The text itself is kept, and not its address: memory that is freed is used again.
+
+    Attributes:
+        states: the call's text.
+        version: how often it had been written into; None where torch doesn't count.
+        batch: rows of the call.
+        rows: what was found.
+    """
+
+    states: Tensor | None
+    version: int | None
+    batch: int
+    rows: tuple[slice, ...] | None
+
+    @classmethod
+    def of(cls, states: Tensor | None, batch: int, rows: tuple[slice, ...] | None) -> Matched:
+        """Keep what was found in a call."""
+        return cls(states, _version(states), batch, rows)
+
+    def is_of(self, states: Tensor | None, batch: int) -> bool:
+        """Whether a call has this very text, unchanged; never where torch counts no changes."""
+        if states is not self.states or batch != self.batch:
+            return False
+        return states is None or (not states.is_inference() and _version(states) == self.version)
+
+
+def _version(states: Tensor | None) -> int | None:
+    return None if states is None or states.is_inference() else states._version
+
+
 AFFINITY_CELLS = 32 * 32
 """The most queries of a grid whose self-attention is kept: 2 MB for each image."""
 
@@ -63,7 +97,7 @@ class Recorder:
         self.asleep = True
         self.states: Tensor | None = None  # the text of the call under way
         self.next: Asked | None = None  # of an encode_prompt while a run was under way
-        self.matched: dict[str, tuple[Any, tuple[slice, ...] | None]] = {}
+        self.matched: dict[str, Matched] = {}
         if isinstance(source, PipelineSource):
             source.on_prompt = self._before_prompt
             source.on_asked = self._after_prompt
@@ -288,6 +322,13 @@ class Recorder:
             return False
         return states.shape != before.shape or not torch.equal(states, before)
 
+    def _text_of(self, arguments: dict[str, Any]) -> Tensor | None:
+        """Return a copy of a call's text where the next call's must be compared with it."""
+        if not isinstance(self.source, LoopSource) or self.options.embeds is not None:
+            return None
+        states = hooks.text_states(arguments.get("encoder_hidden_states"))
+        return None if states is None else states.detach().clone()  # a loop may write into it
+
     def _tell_done(self) -> None:
         """Says how many steps can be read: an average can't be before its end."""
         if self.run is not None and self.tape is not None and "step" in self.options.keep:
@@ -433,7 +474,7 @@ class Recorder:
         rows = self._rows(prefix, arguments)
         assert rows is not None
         assert self.run is not None
-        self.states = hooks.text_states(arguments.get("encoder_hidden_states"))
+        self.states = self._text_of(arguments)
         batch = len(arguments["sample"])
         images = sum(span.stop - span.start for span in rows)
         for tap in self.taps:
@@ -451,15 +492,11 @@ class Recorder:
         """Gives the rows of a call's batch that are recorded; None where the text isn't ours."""
         states = hooks.text_states(arguments.get("encoder_hidden_states"))
         batch = len(arguments["sample"])
-        key: Any = (batch, None)
-        if states is not None:
-            version = None if states.is_inference() else states._version
-            key = (batch, states.data_ptr(), states.shape, version)
         known = self.matched.get(prefix)
-        if known is None or known[0] != key:
-            known = (key, self._find_rows(states, batch))
-            self.matched[prefix] = known
-        return known[1]
+        if known is None or not known.is_of(states, batch):
+            found = self._find_rows(states, batch)
+            known = self.matched[prefix] = Matched.of(states, batch, found)
+        return known.rows
 
     def _find_rows(self, states: Tensor | None, batch: int) -> tuple[slice, ...] | None:
         asked = self.source.asked
@@ -491,7 +528,7 @@ class Recorder:
             other = noise[: len(guided)] if rows.start else noise[len(guided) :]
             guided = other + scale * (guided - other)
         step = plan.steps[self.call]
-        clean = self.source.clean(sample, guided, plan.timesteps[step])
+        clean = self.source.clean(sample, guided, plan.timesteps[step]).detach()
         run.estimates[step].copy_(clean, non_blocking=True)
 
     def after_call(self, prefix: str) -> None:
@@ -531,6 +568,7 @@ class Recorder:
         if self.run is None or self.tape is None:
             return
         run, finished, self.run, self.tape = self.run, self.tape, None, None
+        self.matched = {}
         for tap in self.taps:
             tap.recording.live = False
             tap.recording.buffer = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,6 +95,36 @@ class Batch:
         if isinstance(given, list | tuple):
             return list(given) * (self.rows // len(given))
         return [given] * self.rows
+
+
+_UNNAMED = ("callback", "callback_steps")  # older options, which pipelines read from **kwargs
+
+
+def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
+    """Raise ValueError where an option is none of a pipeline's, which would ignore it."""
+    known = _parameters(type(pipe))
+    for name in options:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=3)
+        advice = f"; did you mean {' or '.join(near)}?" if near else ""
+        if name in ("image", "mask_image", "strength"):
+            advice = "; edit a picture with an image-to-image or inpainting pipeline (from_pipe)"
+        raise ValueError(f"{name}= is not an option of {type(pipe).__name__}{advice}")
+
+
+def _parameters(kind: type) -> list[str]:
+    """Return the names of a pipeline's options, those that a base class names among them."""
+    found: dict[str, None] = {}
+    for each in kind.__mro__:
+        call = each.__dict__.get("__call__")
+        parameters = inspect.signature(call).parameters if callable(call) else {}
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                found.update(dict.fromkeys(_UNNAMED))
+            elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
+                found[name] = None
+    return list(found)
 
 
 def _composed(session: Session, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def record(
             )
         source: Source = LoopSource(pipe, options, tokenizer, scheduler)
     else:
-        refuse_own_loops({"tokenizer": tokenizer, "scheduler": scheduler, "embeds": embeds})
+        refuse_own_loops({
+            "tokenizer": tokenizer, "scheduler": scheduler, "rows": rows, "embeds": embeds,
+        })  # fmt: skip
         source = PipelineSource(pipe, options)
     recorder = Recorder(source, options)
     with recorder.installed():

@@ -15,7 +15,7 @@ from xattn.edits import Edits, Reweight
 from xattn.kept import OF_ONE_CALL, KeptSource, Maker
 from xattn.loops import Session, TraceOptions, editing, session_of
 from xattn.plan import EditPlan
-from xattn.rows import Batch
+from xattn.rows import Batch, refuse_unknown
 from xattn.streams import Given
 from xattn.trace import Trace
 
@@ -122,8 +122,8 @@ def edit(
             scheduler: its source isn't sampled again, which halves the work of a single edit.
             Seed and options are that run's, but for ``callback_on_step_end``, and nothing is
             recorded: ``result.trace`` is None. The result can be a ``source=`` in its turn.
-        **options: the pipeline's own. A negative prompt, an image, a mask image go to all rows;
-            ``latents`` are those of the source.
+        **options: the pipeline's own; others are refused. A negative prompt, an image, a mask
+            image go to all rows; ``latents`` are those of the source.
 
     Raises:
         TypeError: the pipeline has no text cross-attention that can be seen.
@@ -149,6 +149,7 @@ def edit(
         if trace is not None and trace is not False:
             raise ValueError(f"trace={trace!r}: nothing is recorded with source=; leave it out")
         return _edit_kept(pipe, prompt, edits, source, generator, side, options)
+    refuse_unknown(pipe, options)
     kept = None
     if keep_source:
         drawn = {name: value for name, value in options.items() if name not in OF_ONE_CALL}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,8 +50,9 @@ class PipelineSource:
 
     @property
     def model_name(self) -> str:
-        """The hub id or folder that the pipeline came from."""
-        return str(getattr(self.pipe.config, "_name_or_path", "") or type(self.pipe).__name__)
+        """The hub id that the pipeline came from, or the folder's name."""
+        given = str(getattr(self.pipe.config, "_name_or_path", "") or "")
+        return name_of_model(given) or type(self.pipe).__name__
 
     def components(self) -> dict[str, nn.Module]:
         """Gives the models that attend to text, by the prefix of their layers' names."""
@@ -239,6 +241,17 @@ def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
     if kind == "v_prediction":
         return signal * sample - noise * output
     return (sample - noise * output) / signal
+
+
+def name_of_model(given: str) -> str:
+    """Return a hub id as it is; of a folder on this machine its name, or the hub id behind it."""
+    path = PureWindowsPath(given) if PureWindowsPath(given).drive else PurePosixPath(given)
+    if not path.is_absolute():
+        return given
+    for part in path.parts:  # the hub's cache: models--owner--name/snapshots/commit
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 def refuse_own_loops(options: Mapping[str, Any]) -> None:
