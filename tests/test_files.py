@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.runs import LAYERS, make_run
 from xattn import files, maps
-from xattn.files import FileError, FolderStore, load, save
+from xattn.files import FileError, FolderStore, json_value, load, save, write_header
 from xattn.runs import Run
 
 
@@ -53,6 +53,37 @@ def test_runs_come_back_as_they_were(tmp_path, dtype):
         assert other.store.read(0, [0]).dtype == dtype
         assert other.nbytes == one.nbytes
     assert list(tmp_path.iterdir()) == [path]
+
+
+ODD = {
+    "guidance_scale": float("nan"),
+    "weights": {"red": float("-inf"), 3: (np.float32(0.5), torch.tensor(2))},
+    "dtype": torch.float16,
+    "text": "a \ud800",
+}
+PLAIN = {
+    "guidance_scale": "nan",
+    "weights": {"red": "-inf", "3": [0.5, 2]},
+    "dtype": "torch.float16",
+    "text": "a \ud800",
+}
+
+
+def test_a_fact_that_json_cannot_hold_never_costs_a_recording(tmp_path):
+    run = make_run()
+    run.info.update(ODD)
+    save(tmp_path / "run.safetensors", [run])
+    (loaded,) = load(tmp_path / "run.safetensors")
+    assert loaded.info == PLAIN
+    same(replace(run, info=PLAIN), loaded)
+    write_header(tmp_path / "folder", run)
+    header = json.loads(json.loads((tmp_path / "folder/header.json").read_text())["header"])
+    assert header["runs"][0]["info"] == PLAIN
+
+
+def test_facts_that_json_can_hold_are_kept_as_they_are():
+    facts = {"a": [1, 2.5, None, True, "é"], "b": {"c": -0.0}, "d": 10**30}
+    assert repr(json_value(facts)) == repr(facts)
 
 
 @settings(max_examples=25)
