@@ -71,7 +71,7 @@ PLAIN = {
 
 def test_a_fact_that_json_cannot_hold_never_costs_a_recording(tmp_path):
     run = make_run()
-    run.info.update(ODD)
+    run.info = dict(ODD)
     save(tmp_path / "run.safetensors", [run])
     (loaded,) = load(tmp_path / "run.safetensors")
     assert loaded.info == PLAIN
