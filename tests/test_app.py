@@ -144,6 +144,9 @@ def test_the_script_names_the_model_and_quotes_what_it_is_given():
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": "a" * 1001}, "longer than 1000 characters"),
         ({"guidance": float("nan")}, "guidance nan is out of bounds"),
+        ({"seed": 2**63}, f"seed {2**63} is out of bounds: 0 to {2**63 - 1}"),
+        ({"prompt": "a \ud800"}, "the prompt is .*: character 2 is a lone surrogate"),
+        ({"negative": "\udcff"}, "the negative is .*: character 0 is a lone surrogate"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused(studio, asked, says):

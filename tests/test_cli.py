@@ -22,11 +22,14 @@ from tests import tiny
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
+from rich.console import Console
 from typer.main import get_command
 
-from xattn.cli import main
+from xattn.cli import exit_code_of, main
 from xattn.cli.commands import app
-from xattn.cli.edit import grouped
+from xattn.cli.edit import grouped, write_edit
+from xattn.cli.options import watched
+from xattn.cli.output import Folder, print_json
 from xattn.loading import size_of
 
 PROMPT = "a red car on a lawn"
@@ -113,7 +116,7 @@ def test_refined_maps_are_recorded_shown_and_refused(xattn_command, model):
     assert xattn_command(*record, "--out", "coarse")[0] == 0
     assert picture("coarse/01-red.png").tobytes() != picture("fine/01-red.png").tobytes()
     code, out, err = xattn_command("show", "coarse/trace.safetensors", "--refined")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "record with affinity=True" in err
 
 
@@ -173,7 +176,7 @@ def test_an_animation_without_previews_is_drawn_on_the_final_image(xattn_command
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        (["--animate", "blue"], 1, "'blue' is not in the prompt"),
+        (["--animate", "blue"], 2, "'blue' is not in the prompt"),
         (["--animate", "car", "--word", "red"], 2, "give --word 'car' too"),
         (["--animate", "red", "--keep", "layer"], 2, "add step to --keep layer"),
     ],
@@ -205,6 +208,25 @@ def test_recording_and_report_are_there_when_a_picture_fails(xattn_command, mode
     assert (code, err) == (1, "xattn: the disk is full\n")
     assert xattn.load("xattn-record/trace.safetensors").prompts == (PROMPT,)
     assert Path("xattn-record/report.html").is_file()
+
+
+def test_an_edits_recording_is_there_when_its_report_fails(tmp_path):
+    class Unreported:  # an edit whose report can't be written
+        def __init__(self, trace, image):
+            self.trace, self.source, self.images, self.labels = trace, image, [], []
+
+        def sheet(self):
+            return self.source
+
+        def report(self, path):
+            raise OSError("the disk is full")
+
+    pipe = tiny.sd1()
+    with xattn.record(pipe) as trace:
+        image = pipe(PROMPT, num_inference_steps=1).images[0]
+    with pytest.raises(OSError, match="the disk is full"):
+        write_edit(Folder(tmp_path), Unreported(trace, image))
+    assert xattn.load(tmp_path / "trace.safetensors").prompts == (PROMPT,)
 
 
 # -- edit and sweep
@@ -259,7 +281,11 @@ def test_edits_keep_their_order_and_a_plus_joins():
         (["--replace", "red=blue", "+"], "between two edits"),
         (["--replace", "red"], "write it as red=blue"),
         (["--replace", "red=blue", "--threshold", "0.5"], "--threshold is that of --blend"),
-        (["--reweight", "red=much"], "'much' is no number"),
+        (["--reweight", "red=much"], "'much' is not a number"),
+        (["--reweight", "red=nan"], "--reweight 'red=nan': 'nan' is out of range"),
+        (["--reweight", "red=1e30"], "give a number from -1000 to 1000"),
+        (["--reweight", "red=-inf"], "out of range"),
+        (["--refine", " "], "Refine takes the whole new prompt"),
         (["--replace", "red=blue", "--self-steps", "2"], "is no share of the run"),
     ],
 )
@@ -332,13 +358,24 @@ def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file
         (["record", PROMPT, "--size", "big"], 2, "'big' is no size"),
         (["record", PROMPT, "--nonsense"], 2, "--nonsense"),
         (["nonsense"], 2, "nonsense"),
-        (["sweep", PROMPT, "red", "--weights", "some"], 2, "'some' are no numbers"),
-        (["record", PROMPT, "--device", "abacus"], 1, "'abacus' is no device"),
-        (["record", PROMPT, "--offload", "model", "--device", "cpu"], 1, "needs an accelerator"),
-        (["record", PROMPT, "--model", "."], 1, "no model_index.json"),
-        (["show", "nothing.safetensors"], 1, "there is no recording at nothing.safetensors"),
+        (["sweep", PROMPT, "red", "--weights", "some"], 2, "'some' is not a number"),
+        (["sweep", PROMPT, "red", "--weights", "1,inf"], 2, "'inf' is out of range"),
+        (["sweep", PROMPT, "red", "--weights", "0,1e30"], 2, "'1e30' is out of range"),
+        (["record", PROMPT, "--guidance", "nan"], 2, "'--guidance': 'nan' is out of range"),
+        (["record", PROMPT, "--guidance", "inf"], 2, "'inf' is out of range"),
+        (["edit", PROMPT, "--guidance", "1e30"], 2, "a number from -1000 to 1000"),
+        (["record", PROMPT, "--guidance", "much"], 2, "'much' is not a number"),
+        (["record", PROMPT, "--seed", str(2**63)], 2, "'--seed'"),
+        (["record", "a \ud800 car"], 2, "character 2 is a lone surrogate"),
+        (["record", PROMPT, "--negative", "\udcff"], 2, "character 0 is a lone surrogate"),
+        (["record", PROMPT, "--device", "abacus"], 2, "'abacus' is no device"),
+        (["batch", "text.safetensors", "--out", "o", "--device", "abacus"], 2, "'abacus' is no"),
+        (["record", PROMPT, "--offload", "model", "--device", "cpu"], 2, "needs an accelerator"),
+        (["record", PROMPT, "--model", "."], 2, "no model_index.json"),
+        (["show", "nothing.safetensors"], 2, "there is no recording at nothing.safetensors"),
+        (["batch", "nothing.jsonl", "--out", "o"], 2, "'nothing.jsonl' does not exist"),
         (["show", "text.safetensors"], 1, "text.safetensors is damaged, or is not a recording"),
-        (["record", PROMPT, "--out", "text.safetensors"], 1, "is a file; give a folder"),
+        (["record", PROMPT, "--out", "text.safetensors"], 2, "is a file; give a folder"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(xattn_command, tmp_path, words, code, says):
@@ -358,19 +395,50 @@ def test_an_error_is_one_line_and_an_exit_code(xattn_command, tmp_path, words, c
         (["record", PROMPT, "--size", "100"], "multiples of 8"),
         (["record", PROMPT, "--layers", "nowhere"], "nowhere"),
         (["record", PROMPT, "--keep", "colour"], "the axes are step, layer, head"),
+        (["record", PROMPT, "--animate", "blue"], "'blue' is not in the prompt"),
         (["edit", PROMPT, "--replace", "blue=green"], "'blue' is not in the prompt"),
+        (["edit", PROMPT, "--replace", "red=\ud800"], "character 2 is a lone surrogate"),
+        (["edit", PROMPT, "--refine", "a \ud800"], "character 2 is a lone surrogate"),
+        (["sweep", PROMPT, "blue"], "'blue' is not in the prompt"),
     ],
 )
-def test_what_the_model_can_not_do_is_said_in_one_line(xattn_command, model, words, says):
+def test_what_the_model_can_not_do_is_a_wrong_call(xattn_command, model, words, says):
     code, out, err = xattn_command(*words, "--model", model, "--steps", "2")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
 
 
+def test_a_call_without_a_command_shows_the_commands_and_says_what_is_missing(xattn_command):
+    code, out, err = xattn_command()
+    assert (code, err) == (2, "xattn: give a command (see: xattn --help)\n")
+    assert "record" in out
+
+
+def test_a_value_error_before_the_first_step_is_a_wrong_call_and_later_a_failure():
+    def fail_after(steps):
+        with watched(Console(quiet=True), "") as watch:
+            for step in range(steps):
+                watch(None, step, None, {})
+            raise ValueError("odd")
+
+    for steps, code in ((0, 2), (1, 1)):
+        with pytest.raises(ValueError, match="odd") as caught:
+            fail_after(steps)
+        assert exit_code_of(caught.value) == code
+
+
+def test_facts_that_json_has_no_form_for_are_printed_as_text(capsys):
+    print_json({"scale": float("nan"), "word": "\N{CAT FACE}", "heads": np.float32(2)})
+    printed = capsys.readouterr().out
+    assert json.loads(printed, parse_constant=pytest.fail) == {
+        "scale": "nan", "word": "\N{CAT FACE}", "heads": 2.0,
+    }  # fmt: skip
+
+
 def test_debug_shows_where_an_error_comes_from(xattn_command):
     code, _, err = xattn_command("show", "nothing.safetensors", "--debug")
-    assert code == 1
+    assert code == 2
     assert "Traceback (most recent call last)" in err
     assert err.splitlines()[-1].startswith("xattn: there is no recording")
 
@@ -420,9 +488,24 @@ def test_the_installed_command_runs():
 
 def test_the_installed_command_fails_without_a_traceback(tmp_path):
     done = shell("show", str(tmp_path / "none"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.strip() == f"xattn: there is no recording at {tmp_path / 'none'}"
+
+
+INTERRUPTED = """
+import xattn.cli, xattn.cli.commands as commands
+@commands.app.command()
+def wait() -> None:
+    raise KeyboardInterrupt
+xattn.cli.main(["wait"])
+"""
+
+
+def test_an_interrupted_command_says_so_and_exits_with_130():
+    done = shell(code=INTERRUPTED)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "xattn: interrupted; what was written before stays\n"
 
 
 def test_completion_is_written_for_a_shell():

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.runs import LAYERS, make_run
 from xattn import files, maps
-from xattn.files import FileError, FolderStore, load, save
+from xattn.files import FileError, FolderStore, json_value, load, save, write_header
 from xattn.runs import Run
 
 
@@ -75,6 +75,37 @@ def test_a_path_that_can_hold_no_file_is_refused_in_a_sentence(tmp_path, kind):
     with pytest.raises(error, match="choose another path") as refused:
         save(path, [make_run()])
     assert ".tmp" not in str(refused.value)
+
+
+ODD = {
+    "guidance_scale": float("nan"),
+    "weights": {"red": float("-inf"), 3: (np.float32(0.5), torch.tensor(2))},
+    "dtype": torch.float16,
+    "text": "a \ud800",
+}
+PLAIN = {
+    "guidance_scale": "nan",
+    "weights": {"red": "-inf", "3": [0.5, 2]},
+    "dtype": "torch.float16",
+    "text": "a \ud800",
+}
+
+
+def test_a_fact_that_json_cannot_hold_never_costs_a_recording(tmp_path):
+    run = make_run()
+    run.info = dict(ODD)
+    save(tmp_path / "run.safetensors", [run])
+    (loaded,) = load(tmp_path / "run.safetensors")
+    assert loaded.info == PLAIN
+    same(replace(run, info=PLAIN), loaded)
+    write_header(tmp_path / "folder", run)
+    header = json.loads(json.loads((tmp_path / "folder/header.json").read_text())["header"])
+    assert header["runs"][0]["info"] == PLAIN
+
+
+def test_facts_that_json_can_hold_are_kept_as_they_are():
+    facts = {"a": [1, 2.5, None, True, "é"], "b": {"c": -0.0}, "d": 10**30}
+    assert repr(json_value(facts)) == repr(facts)
 
 
 @settings(max_examples=25)

@@ -223,6 +223,19 @@ def test_an_anonymous_prompt_is_addressed_by_position() -> None:
         replace_mapping(read("a"), prompt)
 
 
+# Texts that can't be read
+
+
+def test_a_lone_surrogate_is_refused_before_the_tokenizer_meets_it() -> None:
+    with pytest.raises(ValueError, match=r"the prompt is .*: character 2 is a lone surrogate"):
+        tokenize(TOKENIZER, "a \ud800 car")
+
+
+def test_a_lone_control_character_is_not_listed_as_a_word() -> None:
+    prompt = tokenize(TOKENIZER, "a \x01 car")
+    assert [word.text for word in prompt.words] == ["a", "car"]
+
+
 # Textual inversion, other tokenizers
 
 

@@ -151,6 +151,13 @@ def test_a_very_large_run_shows_fewer_steps_and_says_so():
     assert "steps shown" not in facts
 
 
+def test_maps_that_are_not_finite_are_named_as_such(tmp_path):
+    run = make_run(steps=1)
+    run.store.tensors[0][...] = float("nan")
+    with pytest.raises(ValueError, match="the maps hold values that are not finite"):
+        Trace([run]).report(tmp_path / "report.html")
+
+
 def test_nothing_in_the_page_comes_from_elsewhere():
     page = report.page([Subject(make_run())])
     assert "http" not in page.replace("http-equiv", "")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xattn.text import chunks, clusters, matches, words
+from xattn.text import check_text, chunks, clusters, matches, words
 
 NFD_CAFE = unicodedata.normalize("NFD", "café")
 
@@ -49,6 +49,24 @@ def test_words_are_matched_whole(text: str, word: str, spans: list[tuple[int, in
 def test_words_leave_the_punctuation_around_them() -> None:
     text = "(a red) car's, ... <toy> ¿qué?"
     assert [text[s:e] for s, e in words(text)] == ["a", "red", "car's", "<toy>", "qué"]
+
+
+@pytest.mark.parametrize("lone", ["\x00", "\x01", "\x7f", "\x1c", "\u200b", "\x01!", "\u2060\x02"])
+def test_control_and_format_characters_alone_are_not_a_word(lone: str) -> None:
+    text = f"a {lone} car"
+    assert [text[s:e] for s, e in words(text)] == ["a", "car"]
+
+
+def test_controls_around_a_word_are_left_out_and_those_inside_belong_to_it() -> None:
+    text = "\x01red\x02 ca\x03r, \N{WAVING BLACK FLAG}\U000e0067\U000e007f"
+    found = [text[s:e] for s, e in words(text)]
+    assert found == ["red", "ca\x03r", "\N{WAVING BLACK FLAG}\U000e0067\U000e007f"]
+
+
+def test_a_lone_surrogate_is_refused_with_its_place() -> None:
+    assert check_text("a red \N{CAT FACE}") == "a red \N{CAT FACE}"
+    with pytest.raises(ValueError, match=r"the label is .*: character 2 is a lone surrogate"):
+        check_text("a \ud800", "the label")
 
 
 @given(st.text())

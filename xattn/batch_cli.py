@@ -78,13 +78,13 @@ def batch(
     from xattn.loading import load_pipeline
 
     with batches.Crew() as crew:
-        pipe = load_pipeline(
-            model,
-            device=device,
-            dtype=dtype.value if dtype else None,
-            offload=offload.value if offload else None,
-        )
-        try:
+        with o.asked():  # what a line asks for wrongly is that line's failure
+            pipe = load_pipeline(
+                model,
+                device=device,
+                dtype=dtype.value if dtype else None,
+                offload=offload.value if offload else None,
+            )
             report = batches.run(
                 pipe,
                 prompts,
@@ -96,8 +96,6 @@ def batch(
                 resume=resume,
                 progress=None if quiet or as_json else progress_bar,
             )
-        except ValueError as error:  # a folder of something else, options that make no sense
-            raise typer.BadParameter(str(error)) from error
         if crew.is_main and as_json:
             failures = [asdict(failure) for failure in report.failures]
             ended = {"drawn": report.drawn, "before": report.before, "failures": failures}

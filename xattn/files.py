@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -384,7 +385,7 @@ def _describe(run: Run, dtype: str) -> dict[str, Any]:
             {"name": x.name, "grid": list(x.grid), "heads": x.heads, "members": list(x.members)}
             for x in run.layers
         ],
-        "timesteps": list(run.timesteps),
+        "timesteps": json_value(run.timesteps),
         "latent": list(run.latent),
         "keep": sorted(run.keep),
         "done": run.done,
@@ -392,8 +393,29 @@ def _describe(run: Run, dtype: str) -> dict[str, Any]:
         "images": len(run.images),
         **dict.fromkeys(EXTRAS),
         **{name: list(extra.shape) for name, extra in _extras(run).items()},
-        "info": run.info,
+        "info": json_value(run.info),
     }
+
+
+def json_value(value: Any) -> Any:
+    """Return a fact as JSON can hold it: what JSON has no form for as text.
+
+    A fact never costs a recording. NaN and infinities become "nan" and "inf", scalars of numpy and
+    torch Python's, anything else its ``str``.
+    """
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_value(each) for each in value]
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return json_value(value.item())
+    return str(value)
 
 
 def _sealed(header: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from xattn.text import Span, chunks, is_space, matches, words
+from xattn.text import Span, check_text, chunks, is_space, matches, words
 
 Words = str | int | Sequence[int]
 """What a word can be given as: its text, or the positions of its tokens."""
@@ -306,6 +306,7 @@ def tokenize(
     length = tokenizer.model_max_length if max_length is None else max_length
     if length > 100_000:  # transformers' way of saying that there is none
         raise ValueError("the tokenizer doesn't say how long its axis is: give max_length=")
+    check_text(text, "the prompt")
     converted = text if convert is None else convert(text, tokenizer)
     origin = _origin(text, converted, getattr(tokenizer, "added_tokens_encoder", {}))
     encoded = _with_offsets(tokenizer)(

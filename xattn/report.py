@@ -323,6 +323,11 @@ def _blocks(
     blocks, scales = [bytearray() for _ in words], [list[float]() for _ in words]
     for each in found:
         top = each.amax((1, 2))  # (words,)
+        if not bool(torch.isfinite(top).all()):
+            raise ValueError(
+                "the maps hold values that are not finite: the run went out of the model's range; "
+                "draw it with a smaller guidance scale or smaller weights"
+            )
         level = each / top.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None] * 255
         for n, values in enumerate(level.round().to(torch.uint8).numpy()):
             blocks[n] += values.tobytes()

@@ -23,7 +23,7 @@ from xattn.options import Options
 from xattn.sessions import record
 from xattn.siblings import EditResult, edit
 from xattn.sources import PipelineSource
-from xattn.text import matches
+from xattn.text import check_text, matches
 from xattn.toyland.bundle import DTYPE
 from xattn.trace import Trace
 
@@ -67,6 +67,7 @@ class Settings:
             ValueError: something is, and what the bounds are.
         """
         for name in ("prompt", "negative"):
+            check_text(getattr(self, name), f"the {name}")
             if len(getattr(self, name)) > limits.prompt:
                 raise ValueError(f"the {name} is longer than {limits.prompt} characters")
         if not self.prompt.strip():
@@ -95,7 +96,7 @@ class Settings:
 
 def _within(name: str, value: float, least: float, most: float) -> None:
     if not (math.isfinite(value) and least <= value <= most):
-        raise ValueError(f"{name} {value:g} is out of bounds: {least:g} to {most:g}")
+        raise ValueError(f"{name} {value} is out of bounds: {least} to {most}")
 
 
 @dataclass(frozen=True)

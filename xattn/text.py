@@ -43,6 +43,22 @@ class Cluster:
     folded: str
 
 
+def check_text(text: str, name: str = "the text") -> str:
+    """Return a text that can be encoded, unchanged.
+
+    Raises:
+        ValueError: it holds a lone surrogate, as texts do that were decoded or cut wrongly.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} is {text!r}: character {error.start} is a lone surrogate, not a character; "
+            "give text that was decoded as UTF-8"
+        ) from None
+    return text
+
+
 def is_space(char: str) -> bool:
     """Tells whether Unicode counts a character as white space, as tokenizers do."""
     return char.isspace() and not "\x1c" <= char <= "\x1f"  # Python's own four
@@ -69,11 +85,15 @@ def chunks(text: str) -> list[list[Cluster]]:
 
 
 def words(text: str) -> list[Span]:
-    """Gives the stretches between white space, less the punctuation around them."""
+    """Return the stretches between white space, less punctuation and controls around them.
+
+    A stretch of nothing but punctuation, control and format characters is not a word.
+    """
     found = []
     for chunk in chunks(text):
-        inner = [c for c in chunk if not unicodedata.category(c.base).startswith("P")]
-        if inner:
+        kinds = [unicodedata.category(c.base) for c in chunk]
+        inner = [c for c, kind in zip(chunk, kinds, strict=True) if kind != "Cc" and kind[0] != "P"]
+        if any(kind != "Cf" for kind in (unicodedata.category(c.base) for c in inner)):
             found.append((inner[0].start, inner[-1].end))
     return found
 

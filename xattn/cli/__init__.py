@@ -9,16 +9,28 @@ import warnings
 from collections.abc import Sequence
 
 NEEDED = {"typer", "rich", "click", "shellingham"}
+STOPPED = "interrupted; what was written before stays"
+INTERRUPTED = 130  # as shells count it: 128 and the signal's number
+
+
+class UsageError(ValueError):
+    """A call that names something that isn't there or can't be; found before anything is drawn."""
+
+    exit_code = 2
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 when done, 1 when it failed, 2 when it was called wrongly.
+    """Run a command and exit.
 
-    An error is one line on stderr; ``--debug`` shows where it comes from.
+    The exit code is 0 when done, 1 when it failed while running, 2 when it was called wrongly, 130
+    when it was interrupted. An error is one line on stderr; ``--debug`` shows where it comes from.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
         from xattn.cli.commands import app
+    except KeyboardInterrupt:
+        complain(STOPPED)
+        sys.exit(INTERRUPTED)
     except ModuleNotFoundError as missing:
         if missing.name not in NEEDED:
             raise
@@ -36,12 +48,12 @@ def main(args: Sequence[str] | None = None) -> None:
             if not debug:
                 warnings.simplefilter("ignore")
             code = app(words, prog_name="xattn", standalone_mode=False)
+        if code == INTERRUPTED:  # typer makes this of control-C, and prints nothing
+            complain(STOPPED)
         sys.exit(code if isinstance(code, int) else 0)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit):
-            raise
-        complain("interrupted")
-        sys.exit(130)
+    except KeyboardInterrupt:
+        complain(STOPPED)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # somebody reads only the first lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -58,18 +70,18 @@ def complain(message: str) -> None:
 
 
 def message_of(error: BaseException) -> str:
-    """Gives what an error says, and what it is where it says little."""
+    """Return an error's own message, with its type where the message alone is not enough."""
     told = getattr(error, "format_message", None)  # typer's own: a wrong call
     if told is not None:
         context = getattr(error, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context is not None else ""
-        return f"{told()}{hint}"
+        return f"{told() or 'give a command'}{hint}"
     text = str(error).strip()
     said = isinstance(error, ValueError | OSError | MemoryError | TypeError | RuntimeError)
     return text if said and text else f"{type(error).__name__}: {text}"
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Gives 2 for a wrong call, 1 for anything that failed."""
+    """Return 2 for a wrong call, 1 for anything that failed."""
     code = getattr(error, "exit_code", 1)
     return code if isinstance(code, int) else 1

@@ -41,8 +41,8 @@ def demo(
     request = o.Request(device=device, seed=seed, steps=steps, guidance=GUIDANCE)
     pipe = request.pipeline(progress)
     with (
-        xattn.record(pipe, previews=True) as trace,
         o.watched(progress, "drawing") as watch,
+        xattn.record(pipe, previews=True) as trace,
     ):
         image = pipe(PROMPT, callback_on_step_end=watch, **request.arguments(pipe)).images[0]
     with progress.status("writing"):

@@ -86,9 +86,9 @@ def _share(text: str) -> Any:
 
 def _weights(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} are no numbers: give -1,0,1,2,4") from None
+        return [o.number_of(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; write them as -1,0,1,2,4") from None
 
 
 Many = list[str] | None
@@ -171,7 +171,8 @@ def edit(
     """Draw a prompt, and siblings of its image with words replaced, added, stronger or weaker."""
     values = {"replace": replace, "refine": refine, "reweight": reweight, "blend": blend}
     timing = {"cross_steps": cross_steps, "self_steps": self_steps}
-    edits = read_edits(ctx.meta["xattn.edits"], values, timing, threshold)
+    with o.asked():
+        edits = read_edits(ctx.meta["xattn.edits"], values, timing, threshold)
     request = o.Request(model, device, dtype, offload, seed, steps, size, guidance, negative)
     draw(request, out, as_json, prompt, edits)
 
@@ -202,7 +203,8 @@ def sweep(
     from xattn import Reweight
 
     timing = {"cross_steps": cross_steps, "self_steps": self_steps}
-    edits = [[Reweight({word: weight}, **timing)] for weight in weights]
+    with o.asked():
+        edits = [[Reweight({word: weight}, **timing)] for weight in weights]
     request = o.Request(model, device, dtype, offload, seed, steps, size, guidance, negative)
     labels = [f"{word} x {weight:g}" for weight in weights]
     draw(request, out, as_json, prompt, edits, labels)
@@ -253,11 +255,9 @@ def _pair(kind: str, text: str, example: str) -> tuple[str, str]:
 
 def _number(text: str, weight: str) -> float:
     try:
-        return float(weight)
-    except ValueError:
-        raise typer.BadParameter(
-            f"--reweight {text!r}: {weight!r} is no number; write it as red=3"
-        ) from None
+        return o.number_of(weight)
+    except ValueError as error:
+        raise typer.BadParameter(f"--reweight {text!r}: {error}; write it as red=3") from None
 
 
 def draw(
@@ -293,14 +293,14 @@ def draw(
 
 
 def write_edit(folder: Folder, result: Any) -> None:
-    """Writes the images of an edit, what they look like side by side, report and trace."""
+    """Write an edit's trace, its images, the sheet of them side by side, and the report."""
+    if result.trace is not None:  # first what the others can be made of again
+        images = [result.source, *result.images]
+        path = folder.new("trace.safetensors", "what each image attends to, for xattn show")
+        result.trace.save(path, images)
     text = "the source, its edits, and where blends let them act"
     folder.picture("edits.png", result.sheet(), text)
     folder.picture("source.png", result.source, "the source, as the model alone would draw it")
     for number, (image, label) in enumerate(zip(result.images, result.labels, strict=True), 1):
         folder.picture(f"edit-{number:02d}.png", image, label)
     result.report(folder.new("report.html", "the report: open it in a browser"))
-    if result.trace is not None:
-        images = [result.source, *result.images]
-        path = folder.new("trace.safetensors", "what each image attends to, for xattn show")
-        result.trace.save(path, images)

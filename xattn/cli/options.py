@@ -12,7 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from xattn.cli import UsageError
+from xattn.text import check_text
+
 MODEL, RUN, OUTPUT = "Model", "Sampling", "Output"
+LARGEST = 1000.0  # beyond it guidance and weights leave the range of half precision
 
 
 class Dtype(str, Enum):
@@ -44,7 +48,49 @@ def axes_of(texts: Sequence[str]) -> list[str]:
     return [axis.strip() for text in texts for axis in text.split(",") if axis.strip()]
 
 
-PromptArgument = Annotated[str, typer.Argument(help="The prompt.", show_default=False)]
+@contextmanager
+def asked() -> Iterator[None]:
+    """Make a wrong call of each ValueError in the block, which checks what was asked for."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def number_of(text: str) -> float:
+    """Read a number that a model can be multiplied by: finite, in [-1000, 1000].
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not abs(value) <= LARGEST:  # a NaN too
+        raise ValueError(f"{text!r} is out of range: give a number from -1000 to 1000")
+    return value
+
+
+def _guidance(text: Any) -> float:
+    try:
+        return number_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _text(given: str | None) -> str | None:
+    try:
+        return None if given is None else check_text(given, "it")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+PromptArgument = Annotated[
+    str, typer.Argument(help="The prompt.", show_default=False, callback=_text)
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -74,7 +120,7 @@ OffloadOption = Annotated[
     ),
 ]  # fmt: skip
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Of the noise.", rich_help_panel=RUN)
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the noise.", rich_help_panel=RUN)
 ]
 StepsOption = Annotated[
     int | None,
@@ -90,11 +136,15 @@ SizeOption = Annotated[
     ),
 ]  # fmt: skip
 GuidanceOption = Annotated[
-    float | None,
-    typer.Option("--guidance", help="Guidance scale; 1 is off.", rich_help_panel=RUN),
-]
+    Any,
+    typer.Option(
+        "--guidance", parser=_guidance, metavar="NUMBER", help="Guidance scale; 1 is off.",
+        rich_help_panel=RUN,
+    ),
+]  # fmt: skip
 NegativeOption = Annotated[
-    str | None, typer.Option("--negative", help="The negative prompt.", rich_help_panel=RUN)
+    str | None,
+    typer.Option("--negative", help="The negative prompt.", rich_help_panel=RUN, callback=_text),
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", help="The folder for results.", rich_help_panel=OUTPUT)
@@ -132,8 +182,12 @@ class Request:
     negative: str | None = None
 
     def pipeline(self, console: Console) -> Any:
-        """Loads the model."""
-        with console.status(f"loading {self.model or 'the bundled model'}"):
+        """Load the model.
+
+        Raises:
+            UsageError: there is no such model, device or precision.
+        """
+        with asked(), console.status(f"loading {self.model or 'the bundled model'}"):
             from xattn.loading import load_pipeline
 
             pipe = load_pipeline(
@@ -146,7 +200,11 @@ class Request:
         return pipe
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
-        """Gives the arguments of the pipeline's call that were asked for."""
+        """Return the arguments of the pipeline's call that were asked for.
+
+        Raises:
+            UsageError: the model can't draw images of the size.
+        """
         import math
 
         import torch
@@ -157,7 +215,7 @@ class Request:
             factor = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)))
             if any(side % factor for side in self.size):
                 height, width = self.size
-                raise ValueError(f"--size {width}x{height}: both must be multiples of {factor}")
+                raise UsageError(f"--size {width}x{height}: both must be multiples of {factor}")
             found["height"], found["width"] = self.size
         if self.steps is not None:
             found["num_inference_steps"] = self.steps
@@ -179,21 +237,32 @@ class Request:
 
 @dataclass
 class Watch:
-    """Follows the steps of a run, for those who wait."""
+    """The steps of a run as they pass, for those who wait.
+
+    Attributes:
+        advance: called with the number of steps done and to do.
+        done: the steps done.
+    """
 
     advance: Callable[[int, int], None]
+    done: int = 0
 
     def __call__(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
         """Is ``callback_on_step_end``."""
-        self.advance(step + 1, int(getattr(pipe, "num_timesteps", 0)))
+        self.done = step + 1
+        self.advance(self.done, int(getattr(pipe, "num_timesteps", 0)))
         return {}
 
 
 @contextmanager
 def watched(console: Console, label: str) -> Iterator[Watch]:
-    """Shows a progress bar while the block samples with the watch as its callback."""
+    """Show a progress bar while the block samples with the watch as its callback.
+
+    Raises:
+        UsageError: a ValueError came before the first step: it is about what was asked for.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -204,4 +273,10 @@ def watched(console: Console, label: str) -> Iterator[Watch]:
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total or None)
 
-        yield Watch(advance)
+        watch = Watch(advance)
+        try:
+            yield watch
+        except ValueError as error:
+            if watch.done:
+                raise
+            raise UsageError(str(error)) from error

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from xattn.cli import UsageError
+
 LEGIBLE = 512  # pixels: pictures with a map on them are at least so large
 
 
@@ -24,7 +26,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--out {self.path} is a file; give a folder")
+            raise UsageError(f"--out {self.path} is a file; give a folder")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def new(self, name: str, what: str) -> Path:
@@ -63,8 +65,10 @@ def tell(folder: Folder, console: Console, title: str = "") -> None:
 
 
 def print_json(data: Any) -> None:
-    """Prints one JSON object on stdout."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    """Print one JSON object on stdout; facts that JSON can't hold stand in it as text."""
+    from xattn.files import json_value
+
+    print(json.dumps(json_value(data), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def slug(number: int, word: str) -> str:

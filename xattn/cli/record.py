@@ -57,14 +57,15 @@ def record(
     arguments = request.arguments(pipe)
     axes = o.axes_of([keep])
     if animate is not None:
-        check_animation(pipe, prompt, animate, words, axes)
+        with o.asked():
+            check_animation(pipe, prompt, animate, words, axes)
     # with a scheduler that has none of these, nobody knows what the image is going to be
     forms = animate is not None and getattr(pipe.scheduler, "alphas_cumprod", None) is not None
     with (
+        o.watched(progress, "drawing") as watch,
         xattn.record(
             pipe, keep=axes, words=words, layers=layers, previews=forms, affinity=refined
         ) as trace,
-        o.watched(progress, "drawing") as watch,
     ):
         image = pipe(prompt, callback_on_step_end=watch, **arguments).images[0]
     with progress.status("writing"):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xattn.cli import UsageError
 from xattn.cli import options as o
 from xattn.cli.output import Folder, consoles, figures, print_json, slug, tell
 from xattn.cli.record import extent, write_pictures
@@ -73,30 +74,42 @@ def show(
     debug: o.DebugOption = False,
 ) -> None:
     """Make pictures, a report or figures of a saved recording."""
-    import xattn
-
     console, progress = consoles(as_json)
     with progress.status("reading"):
-        loaded = xattn.load(trace)
-    if not -len(loaded) <= run < len(loaded):
-        raise ValueError(f"--run {run}: the recording has {len(loaded)} runs, counted from 0")
-    chosen = loaded[run]
-    shown = list(words or kept_words(chosen, image))
+        chosen = one_run(trace, run)
     layout: Any = layers[0] if layers and len(layers) == 1 else layers
     where = {"steps": steps, "layers": layout, "refined": refined}
-    numbers = figures(chosen, shown, image, **where)
-    if out is None and as_json:
-        folder = None
-    else:
-        folder = Folder(out or Path("xattn-show"))
-        with progress.status("writing"):
-            write(folder, chosen, shown, image, animate, where)
+    folder = None if out is None and as_json else Folder(out or Path("xattn-show"))
+    with o.asked():  # the recording is sound: what can't be shown isn't in it
+        shown = list(words or kept_words(chosen, image))
+        numbers = figures(chosen, shown, image, **where)
+        if folder is not None:
+            with progress.status("writing"):
+                write(folder, chosen, shown, image, animate, where)
     if as_json:
         data = {"prompt": chosen.run.prompt(image).text, "image": image, **extent(chosen)}
         files = folder.files if folder else {}
         print_json({**data, "info": chosen.run.info, "files": files, "words": numbers})
     elif folder is not None:
         tell(folder, console)
+
+
+def one_run(path: Path, run: int) -> Any:
+    """Load one run of a recording.
+
+    Raises:
+        UsageError: there is no such recording, or it has no such run.
+        FileError: the recording is damaged.
+    """
+    import xattn
+
+    try:
+        loaded = xattn.load(path)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    if not -len(loaded) <= run < len(loaded):
+        raise UsageError(f"--run {run}: the recording has {len(loaded)} runs, counted from 0")
+    return loaded[run]
 
 
 def kept_words(trace: Any, image: int) -> list[str]:
