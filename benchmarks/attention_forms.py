@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.page import table
 from benchmarks.timing import one_thread
-from xattn.processors.editing import CrossStep, Rows, on_probabilities, on_values
+from xattn.processors.forms import CrossStep, Rows, on_probabilities, on_values
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = (

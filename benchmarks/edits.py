@@ -31,8 +31,9 @@ from benchmarks import machine
 from benchmarks.judge import CLASSES, Judge, nearest, to_pixels, train_judge
 from benchmarks.page import EDIT_GOALS, edit_figure
 from benchmarks.toyland import RESULTS, Tally
-from xattn.edits import CROSS_STEPS, SELF_STEPS, Edits
-from xattn.toyland.bundle import DTYPE
+from xattn.devices import DTYPE
+from xattn.edits.kinds import Edits
+from xattn.edits.timing import CROSS_STEPS, SELF_STEPS
 from xattn.toyland.world import COLOURS, GROUNDS, HELD_OUT, NOUNS, PALETTE
 
 FIRST_SEED = 30_000_000
@@ -366,12 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / "edits.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
     (options.out / "edits.md").write_text(markdown(whole), "utf-8")
     if shown:
-        from xattn import views
+        from xattn.views import sheets
 
         names = list(shown[0][1])
         cells = [list(images.values()) for _, images in shown]
         rows = [f"{c.prompt}; {c.new_colour}; {c.new_noun}" for c, _ in shown]
-        views.table(cells, rows, names, side=128).save(options.out / "edits.png", optimize=True)
+        sheets.table(cells, rows, names, side=128).save(options.out / "edits.png", optimize=True)
     print(markdown(whole))
 
 

@@ -21,8 +21,9 @@ from diffusers import UNet2DConditionModel
 
 import xattn
 from benchmarks.toyland import CHOICE_SEED, GROUND_SEED, LEVELS, interval, kind_of
-from xattn.maps import refined, to_grid
-from xattn.runs import Layer
+from xattn.maps.daam import to_grid
+from xattn.maps.refine import refined
+from xattn.records.run import Layer
 from xattn.toyland.scenes import Scene, scene
 
 Array = npt.NDArray[Any]

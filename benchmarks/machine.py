@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from xattn.runs import info_versions
+from xattn.records.run import info_versions
 
 
 def cpu_model() -> str:

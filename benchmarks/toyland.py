@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.judge import FIRST_SEED, Judge, Verdict, train_judge, verdicts
 from xattn import toyland
-from xattn.toyland.bundle import DTYPE
+from xattn.devices import DTYPE
 from xattn.toyland.scenes import Pairs, Scene, scene
 from xattn.toyland.world import HELD_OUT, SIDE, SIZES
 

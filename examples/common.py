@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from xattn.loading import load_pipeline
+from xattn.models.loading import load_pipeline
 
 PROMPT = "a red car on a green lawn"
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import xattn
-from xattn import views
+from xattn.views import sheets
 
 PROMPT = "a red car on a green lawn"
 ROOT = Path(__file__).parent.parent
@@ -70,12 +70,12 @@ def main() -> None:
         xattn.Reweight({"red": 2.0}),
     )
     rows = [
-        views.table(
+        sheets.table(
             [[image, *(trace.heatmap(w).overlay(image) for w in ("red", "car", "lawn"))]],
             columns=["the image", "where red acts", "where car acts", "where lawn acts"],
             side=256,
         ),
-        views.table([edits.images], side=256, columns=[
+        sheets.table([edits.images], side=256, columns=[
             "red → blue", "+ at night", "car → boat, only there", "red × 2",
         ]),
     ]  # fmt: skip
@@ -83,18 +83,18 @@ def main() -> None:
 
     colours = edited(*(xattn.Replace("red", c) for c in ("blue", "yellow", "purple", "white")))
     labels = ["source", "blue", "yellow", "purple", "white"]
-    small(views.edits(colours.source, colours.images, labels), chosen.out / "recolour.png")
+    small(sheets.edits(colours.source, colours.images, labels), chosen.out / "recolour.png")
     swaps = edited(*(
         [xattn.Replace("car", noun), xattn.LocalBlend("car")] for noun in ("boat", "house", "mug")
     ))  # fmt: skip
     labels = ["source", "boat", "house", "mug"]
-    small(views.edits(swaps.source, swaps.images, labels, swaps.masks), chosen.out / "swap.png")
+    small(sheets.edits(swaps.source, swaps.images, labels, swaps.masks), chosen.out / "swap.png")
     nights = edited(
         xattn.Refine(f"{PROMPT} at night"),
         xattn.Refine("a red car and a white star on a green lawn"),
     )
     labels = ["source", "+ at night", "+ and a white star"]
-    small(views.edits(nights.source, nights.images, labels), chosen.out / "refine.png")
+    small(sheets.edits(nights.source, nights.images, labels), chosen.out / "refine.png")
     sweep = xattn.sweep(
         pipe, PROMPT, "red", [-1, 0, 0.5, 1, 1.5, 2], generator=noise(chosen.seed), **options
     )

@@ -1,5 +1,6 @@
 """The custom AttentionProcessor classes: they wrap a layer's own and own its attention call."""
 
-from xattn.processors.wrapping import Handler, unwrap, wrap
+from xattn.processors.call import Handler
+from xattn.processors.wrapping import unwrap, wrap
 
 __all__ = ["Handler", "unwrap", "wrap"]

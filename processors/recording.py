@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.processors.wrapping import Compute, LayerHandler
+from xattn.processors.call import Compute, LayerHandler
+from xattn.processors.probabilities import fused_attention, kept_maps, kept_probs, pick_rows
 
 
 class Recording(LayerHandler):
@@ -73,20 +74,20 @@ class Recording(LayerHandler):
         self.parts.append(probs)  # (some of batch x heads, queries, tokens)
         if sum(map(len, self.parts)) >= self.batch * self.heads:
             whole = torch.cat(self.parts).unflatten(0, (-1, self.heads))
-            self.write(_pick(whole, self.rows))
+            self.write(pick_rows(whole, self.rows))
             self.parts = []
         return compute(query, key, mask)
 
     def keep(self, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
         """Writes the maps of (batch, heads, queries, channels) queries and keys."""
         if mask is not None and mask.shape[0] > 1:
-            mask = _pick(mask, self.rows)
-        query, key = _pick(query, self.rows), _pick(key, self.rows)
+            mask = pick_rows(mask, self.rows)
+        query, key = pick_rows(query, self.rows), pick_rows(key, self.rows)
         self.write(kept_probs(query, key, mask, scale, self.tokens))
 
     def keep_fused(self, query: Tensor, key: Tensor, scale: float, sums: Tensor) -> None:
         """Writes the maps of queries and keys whose softmax has the given sums."""
-        query, key, sums = (_pick(t, self.rows) for t in (query, key, sums))
+        query, key, sums = (pick_rows(t, self.rows) for t in (query, key, sums))
         self.write_maps(kept_maps(query, key, scale, sums, self.tokens))
 
     def write(self, probs: Tensor) -> None:
@@ -114,162 +115,3 @@ class Recording(LayerHandler):
             maps = maps.mean(1, keepdim=True) if averaged else maps
             buffer.copy_(maps) if self.share is None else buffer.add_(maps, alpha=self.share)
         self.seen = True
-
-
-class Affinity(LayerHandler):
-    """Adds one layer's attention of the image to itself to a buffer, and leaves its output alone.
-
-    Attributes:
-        rows: the rows of the batch that are recorded.
-        buffer: (images, queries, queries), float32, where the mean over heads is added.
-        share: what this layer adds of it.
-    """
-
-    def __init__(self, name: str, heads: int) -> None:
-        super().__init__(name, heads)
-        self.rows = slice(None)
-        self.buffer: Tensor | None = None
-        self.share = 1.0
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        compute: Compute,
-    ) -> Tensor:
-        """Gives the model's own output, and adds what the conditional rows attend to."""
-        part = mask if mask is None or len(mask) == 1 else mask[self.rows]
-        self._add(kept_probs(query[self.rows], key[self.rows], part, scale, slice(None)))
-        return compute(query, key, value, mask)
-
-    def scores(
-        self,
-        attn: Any,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    ) -> Tensor:
-        """Gives an explicit processor's own probabilities, and adds the conditional rows'.
-
-        A sliced processor's calls bring some rows each, and are refused.
-        """
-        probs = compute(query, key, mask)
-        several = len(probs) % self.heads == 0
-        whole = probs.unflatten(0, (-1, self.heads))[self.rows] if several else probs[:0]
-        if self.buffer is None or len(whole) != len(self.buffer):
-            raise RuntimeError(
-                f"layer {self.name} computes a few rows at a time, and affinity=True needs them "
-                "all; call pipe.disable_attention_slicing() first"
-            )
-        self._add(whole.detach().float())
-        return probs
-
-    def _add(self, probs: Tensor) -> None:
-        if self.buffer is not None:
-            self.buffer[: len(probs)].add_(probs.mean(1), alpha=self.share)
-        self.seen = True
-
-
-def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, compute: Compute
-) -> tuple[Tensor, Tensor] | None:
-    """Gives the model's own output, and the logarithms of its softmax's sums.
-
-    On the CPU, PyTorch's fused attention has these sums and throws them away; this is the operator
-    that its ``scaled_dot_product_attention`` would choose, called by its own name. Maps then cost
-    work for the kept tokens alone, and no matrix of queries x tokens is made.
-
-    Returns:
-        (batch, heads, queries, channels) and float32 (batch, heads, queries), or None where
-        PyTorch would compute otherwise, or somebody else watches its calls.
-    """
-    if (
-        mask is not None
-        or query.device.type != "cpu"
-        or not getattr(compute, "usual", False)
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_function_stack()
-        or type(query) is not Tensor
-    ):
-        return None
-    scale = compute.scale  # type: ignore[attr-defined]
-    if torch._fused_sdp_choice(query, key, value, scale=scale) != _FLASH:
-        return None
-    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, scale=scale
-    )
-    return output, sums.detach().float()  # double where the queries are
-
-
-_FLASH = 1  # SDPBackend.FLASH_ATTENTION
-
-
-def kept_maps(
-    query: Tensor, key: Tensor, scale: float, sums: Tensor, tokens: slice | Tensor
-) -> Tensor:
-    """Gives exp(query keyᵀ scale - sums) in float32, of the kept tokens alone.
-
-    Args:
-        query: (images, heads, queries, channels).
-        key: (images, heads, tokens, channels).
-        scale: the attention's.
-        sums: logarithms of the softmax's sums, float32 (images, heads, queries).
-        tokens: which positions are kept.
-
-    Returns:
-        (images, heads, kept tokens, queries)
-    """
-    key = key[:, :, tokens] if isinstance(tokens, slice) else key.index_select(2, tokens)
-    images = len(key)
-    query, key = query.detach().float().flatten(0, 1), key.detach().float().flatten(0, 1)
-    sums = sums.flatten(0, 1)[:, None]  # (images x heads, 1, queries)
-    logits = torch.baddbmm(sums, key, query.transpose(1, 2), beta=-1, alpha=scale)
-    maps: Tensor = logits.exp_().unflatten(0, (images, -1))
-    return maps
-
-
-def kept_probs(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, tokens: slice | Tensor
-) -> Tensor:
-    """Gives softmax(query keyᵀ scale) in float32, of the kept tokens: (..., queries, tokens).
-
-    The softmax runs over every key; no gradients flow through what is kept.
-    """
-    query, key = query.detach().float(), key.detach().float()
-    probs = softmax_probs(query, key, None if mask is None else mask.detach(), scale).float()
-    return probs[..., tokens] if isinstance(tokens, slice) else probs.index_select(-1, tokens)
-
-
-def softmax_probs(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return softmax(query keyᵀ scale) in float32, or float64 of such queries, with gradients.
-
-    Autocast, which would turn float32 into bfloat16 here, is off.
-
-    Returns:
-        (..., queries, tokens)
-    """
-    with torch.autocast(query.device.type, enabled=False):
-        query, key = at_least_float32(query), at_least_float32(key)
-        logits = torch.matmul(query * scale, key.transpose(-1, -2))
-        if mask is not None:
-            if mask.dtype == torch.bool:
-                logits = logits.masked_fill(~mask, float("-inf"))
-            else:
-                logits = logits + mask
-        return logits.softmax(-1)
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or as it is where it has more digits."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _pick(tensor: Tensor, rows: tuple[slice, ...]) -> Tensor:
-    if len(rows) == 1:
-        return tensor[rows[0]]
-    return torch.cat([tensor[span] for span in rows])

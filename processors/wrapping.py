@@ -12,91 +12,21 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Compute = Callable[..., Tensor]
+from xattn.processors.call import Handler, OwnCall
 
 _SDPA = "scaled_dot_product_attention"
+
+
 _SCORES = "get_attention_scores"
-
-
-class Handler(Protocol):
-    """What stands in the middle of a wrapped layer.
-
-    A handler must give back exactly what ``compute`` gives wherever it has nothing to change.
-
-    Attributes:
-        live: whether calls are handed over; while False the layer runs as it was found.
-        over: whether the handler is done for good, and its wrapper may be taken out.
-    """
-
-    live: bool
-    over: bool
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        compute: Compute,
-    ) -> Tensor:
-        """Gives the layer's output (batch, heads, queries, channels).
-
-        ``compute(query, key, value, mask)`` is the model's own call, on any rows of the batch.
-        """
-
-    def scores(
-        self,
-        attn: Any,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    ) -> Tensor:
-        """Gives probabilities (batch x heads, queries, tokens) for an explicit processor.
-
-        A sliced processor calls it several times in a layer's call, each with the next rows.
-        """
-
-    def opened(self) -> None:
-        """Is told that a call of the layer begins."""
-
-    def closed(self) -> None:
-        """Is told that a call of the layer came to its end."""
-
-
-class LayerHandler:
-    """What every handler of one layer has; its own ``attend`` and ``scores`` make it a ``Handler``.
-
-    Attributes:
-        name: the layer's.
-        heads: how many it has.
-        live: whether calls are looked at; while False the layer runs as it was found.
-        over: whether the handler is done for good.
-        seen: whether the call under way came by.
-    """
-
-    def __init__(self, name: str, heads: int) -> None:
-        self.name = name
-        self.heads = heads
-        self.live = False
-        self.over = False
-        self.seen = False
-
-    def opened(self) -> None:
-        """Does nothing."""
-
-    def closed(self) -> None:
-        """Does nothing."""
 
 
 class Interception(TorchFunctionMode):
@@ -143,25 +73,8 @@ def _attend(
     return handler.attend(query, key, value, attn_mask, factor, OwnCall(extra))
 
 
-class OwnCall:
-    """The model's own call of scaled dot-product attention, on any rows of the batch.
-
-    Attributes:
-        scale: what the model passed.
-        usual: whether it is softmax(query keyᵀ scale) value and nothing else, but for a mask.
-    """
-
-    def __init__(self, extra: dict[str, Any]) -> None:
-        self.extra = extra
-        self.scale: float | None = extra["scale"]
-        self.usual = not (extra["dropout_p"] or extra["is_causal"] or "enable_gqa" in extra)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives the output (rows, heads, queries, channels)."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **self.extra)
-
-
 _classes: dict[type, type] = {}
+
 
 _STARS: dict[Any, str] = {
     inspect.Parameter.VAR_POSITIONAL: "*",
@@ -209,58 +122,6 @@ def handler_of(processor: Any) -> Handler | None:
         return None
     handler: Handler = object.__getattribute__(processor, "_xattn_handler")
     return handler
-
-
-def install(module: Any, handler: Handler) -> None:
-    """Wraps the processor of an attention module; does nothing where the handler stands already.
-
-    Raises:
-        TypeError: the processor computes attention where it can't be seen.
-    """
-    processor = module.processor
-    while is_wrapped(processor):
-        if handler_of(processor) is handler:
-            return
-        processor = unwrap(processor)
-    _set_processor(module, wrap(module.processor, handler))
-
-
-def remove(module: Any, handler: Handler) -> None:
-    """Ends a handler, and takes its wrapper out of an attention module.
-
-    A wrapper under one that still works stays, as the layer was found, until that one leaves.
-    """
-    handler.over, handler.live = True, False
-    restored = _without_ended(module.processor)
-    if restored is not module.processor:
-        _set_processor(module, restored)
-
-
-def remove_stored(model: Any) -> None:
-    """Takes ended wrappers out of what a model put aside inside the block.
-
-    ``fuse_qkv_projections()`` stores the processors that it finds, and ``unfuse_...`` puts them
-    back, perhaps long after the block.
-    """
-    model = getattr(model, "_orig_mod", model)
-    stored = model.__dict__.get("original_attn_processors")
-    for name, processor in dict(stored or {}).items():
-        stored[name] = _without_ended(processor)
-
-
-def _without_ended(processor: Any) -> Any:
-    """Gives a processor without the wrappers on it whose handlers are done."""
-    while is_wrapped(processor) and getattr(handler_of(processor), "over", False):
-        processor = unwrap(processor)
-    return processor
-
-
-def _set_processor(module: Any, processor: Any) -> None:
-    """Sets a processor without ``set_processor``'s eviction of one that has weights."""
-    if "processor" in module._modules:
-        module._modules["processor"] = processor
-    else:
-        module.processor = processor
 
 
 def _names(kind: type) -> set[str]:

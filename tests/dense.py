@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn.prompts import Prompt
+from xattn.text.prompt import Prompt
 
 Window = tuple[float, float]
 Partners = list[dict[int, float] | None]

@@ -14,8 +14,9 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 
-from xattn.processors.recording import kept_probs
-from xattn.processors.wrapping import Compute, is_wrapped, wrap
+from xattn.processors.call import Compute
+from xattn.processors.probabilities import kept_probs
+from xattn.processors.wrapping import is_wrapped, wrap
 
 
 class Watching:

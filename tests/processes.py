@@ -74,7 +74,7 @@ def _ranked(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    from xattn import batch
+    from xattn.batch.processes import Crew
 
     os.environ.update(
         RANK=str(rank),
@@ -84,7 +84,7 @@ def _ranked(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    with batch.Crew():
+    with Crew():
         work(*args, **kwargs)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from xattn.prompts import Prompt, Token
-from xattn.runs import Layer, MemoryStore, Run
+from xattn.records.run import Layer, MemoryStore, Run
+from xattn.text.prompt import Prompt, Token
 
 LAYERS = (
     Layer("down_blocks.0.attentions.0.transformer_blocks.0.attn2", (8, 12), 2),

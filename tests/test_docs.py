@@ -124,7 +124,7 @@ def test_every_page_is_in_the_menu_and_on_the_first_page():
 
 @pages
 def test_every_test_that_a_page_names_is_one_that_there_is(page):
-    there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
         assert f"def {name}(" in there, name
 
@@ -137,14 +137,14 @@ def test_everything_in_the_reference_is_where_it_says():
         module, _, name = path.rpartition(".")
         found = getattr(importlib.import_module(module), name)
         assert found.__doc__, path
-        if module != "xattn":  # a name of the package may come from anywhere
-            assert found.__module__ == module or module.endswith("toyland"), path
+        if module.count(".") > 1:  # a name of a package may come from any of its modules
+            assert found.__module__ == module, path
     for name in set(xattn.__all__) - {"__version__"}:
-        assert f"::: xattn.{name}" in text, name
+        assert f"::: xattn.{name}\n" in text or name == "batch", name
 
 
 def test_the_fields_of_a_batchs_items_are_those_that_there_are():
-    from xattn.batch_items import Item, read_items
+    from xattn.batch.items import Item, read_items
 
     page = ROOT / "docs/batches.md"
     table = page.read_text(encoding="utf-8").partition("| field |")[2].partition("\n\n")[0]

@@ -49,7 +49,7 @@ def test_every_module_stands_on_a_floor_of_the_contract() -> None:
     tops = [path for path in (ROOT / "xattn").iterdir() if not path.name.startswith("_")]
     modules = {path.stem for path in tops if path.suffix == ".py"}
     packages = {path.name for path in tops if (path / "__init__.py").exists()}
-    assert set(named) == modules | packages | {"processors"}
+    assert set(named) >= modules | packages | {"processors"}
 
 
 def test_every_module_is_in_the_repository() -> None:

@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from xattn.edits import LocalBlend, Refine, Replace, Reweight
-    from xattn.heatmap import HeatMap
-    from xattn.run_folder import open_runs
-    from xattn.sessions import record
-    from xattn.siblings import EditResult, edit, editing, sweep
-    from xattn.toyland import demo
-    from xattn.trace import Trace, load
+if TYPE_CHECKING:  # for type checkers, which can't read the table below
+    from xattn import batch as batch
+    from xattn.api.edit import edit as edit
+    from xattn.api.edit import sweep as sweep
+    from xattn.api.editing import Session as Session
+    from xattn.api.editing import editing as editing
+    from xattn.api.record import record as record
+    from xattn.batch.index import open_runs as open_runs
+    from xattn.edits.kinds import LocalBlend as LocalBlend
+    from xattn.edits.kinds import Refine as Refine
+    from xattn.edits.kinds import Replace as Replace
+    from xattn.edits.kinds import Reweight as Reweight
+    from xattn.records.format import FileError as FileError
+    from xattn.records.run import Layer as Layer
+    from xattn.results.edit import EditResult as EditResult
+    from xattn.results.evolution import Evolution as Evolution
+    from xattn.results.heatmap import HeatMap as HeatMap
+    from xattn.results.trace import Trace as Trace
+    from xattn.results.trace import load as load
+    from xattn.text.prompt import WordError as WordError
+    from xattn.toyland import demo as demo
 
 __version__ = "0.1.0.dev0"
 
 # Imported when they are first asked for: `import xattn` stays light.
 _HOMES = {
-    "EditResult": "siblings",
-    "HeatMap": "heatmap",
-    "LocalBlend": "edits",
-    "Refine": "edits",
-    "Replace": "edits",
-    "Reweight": "edits",
-    "Trace": "trace",
-    "demo": "toyland",
-    "edit": "siblings",
-    "editing": "siblings",
-    "load": "trace",
-    "open_runs": "run_folder",
-    "record": "sessions",
-    "sweep": "siblings",
+    name: module
+    for module, names in {
+        "api.edit": "edit sweep",
+        "api.editing": "Session editing",
+        "api.record": "record",
+        "batch": "batch",
+        "batch.index": "open_runs",
+        "edits.kinds": "LocalBlend Refine Replace Reweight",
+        "records.format": "FileError",
+        "records.run": "Layer",
+        "results.edit": "EditResult",
+        "results.evolution": "Evolution",
+        "results.heatmap": "HeatMap",
+        "results.trace": "Trace load",
+        "text.prompt": "WordError",
+        "toyland": "demo",
+    }.items()
+    for name in names.split()
 }
 
-__all__ = [
-    "EditResult",
-    "HeatMap",
-    "LocalBlend",
-    "Refine",
-    "Replace",
-    "Reweight",
-    "Trace",
-    "demo",
-    "edit",
-    "editing",
-    "load",
-    "open_runs",
-    "record",
-    "sweep",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name == "batch":
-        return import_module("xattn.batch")
     if name not in _HOMES:
         raise AttributeError(f"module 'xattn' has no attribute {name!r}")
-    value = getattr(import_module(f"xattn.{_HOMES[name]}"), name)
+    home = import_module(f"xattn.{_HOMES[name]}")
+    value = home if name == _HOMES[name] else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import diffusers
 import torch
+import transformers
+from packaging.version import Version
 
 
 def process_state() -> Any:
@@ -37,3 +42,21 @@ def usual_device() -> torch.device:
     """Gives the device that models are put on by default."""
     device: torch.device = process_state().device
     return device
+
+
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+"""What `from_pretrained` calls the number format; diffusers 0.42 warns at the older name."""
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Show no bars for parts that are read from the disk; those of a download stay."""
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
+    for logger in shown:
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger in shown:
+            logger.enable_progress_bar()

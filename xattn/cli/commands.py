@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from xattn import __version__
-from xattn.cli import demo, edit, launch, record, show
+from xattn.cli import demo, edit, record, show
+from xattn.cli.app import register
 
 app = typer.Typer(
     name="xattn",
@@ -39,6 +40,6 @@ def top(
 
 for module in (demo, record, edit, show):
     module.register(app)
-if find_spec("xattn.batch_cli") is not None:
-    import_module("xattn.batch_cli").register(app)
-launch.register(app)
+if find_spec("xattn.cli.batch") is not None:
+    import_module("xattn.cli.batch").register(app)
+register(app)

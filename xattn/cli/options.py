@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from xattn.cli import UsageError
-from xattn.text import check_text
+from xattn.text.matching import check_text
 
 MODEL, RUN, OUTPUT = "Model", "Sampling", "Output"
 LARGEST = 1000.0  # beyond it guidance and weights leave the range of half precision
@@ -35,7 +35,7 @@ class Offload(str, Enum):
 
 
 def _size(text: str) -> tuple[int, int]:
-    from xattn.loading import size_of
+    from xattn.units import size_of
 
     try:
         return size_of(text)
@@ -188,7 +188,7 @@ class Request:
             UsageError: there is no such model, device or precision.
         """
         with asked(), console.status(f"loading {self.model or 'the bundled model'}"):
-            from xattn.loading import load_pipeline
+            from xattn.models.loading import load_pipeline
 
             pipe = load_pipeline(
                 self.model,

@@ -66,7 +66,7 @@ def tell(folder: Folder, console: Console, title: str = "") -> None:
 
 def print_json(data: Any) -> None:
     """Print one JSON object on stdout; facts that JSON can't hold stand in it as text."""
-    from xattn.files import json_value
+    from xattn.records.format import json_value
 
     print(json.dumps(json_value(data), indent=2, ensure_ascii=False, allow_nan=False))
 

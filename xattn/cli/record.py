@@ -97,7 +97,7 @@ def check_animation(
         BadParameter: the steps aren't kept apart, or the word isn't among those that are kept.
         ValueError: a word isn't in the prompt.
     """
-    from xattn.batch_items import Item, positions_of
+    from xattn.batch.items import Item, positions_of
 
     if "step" not in axes:
         raise typer.BadParameter(

@@ -114,9 +114,9 @@ def one_run(path: Path, run: int) -> Any:
 
 def kept_words(trace: Any, image: int) -> list[str]:
     """Gives the words of an image's prompt that were kept."""
-    from xattn import maps
+    from xattn.maps import select
 
-    return list(maps.kept_words(trace.run, maps.image_index(trace.run, image)))
+    return list(select.kept_words(trace.run, select.image_index(trace.run, image)))
 
 
 def write(
@@ -139,6 +139,6 @@ def write(
 
 def blank(trace: Any) -> Any:
     """Gives grey of a run's size, for a recording without images."""
-    from xattn import views
+    from xattn.views import colours
 
-    return views.picture(None, trace.run.latent)
+    return colours.picture(None, trace.run.latent)

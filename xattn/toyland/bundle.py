@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from packaging.version import Version
 from transformers import CLIPTokenizer
 
-from xattn.devices import usual_device
+from xattn.devices import DTYPE, no_bars, usual_device
 
 from .denoiser import Denoiser, build_scheduler
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
-"""What `from_pretrained` calls the number format; diffusers 0.42 warns at the older name."""
 
 
 def assemble(
@@ -38,20 +30,6 @@ def assemble(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Show no bars for parts that are read from the disk; those of a download stay."""
-    loggers = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
-    for logger in shown:
-        logger.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger in shown:
-            logger.enable_progress_bar()
 
 
 def demo(

@@ -1,0 +1,233 @@
+"""Every question that a trace answers, and the errors where it can't."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.runs import LAYERS, make_run
+from xattn.maps import daam
+from xattn.results.trace import Trace, load
+from xattn.views import colours, sheets
+
+
+@pytest.fixture
+def trace() -> Trace:
+    return Trace([make_run(["a red car on a lawn"], steps=4, images=2)])
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.new("RGB", (96, 64), (60, 90, 60))
+
+
+def test_an_empty_trace_says_what_to_do():
+    trace = Trace(runs=[])
+    assert len(trace) == 0
+    assert trace
+    assert trace.nbytes == 0
+    assert repr(trace) == "Trace(nothing recorded yet)"
+    assert "nothing recorded yet" in trace._repr_html_()
+    for ask in (
+        lambda: trace.heatmap("red"),
+        lambda: trace.words,
+        lambda: trace.grid(),
+        lambda: trace.report("red.html"),
+    ):
+        with pytest.raises(ValueError, match="call the pipeline inside the with block"):
+            ask()
+
+
+def test_questions_go_to_the_latest_run():
+    first, second = make_run(["a red car"]), make_run(["a blue boat"], seed=1)
+    trace = Trace([first])
+    trace.runs.append(second)
+    assert trace.words == ("a", "blue", "boat")
+    assert trace.prompts == ("a blue boat",)
+    assert len(trace) == 2
+    assert trace[0].words == ("a", "red", "car")
+    assert trace[-1].words == trace.words
+    assert [t.prompts for t in trace] == [("a red car",), ("a blue boat",)]
+    assert trace.nbytes == first.nbytes + second.nbytes
+    with pytest.raises(IndexError):
+        trace[2]
+
+
+def test_a_heat_map_is_the_mean_over_the_word_s_tokens(trace):
+    run = trace.run
+    heat = trace.heatmap("red car", image=1, layers="daam", steps=[0, -1], heads=0)
+    tokens = daam.token_maps(run, [2, 3], 1, layers="daam", steps=[0, -1], heads=0)
+    np.testing.assert_array_equal(heat, tokens.mean(0))
+    assert heat.word == "red car"
+    assert heat.meta == {
+        "prompt": "a red car on a lawn", "image": 1, "positions": [2, 3], "steps": [0, 3],
+    }  # fmt: skip
+    second = trace.heatmap("a", occurrence=1)
+    np.testing.assert_array_equal(second, daam.token_maps(run, [5])[0])
+    np.testing.assert_array_equal(trace.heatmap(5), second)
+
+
+def test_maps_along_the_steps_and_the_layers(trace):
+    steps = trace.steps("red", 1)
+    assert len(steps) == 4
+    for n, heat in enumerate(steps):
+        np.testing.assert_allclose(heat, trace.heatmap("red", 1, steps=n), atol=1e-7)
+        assert heat.meta["steps"] == [n]
+    layers = trace.layers("red", steps=[1, 2])
+    assert list(layers) == [layer.name for layer in LAYERS]
+    for name, heat in layers.items():
+        alone = trace.heatmap("red", layers=name, steps=[1, 2])
+        np.testing.assert_allclose(heat, alone, atol=1e-7)
+
+
+def test_evolution_ranks_layers_and_steps_by_their_focus():
+    run = make_run(steps=3)
+    spot = torch.zeros_like(run.store.tensors[1][1, 0, :, 1])
+    spot[:, 2, 3] = 1
+    run.store.tensors[1][1, 0, :, 1] = spot  # the word "red", in layer 1 at step 1
+    found = Trace([run]).evolution("red")
+    assert found.entropy.shape == (4, 3)
+    assert found.entropy[1, 1] == 0
+    assert found.names == tuple(layer.name for layer in LAYERS)
+    assert found.timesteps == (1000, 990, 980)
+    assert sorted(found.focused_layers) == sorted(found.names)
+    means = dict(zip(found.names, found.entropy.mean(1), strict=True))
+    assert [means[n] for n in found.focused_layers] == sorted(means.values())
+    assert found.focused_steps[0] == 1
+    assert found.plot().size == (900, 480)
+    assert "4 layers x 3 steps" in repr(found)
+    assert found._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="'step' in keep="):
+        Trace([make_run(keep=["layer"])]).evolution("red")
+
+
+def test_evolution_is_asked_of_an_image_and_of_some_layers(trace, picture):
+    images = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in range(2)]
+    trace.run.images = images
+    second = trace.evolution("red", images[1], layers="up_blocks.*")
+    assert second.names == (LAYERS[3].name,)
+    np.testing.assert_array_equal(second.entropy[0], trace.evolution("red", 1).entropy[3])
+    assert not np.array_equal(second.entropy[0], trace.evolution("red").entropy[3])
+
+
+def test_saved_images_are_those_of_the_run_or_an_error(trace, picture, tmp_path):
+    path = tmp_path / "run.safetensors"
+    for wrong, message in (
+        (picture, "has 1 pictures; this run has 2"),
+        ([picture] * 3, "has 3 pictures"),
+        ([picture, np.zeros((64, 96, 3))], "must be PIL images, got Image, ndarray"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trace.save(path, wrong)
+    assert not path.exists()
+    trace.save(path, [picture, picture])
+    assert [image.size for image in load(path).run.images] == [(96, 64)] * 2
+
+
+def test_only_the_words_that_were_kept_can_be_asked_for():
+    trace = Trace([make_run(["a red car on a lawn"], words=[2, 3])])
+    assert trace.words == ("red", "car")
+    with pytest.raises(ValueError, match=r"'lawn' was not recorded; .* kept are: red, car"):
+        trace.heatmap("lawn")
+    with pytest.raises(ValueError, match=r"'blue'.*red"):
+        trace.heatmap("blue")
+
+
+def test_a_run_that_broke_off_answers_for_its_complete_steps():
+    trace = Trace([make_run(steps=5, done=2)])
+    assert len(trace.steps("red")) == 2
+    assert "2 of 5 steps" in repr(trace)
+    with pytest.raises(ValueError, match="no step of this run is complete"):
+        Trace([make_run(done=0)]).heatmap("red")
+    assert "0 of 3 steps" in Trace([make_run(done=0)])._repr_html_()
+
+
+def test_images_are_indices_or_pictures(picture):
+    own = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in (10, 20)]
+    trace = Trace([make_run(images=2)])
+    assert trace.heatmap("red").picture is None
+    trace.run.images.extend(own)
+    assert trace.heatmap("red").picture is own[0]
+    assert trace.heatmap("red", 1).picture is own[1]
+    by_picture = trace.heatmap("red", own[1])
+    assert by_picture.meta["image"] == 1
+    np.testing.assert_array_equal(by_picture, trace.heatmap("red", 1))
+    with pytest.raises(ValueError, match="none of the run's, which has 2 images"):
+        trace.heatmap("red", picture)
+    single = Trace([make_run(images=1)])
+    other = single.heatmap("red", picture)  # there is only one that it can be
+    assert (other.meta["image"], other.picture) == (0, picture)
+    with pytest.raises(ValueError, match="image: 2 is out of range, there are 2"):
+        trace.heatmap("red", 2)
+
+
+def test_the_grid_has_a_labelled_cell_for_each_word_and_step(trace, picture, monkeypatch):
+    seen = {}
+    table = sheets.table
+
+    def spy(cells, rows, columns, **options):
+        seen.update(cells=cells, rows=rows, columns=columns, **options)
+        return table(cells, rows, columns, **options)
+
+    monkeypatch.setattr(sheets, "table", spy)
+    sheet = trace.grid(["red", "car on"], picture, steps=[0, -1])
+    assert seen["rows"] == ["red", "car on"]
+    assert seen["columns"] == ["all steps", "step 0", "step 3"]
+    assert [len(row) for row in seen["cells"]] == [3, 3]
+    assert sheet.width > 3 * 192
+    top = max(float(trace.heatmap("red", steps=s).array.max()) for s in (0, 3))
+    wanted = colours.overlay(trace.heatmap("red", steps=0), picture, top=top)
+    assert np.array_equal(np.asarray(seen["cells"][0][1]), np.asarray(wanted))
+    whole = trace.heatmap("red").maximum
+    assert seen["notes"][0] == [f"0 to {whole:.3g}", f"0 to {top:.3g}", f"0 to {top:.3g}"]
+
+    trace.grid()
+    assert seen["rows"] == list(trace.words)
+    assert seen["columns"] == ["all steps", "step 0", "step 1", "step 2", "step 3"]
+    Trace([make_run(keep=["layer"])]).grid(["red"])
+    assert seen["columns"] == ["all steps"]
+
+
+def test_the_matrix_needs_the_heads_and_says_what_each_is_scaled_to(trace, monkeypatch):
+    seen = {}
+    table = sheets.table
+    monkeypatch.setattr(sheets, "table", lambda *a, **o: seen.update(o) or table(*a, **o))
+    assert trace.matrix("red").width > 2 * 96
+    heads = [trace.layers("red", heads=h) for h in range(2)]
+    names = [layer.name for layer in trace.run.layers]
+    native = [n for n, layer in enumerate(trace.run.layers) if layer.grid == trace.run.latent]
+    for n in native:  # elsewhere the grids differ
+        assert seen["notes"][n] == [f"0 to {heat[names[n]].maximum:.3g}" for heat in heads]
+    assert len(native) == 2
+    with pytest.raises(ValueError, match="'head' in keep="):
+        Trace([make_run(keep=["step"])]).matrix("red")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "apng"])
+def test_an_animation_has_a_frame_for_each_step(trace, picture, tmp_path, suffix):
+    path = tmp_path / f"red.{suffix}"
+    trace.animate("red", picture, path)
+    with Image.open(path) as moving:
+        assert moving.n_frames == 4
+
+
+def test_saving_and_loading_keeps_every_answer(trace, picture, tmp_path):
+    trace.runs.insert(0, make_run(["a blue boat"]))
+    path = tmp_path / "run.safetensors"
+    trace.save(path, images=[picture, picture])
+    loaded = load(path)
+    assert len(loaded) == 2
+    assert repr(loaded) == repr(trace)
+    np.testing.assert_array_equal(loaded.heatmap("red", 1), trace.heatmap("red", 1))
+    assert np.array_equal(np.asarray(loaded.heatmap("red").picture), np.asarray(picture))
+    assert not trace.run.images
+
+
+def test_a_notebook_shows_the_words_as_text():
+    trace = Trace([make_run(["a <script>alert(1)</script> car"])])
+    page = trace._repr_html_()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("data:image/png;base64,") == len(trace.words)

@@ -1,0 +1,146 @@
+"""How a pipeline's own arguments become those of a batch of siblings."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn.api.editing import Session
+from xattn.session.generators import Given, Streams, streams
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How a pipeline's own arguments become those of a batch of siblings."""
+
+    prompts: list[str]
+    images: int
+    generators: Streams
+
+    @classmethod
+    def of(cls, pipe: Any, texts: list[str], generator: Given, options: Mapping[str, Any]) -> Batch:
+        """Gives the batch of some prompts, after checking the pipeline's arguments."""
+        for name in ("prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_2"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name}= can't be edited: edits need the prompt as one text")
+        several = generator is not None and not isinstance(generator, torch.Generator)
+        given = len(generator) if several else None  # type: ignore[arg-type]
+        images = options.get("num_images_per_prompt") or given or 1
+        if given not in (None, images):
+            raise ValueError(
+                f"generator has {given} generators for num_images_per_prompt={images}: give one "
+                "for each image"
+            )
+        device = torch.device(pipe._execution_device)
+        return cls(texts, images, streams(generator, images, len(texts), device))
+
+    @property
+    def rows(self) -> int:
+        """How many images are drawn."""
+        return len(self.prompts) * self.images
+
+    def arguments(self, pipe: Any, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives what the pipeline is called with."""
+        known = inspect.signature(pipe.__call__).parameters
+        arguments = dict(options)
+        arguments.update(
+            prompt=self.prompts,
+            num_images_per_prompt=self.images,
+            generator=self.generators,
+            return_dict=True,
+        )
+        for name in ("negative_prompt", "negative_prompt_2"):
+            if options.get(name) is not None:
+                arguments[name] = self._negative(name, options[name])
+        if options.get("latents") is not None:
+            arguments["latents"] = self._latents(options["latents"])
+        # text-to-image ControlNets repeat their image themselves
+        for name in ("image", "mask_image") if "strength" in known else ():
+            if options.get(name) is not None:
+                arguments[name] = self._repeated(options[name])
+        if session.must_blend:
+            if "callback_on_step_end" not in known:
+                raise ValueError(
+                    f"{type(pipe).__name__} has no callback_on_step_end, which LocalBlend and "
+                    "keep_source need"
+                )
+            arguments.update(_composed(session, options))
+        return arguments
+
+    def _negative(self, name: str, given: Any) -> Any:
+        texts = [given] if isinstance(given, str) else list(given)
+        if len(texts) != 1:
+            raise ValueError(f"{name} has {len(texts)} texts; give one, for all of the images")
+        return texts * len(self.prompts)
+
+    def _latents(self, given: Tensor) -> Tensor:
+        if len(given) not in (1, self.images):
+            raise ValueError(
+                f"latents has {len(given)} rows; give one, or one for each of the {self.images} "
+                "images of the source"
+            )
+        return given.repeat(self.rows // len(given), 1, 1, 1)
+
+    def _repeated(self, given: Any) -> Any:
+        """Gives an image for every row: only then does each row's generator draw for it."""
+        if isinstance(given, Tensor):
+            single = given[None] if given.ndim == 3 else given
+            return single.repeat(self.rows // len(single), *[1] * (single.ndim - 1))
+        if isinstance(given, list | tuple):
+            return list(given) * (self.rows // len(given))
+        return [given] * self.rows
+
+
+_UNNAMED = ("callback", "callback_steps")  # older options, which pipelines read from **kwargs
+
+
+def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
+    """Raise ValueError where an option is none of a pipeline's, which would ignore it."""
+    known = _parameters(type(pipe))
+    for name in options:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=3)
+        advice = f"; did you mean {' or '.join(near)}?" if near else ""
+        if name in ("image", "mask_image", "strength"):
+            advice = "; edit a picture with an image-to-image or inpainting pipeline (from_pipe)"
+        raise ValueError(f"{name}= is not an option of {type(pipe).__name__}{advice}")
+
+
+def _parameters(kind: type) -> list[str]:
+    """Return the names of a pipeline's options, those that a base class names among them."""
+    found: dict[str, None] = {}
+    for each in kind.__mro__:
+        call = each.__dict__.get("__call__")
+        parameters = inspect.signature(call).parameters if callable(call) else {}
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                found.update(dict.fromkeys(_UNNAMED))
+            elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
+                found[name] = None
+    return list(found)
+
+
+def _composed(session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives LocalBlend's callback, with the user's own after it."""
+    own: Callable[..., dict[str, Any] | None] | None = options.get("callback_on_step_end")
+    names = list(options.get("callback_on_step_end_tensor_inputs") or ["latents"])
+    names = list(getattr(own, "tensor_inputs", None) or names)
+
+    def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        blended = session.callback(pipe, index, timestep, tensors)
+        if own is None:
+            return blended
+        wanted = {name: blended[name] for name in names}
+        return {"latents": blended["latents"], **(own(pipe, index, timestep, wanted) or {})}
+
+    return {
+        "callback_on_step_end": callback,
+        "callback_on_step_end_tensor_inputs": list(dict.fromkeys(["latents", *names])),
+    }

@@ -1,0 +1,203 @@
+"""``edit(pipe, ...)``: a source and its edited siblings, from the same noise, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from xattn.api.arguments import Batch, refuse_unknown
+from xattn.api.editing import Session, TraceOptions, session_of
+from xattn.edits.kinds import Edits, Reweight
+from xattn.instruments.keeper import OF_ONE_CALL, KeptSource, Maker
+from xattn.results.edit import EditResult
+from xattn.session import patching
+from xattn.session.generators import Given
+
+
+def edit(
+    pipe: Any,
+    prompt: str,
+    *edits: Edits,
+    generator: Given = None,
+    side: int | None = None,
+    trace: TraceOptions | None = None,
+    keep_source: bool = False,
+    source: EditResult | None = None,
+    **options: Any,
+) -> EditResult:
+    """Draws a prompt and edited siblings of it, from the same noise (Hertz et al. 2022).
+
+    The source's image is what ``pipe(prompt, generator=generator, ...)`` draws; the siblings
+    share its noise, and its attention as far as their edits say. Everything runs as one batch.
+
+    Several seeds: a list of generators, or ``num_images_per_prompt`` with one generator, whose
+    draws are then divided among the images as in a plain run. Afterwards the generators stand
+    where a plain run would leave them.
+
+    Args:
+        pipe: a Stable Diffusion or SDXL pipeline: text to image, img2img, inpaint.
+        prompt: the source's prompt.
+        *edits: one for each sibling: ``Replace``, ``Refine``, ``Reweight``; a list, with or
+            without ``LocalBlend``, composes into one edit. An empty list is a plain sibling. With
+            ``keep_source=True`` there may be none: then the source is drawn alone.
+        generator: one, or one for each seed; torch's own by default.
+        side: self-attention follows the source in layers of at most side x side queries; by
+            default 16, or a quarter of the latents' height and width where that is more.
+        trace: whether to record what each image attends to, which is the default but with
+            ``source=``; or ``record``'s options for it: ``keep``, ``words``, ``layers``,
+            ``dtype``, ``to``.
+        keep_source: keeps what later edits need of the source, on the run's device: see
+            ``KeptSource`` for the memory it takes.
+        source: a result of ``keep_source=True`` for the same prompt, of the same model and
+            scheduler: its source isn't sampled again, which halves the work of a single edit.
+            Seed and options are that run's, but for ``callback_on_step_end``, and nothing is
+            recorded: ``result.trace`` is None. The result can be a ``source=`` in its turn.
+        **options: the pipeline's own; others are refused. A negative prompt, an image, a mask
+            image go to all rows; ``latents`` are those of the source.
+
+    Raises:
+        TypeError: the pipeline has no text cross-attention that can be seen.
+        ValueError: before any sampling: a word isn't in the prompt, an edit doesn't fit, a mask
+            has the wrong shape, ``source=`` is of another model.
+        MemoryError: before the first step: what would be kept doesn't fit.
+
+    Example:
+        >>> result = xattn.edit(
+        ...     xattn.demo(), "a red car on a green lawn",
+        ...     xattn.Replace("red", "blue"),
+        ...     [xattn.Replace("car", "boat"), xattn.LocalBlend("car")],
+        ...     generator=torch.Generator().manual_seed(0),
+        ... )
+        >>> result.strip().save("edits.png")
+        >>> print(result.plan)
+    """
+    if isinstance(pipe, nn.Module):
+        raise TypeError("edit takes a pipeline; for a UNet and your own loop there is editing")
+    if keep_source or source is not None:
+        _refuse_compiled(pipe)
+    if source is not None:
+        if trace is not None and trace is not False:
+            raise ValueError(f"trace={trace!r}: nothing is recorded with source=; leave it out")
+        return _edit_kept(pipe, prompt, edits, source, generator, side, options)
+    refuse_unknown(pipe, options)
+    kept = None
+    if keep_source:
+        drawn = {name: value for name, value in options.items() if name not in OF_ONE_CALL}
+        kept = KeptSource(prompt, 1, drawn, Maker.of(pipe))
+    records = True if trace is None else trace
+    with session_of(pipe, prompt, edits, side=side, trace=records, kept=kept) as session:
+        rows = Batch.of(pipe, session.prompts, generator, options)
+        if kept is not None:
+            kept.images, kept.generators = rows.images, rows.generators.twins()
+        output = pipe(**rows.arguments(pipe, session, options))
+        rows.generators.leave()
+    images = _by_prompt(output.images, rows.images)
+    if kept is not None:
+        kept.pictures = images[0]
+    return _result(session, images[0], images[1:], [_label(e) for e in edits], kept)
+
+
+def _refuse_compiled(pipe: Any) -> None:
+    unet = getattr(pipe, "unet", None)
+    if isinstance(unet, nn.Module) and patching.is_compiled(unet):
+        raise ValueError(
+            "keep_source= and source= can't be had with a compiled UNet, where each denoiser call "
+            "would compile a graph of its own; use the UNet as it was before torch.compile"
+        )
+
+
+def _edit_kept(
+    pipe: Any,
+    prompt: str,
+    edits: Sequence[Edits],
+    source: EditResult,
+    generator: Given,
+    side: int | None,
+    options: dict[str, Any],
+) -> EditResult:
+    """Draws the siblings of a source that was kept."""
+    kept = source.kept
+    if kept is None:
+        raise ValueError("source has kept nothing: make it with edit(..., keep_source=True)")
+    if prompt != kept.prompt:
+        raise ValueError(f"source is of the prompt {kept.prompt!r}, not of {prompt!r}")
+    drawn = [name for name in options if name not in OF_ONE_CALL]
+    if generator is not None or drawn:
+        names = ", ".join([*(["generator"] if generator is not None else []), *drawn])
+        raise ValueError(f"{names}: seed and options are those of source's run; leave them out")
+    if kept.maker is not None:
+        kept.maker.check(pipe)
+    with session_of(pipe, prompt, edits, side=side, trace=False, kept=kept, reads=True) as session:
+        generators = kept.generators
+        given = generators[0] if len(generators) == 1 else generators
+        wanted = {**kept.options, **options, "num_images_per_prompt": kept.images}
+        rows = Batch.of(pipe, session.prompts, given, wanted)
+        output = pipe(**rows.arguments(pipe, session, wanted))
+    images = _by_prompt(output.images, rows.images)
+    return _result(session, kept.pictures, images, [_label(e) for e in edits], kept)
+
+
+def sweep(
+    pipe: Any, prompt: str, word: str, weights: Sequence[float], **options: Any
+) -> EditResult:
+    """Draws a prompt with one of its words weaker and stronger; ``.strip()`` is the picture.
+
+    Args:
+        pipe: as for ``edit``.
+        prompt: the prompt.
+        word: the word or phrase whose weight changes.
+        weights: a sibling for each; 1 is the source itself, 0 removes, negative pushes away.
+        **options: as for ``edit``; ``cross_steps`` and ``self_steps`` as for ``Reweight``.
+
+    Raises:
+        ValueError: there are no weights, or the word isn't in the prompt.
+
+    Example:
+        >>> pipe, prompt = xattn.demo(), "a red car on a green lawn"
+        >>> xattn.sweep(pipe, prompt, "red", weights=[-1, 0, 1, 2, 4]).strip().save("sweep.png")
+    """
+    if not len(weights):
+        raise ValueError("weights has none: give some, such as [-1, 0, 1, 2, 4]")
+    timing = {name: options.pop(name) for name in ("cross_steps", "self_steps") if name in options}
+    edits = [Reweight({word: weight}, **timing) for weight in weights]
+    result = edit(pipe, prompt, *edits, **options)
+    for one in (result, *result.seeds):
+        one.labels = [f"{word} x {weight:g}" for weight in weights]
+    return result
+
+
+def _by_prompt(images: Any, each: int) -> list[list[Any]]:
+    """Gives the images of each prompt."""
+    return [[images[i + k] for k in range(each)] for i in range(0, len(images), each)]
+
+
+def _result(
+    session: Session,
+    sources: list[Any],
+    siblings: list[list[Any]],
+    labels: list[str],
+    kept: KeptSource | None,
+) -> EditResult:
+    masks = session.masks
+    results = [
+        EditResult(
+            source=one,
+            images=[images[i] for images in siblings],
+            prompts=session.plan.texts,
+            plan=session.plan,
+            masks=[None if mask is None else mask[:, i] for mask in masks],
+            trace=session.trace,
+            labels=list(labels),
+            kept=kept,
+        )
+        for i, one in enumerate(sources)
+    ]
+    results[0].seeds = results
+    return results[0]
+
+
+def _label(edits: Edits) -> str:
+    parts = edits if isinstance(edits, Sequence) else [edits]
+    return ", ".join(map(str, parts)) or "plain"

@@ -1,0 +1,77 @@
+"""Settings of a drawing, and the limits of what a visitor may ask for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from xattn.text.matching import check_text
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor can ask for at most.
+
+    Attributes:
+        steps: of a run.
+        side: of an image, in pixels.
+        edits: edited images in one run.
+        prompt: characters.
+    """
+
+    steps: int = 50
+    side: int = 1024
+    edits: int = 4
+    prompt: int = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a visitor asked for."""
+
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    steps: int = 30
+    width: int = 512
+    height: int = 512
+    guidance: float = 7.5
+
+    def check(self, limits: Limits, factor: int) -> None:
+        """Refuses what is out of bounds, whatever the page let through.
+
+        Raises:
+            ValueError: something is, and what the bounds are.
+        """
+        for name in ("prompt", "negative"):
+            check_text(getattr(self, name), f"the {name}")
+            if len(getattr(self, name)) > limits.prompt:
+                raise ValueError(f"the {name} is longer than {limits.prompt} characters")
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty: write what the image should show")
+        _within("steps", self.steps, 1, limits.steps)
+        _within("seed", self.seed, 0, 2**63 - 1)
+        _within("guidance", self.guidance, 0, 30)
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            _within(name, side, factor, limits.side)
+            if side % factor:
+                raise ValueError(f"{name} {side} must be a multiple of {factor}")
+
+    def arguments(self) -> dict[str, Any]:
+        """Gives the pipeline's arguments, but for the generator."""
+        found: dict[str, Any] = {
+            "num_inference_steps": int(self.steps),
+            "height": int(self.height),
+            "width": int(self.width),
+            "guidance_scale": float(self.guidance),
+        }
+        if self.negative.strip():
+            found["negative_prompt"] = self.negative
+        return found
+
+
+def _within(name: str, value: float, least: float, most: float) -> None:
+    if not (math.isfinite(value) and least <= value <= most):
+        raise ValueError(f"{name} {value} is out of bounds: {least} to {most}")

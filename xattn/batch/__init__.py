@@ -1,0 +1,6 @@
+"""Batches: many prompts, drawn in groups and stored in one folder."""
+
+from xattn.batch.items import Item
+from xattn.batch.run import run
+
+__all__ = ["Item", "run"]

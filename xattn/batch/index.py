@@ -1,0 +1,213 @@
+"""Stored runs of a batch, found by what their index says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+from PIL import Image
+
+from xattn.batch.layout import INDEX, PARTS, SETTINGS, Row, path_inside, read_rows
+from xattn.records import files
+from xattn.records import format as file_format
+from xattn.results.trace import Trace
+
+# -- reading
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """An item of a batch: what was asked, what the index says of it, and its maps on demand.
+
+    Attributes:
+        folder: of the batch.
+        rows: its rows of the index, one for each word of each image.
+    """
+
+    folder: Path
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """The item's name."""
+        return str(self.rows[0]["name"])
+
+    @property
+    def line(self) -> int:
+        """The line that it was in, from 1."""
+        return int(self.rows[0]["line"])
+
+    @property
+    def prompt(self) -> str:
+        """Its prompt; the source's, where there are edits."""
+        return str(self.rows[0]["prompt"])
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.rows[0]["seed"])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that the index has of it, each once."""
+        return tuple(dict.fromkeys(row["word"] for row in self.rows if row["word"] is not None))
+
+    @property
+    def trace(self) -> Trace:
+        """Its maps and images, read anew each time and without the other items'.
+
+        Raises:
+            FileError: the files are damaged or missing.
+        """
+        first = self.rows[0]
+        maps = path_inside(self.folder, first["maps"])
+        with file_format.damage_named(maps, "is damaged or missing"):
+            run = files.load_run(maps, int(first["run"]))
+        return Trace([replace(run, images=self.images)])
+
+    @property
+    def image(self) -> Image.Image | None:
+        """Its image; None where the batch kept none.
+
+        Raises:
+            FileError: the file is damaged or missing.
+        """
+        found = self.images
+        return found[0] if found else None
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Its image, and those of its edits.
+
+        Raises:
+            FileError: a file is damaged or missing.
+        """
+        paths = dict.fromkeys(row["image"] for row in self.rows if row["image"] is not None)
+        return [_picture(path_inside(self.folder, path)) for path in paths]
+
+    def __repr__(self) -> str:
+        return f"StoredRun({self.name!r}: {self.prompt!r}, seed {self.seed})"
+
+
+class Runs(Sequence[StoredRun]):
+    """The items of a batch that are done, in the order of their lines, then of their names.
+
+    A line's number is that of the file that the item was drawn from.
+
+    >>> runs = xattn.open_runs("runs")
+    >>> runs[12].trace.heatmap("red").overlay()
+    >>> [run.prompt for run in runs.filter(word="red", min_focus=0.8)]
+    """
+
+    def __init__(self, folder: Path, runs: Sequence[StoredRun]) -> None:
+        self.folder = folder
+        self._runs = list(runs)
+
+    @overload
+    def __getitem__(self, index: int | str, /) -> StoredRun: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Runs: ...
+    def __getitem__(self, index: int | str | slice, /) -> StoredRun | Runs:
+        """Gives an item by its place or its name, or several as a ``Runs`` of their own."""
+        if isinstance(index, slice):
+            return Runs(self.folder, self._runs[index])
+        if isinstance(index, str):
+            for run in self._runs:
+                if run.name == index:
+                    return run
+            raise KeyError(f"no item of {self.folder} is named {index!r}")
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.folder)!r}: {len(self)} items)"
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """The index: a row for each word of each image."""
+        return (row for run in self._runs for row in run.rows)
+
+    def filter(
+        self,
+        *,
+        word: str | None = None,
+        prompt: str | None = None,
+        min_focus: float | None = None,
+        max_focus: float | None = None,
+        min_entropy: float | None = None,
+        max_entropy: float | None = None,
+        where: Callable[[Row], bool] | None = None,
+    ) -> Runs:
+        """Gives the items that have a row of the index to which everything said applies.
+
+        Args:
+            word: the row's word, without regard to case.
+            prompt: a part of its image's prompt, without regard to case.
+            min_focus: the least focus: 1 less the share of the image that holds half of the map,
+                above 0.99 for a point and 0.5 for an even map.
+            max_focus: the most.
+            min_entropy: the least entropy, 0 for a point and 1 for an even map.
+            max_entropy: the most.
+            where: a test of the row.
+        """
+        ranges = {"focus": (min_focus, max_focus), "entropy": (min_entropy, max_entropy)}
+
+        def fits(row: Row) -> bool:
+            if word is not None and (row["word"] or "").casefold() != word.casefold():
+                return False
+            if prompt is not None and prompt.casefold() not in row["prompt"].casefold():
+                return False
+            inside = (_between(row[key], *limits) for key, limits in ranges.items())
+            return all(inside) and (where is None or where(row))
+
+        return Runs(self.folder, [run for run in self._runs if any(map(fits, run.rows))])
+
+
+def open_runs(folder: str | os.PathLike[str]) -> Runs:
+    """Opens a batch's folder, also one that is under way or was interrupted.
+
+    Only the index is read; maps and images when they are asked for.
+
+    Raises:
+        FileNotFoundError: there is no batch.
+        FileError: the index is damaged.
+
+    Example:
+        >>> for run in xattn.open_runs("runs").filter(word="red", min_focus=0.8):
+        ...     run.trace.heatmap("red").overlay().save(f"{run.name}.png")
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS).exists():
+        raise FileNotFoundError(f"there is no batch in {folder}: it has no {SETTINGS}")
+    whole = folder / INDEX
+    parts = [whole] if whole.exists() else sorted((folder / PARTS).glob("*.jsonl"))
+    items: dict[str, list[Row]] = {}
+    order: dict[str, tuple[int, str]] = {}
+    for part in parts:
+        try:
+            for row in read_rows(part):
+                name = str(row["name"])
+                order.setdefault(name, (int(row["line"]), name))
+                items.setdefault(name, []).append(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise file_format.FileError(f"{part} is damaged ({error})") from error
+    names = sorted(items, key=lambda name: order[name])
+    return Runs(folder, [StoredRun(folder, tuple(items[name])) for name in names])
+
+
+def _picture(path: Path) -> Image.Image:
+    with file_format.damage_named(path, "is damaged or missing"), Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _between(value: Any, least: float | None, most: float | None) -> bool:
+    if least is None and most is None:
+        return True
+    if value is None:
+        return False
+    return (least is None or value >= least) and (most is None or value <= most)

@@ -1,0 +1,374 @@
+"""The items of a batch: one line of JSON each, checked strictly before anything is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from xattn.edits.kinds import Edit, LocalBlend, Refine, Replace, Reweight, composed, fits_float32
+from xattn.edits.plan import make_plan
+from xattn.maps.select import kept_positions
+from xattn.text.prompt import Prompt
+from xattn.text.tokenize import tokenize_all
+from xattn.units import size_of
+
+_NAME = re.compile(r"([\w-]+/)*[\w-][\w.-]*")
+_SEEDS = 2**63
+_SIDES = 8192
+
+
+class ItemError(ValueError):
+    """An item that can't be drawn, and why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is to be drawn and recorded.
+
+    Attributes:
+        prompt: the text.
+        seed: of the noise, which is drawn on the CPU: the same on every device.
+        negative_prompt: what to keep away from; the pipeline's own default where it is absent.
+        words: the words or phrases whose maps are kept; every token's by default.
+        edits: edited siblings to draw beside the image, each an edit or a list that composes.
+        steps: of the schedule; the pipeline's default where it is absent.
+        size: (height, width) in pixels, or a text, "768x512" (width x height) or "512", as the
+            command line's ``--size``; the pipeline's default where it is absent.
+        guidance_scale: the pipeline's default where it is absent.
+        name: of the image's file, without its ending and relative to the folder of images; the
+            item's number by default.
+
+    Raises:
+        ItemError: something has the wrong type or is out of its range.
+    """
+
+    prompt: str
+    seed: int | None = None
+    negative_prompt: str | None = None
+    words: tuple[str, ...] | None = None
+    edits: tuple[tuple[Edit, ...], ...] = ()
+    steps: int | None = None
+    size: tuple[int, int] | None = None
+    guidance_scale: float | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _need(isinstance(self.prompt, str), "prompt", "a text", self.prompt)
+        for field in ("negative_prompt", "name"):
+            value = getattr(self, field)
+            _need(value is None or isinstance(value, str), field, "a text", value)
+        for field in ("prompt", "negative_prompt"):
+            _check_characters(field, getattr(self, field) or "")
+        _need_number("seed", self.seed, 0, _SEEDS - 1)
+        _need_number("steps", self.steps, 1, 10_000)
+        scale = self.guidance_scale
+        right = scale is None or (fits_float32(scale) and not isinstance(scale, bool))
+        _need(right, "guidance_scale", "a number that float32 can hold", scale)
+        object.__setattr__(self, "words", _words(self.words))
+        object.__setattr__(self, "size", _size(self.size))
+        object.__setattr__(self, "edits", _edits(self.edits))
+        if self.name is not None:
+            _check_name(self.name)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Item:
+        """Gives the item of a JSON object.
+
+        An edit is an object with one of "replace", "refine", "reweight", "blend" and the options
+        of that edit, or a list of such objects; "edits" is a list of those.
+
+        >>> Item.from_json({"prompt": "a red car", "edits": [{"replace": {"red": "blue"}}]})
+        """
+        _need(isinstance(data, Mapping), "an item", "an object", data)
+        known = [f.name for f in fields(cls)]
+        unknown = [str(key) for key in data if key not in known]
+        if unknown:
+            raise ItemError(f"there is no {unknown[0]!r}; an item has {', '.join(known)}")
+        if "prompt" not in data:
+            raise ItemError("prompt is missing")
+        return cls(**{**data, "edits": _parse_edits(data.get("edits") or ())})
+
+    @property
+    def digest(self) -> str:
+        """What tells the item from others: the hash of everything it says."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What the items of one call of the pipeline have in common."""
+        return (self.steps, self.size, self.guidance_scale, self.negative_prompt is None)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """An item with the number of its line, from 1."""
+
+    line: int
+    item: Item
+
+    @property
+    def name(self) -> str:
+        """The name of its image."""
+        return self.item.name or f"{self.line:06d}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a line; 0 where it concerns the batch as a whole."""
+
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.message}" if self.line else self.message
+
+
+Items = str | os.PathLike[str] | Iterable[Item | Mapping[str, Any]]
+
+
+def read_items(items: Items) -> tuple[list[Numbered], list[Failure]]:
+    """Reads items from a JSON Lines file, or checks those that are given.
+
+    Empty lines are passed over. An item without a seed gets the one of its line, from 0.
+
+    Returns:
+        The sound ones, and what is wrong with the others.
+    """
+    found: list[Numbered] = []
+    failures: list[Failure] = []
+    names: dict[str, int] = {}
+    given = _lines(Path(items)) if isinstance(items, str | os.PathLike) else items
+    for line, data in enumerate(given, start=1):
+        if isinstance(data, bytes) and not data.strip():
+            continue
+        try:
+            raw = _decoded(data) if isinstance(data, bytes) else data
+            item = raw if isinstance(raw, Item) else Item.from_json(raw)
+            if item.seed is None:
+                item = replace(item, seed=line - 1)
+            one = Numbered(line, item)
+            first = names.setdefault(one.name.casefold(), line)
+            if first != line:
+                raise ItemError(f"name {one.name!r} is taken by line {first}")
+            found.append(one)
+        except Exception as error:
+            failures.append(Failure(line, reason(error)))
+    return found, failures
+
+
+def reason(error: Exception) -> str:
+    """Return an error in one line, with its type unless it is a ValueError."""
+    text = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def check_item(item: Item, pipe: Any) -> None:
+    """Finds out whether a pipeline can draw an item: words, edits and sizes.
+
+    Raises:
+        ValueError: it can't, and why.
+    """
+    factor = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)))
+    if item.size is not None and any(side % factor for side in item.size):
+        raise ItemError(f"size {list(item.size)}: height and width must be multiples of {factor}")
+    most = int(pipe.scheduler.config.num_train_timesteps)
+    if item.steps is not None and item.steps > most:
+        raise ItemError(f"steps {item.steps}: the schedule has {most}")
+    positions_of(item, pipe)
+
+
+def positions_of(item: Item, pipe: Any) -> tuple[int, ...]:
+    """Gives the token positions that are kept of an item, in any of its prompts.
+
+    Raises:
+        ValueError: a word isn't in the prompt, or an edit doesn't fit it.
+    """
+    tokenizers = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2")]
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+
+    def tokenize(text: str) -> Prompt:
+        read = [t for t in tokenizers if t is not None]
+        return tokenize_all(read, text, convert=convert)
+
+    source = tokenize(item.prompt)
+    asked = make_plan(source, item.edits, tokenize).prompts if item.edits else (source,)
+    return kept_positions(asked, item.words)
+
+
+# -- reading
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ItemError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise ItemError(f"not JSON: {error.msg} at character {error.colno}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ItemError(f"{twice!r} is given twice")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise ItemError(f"{name} is no number in JSON")
+
+
+# -- checking
+
+
+def _need(right: bool, field: str, what: str, value: Any) -> None:
+    if not right:
+        raise ItemError(f"{field} must be {what}, got {_short(value)}")
+
+
+def _need_number(field: str, value: Any, least: int, most: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    right = value is None or (whole and least <= value <= most)
+    _need(right, field, f"a whole number from {least} to {most}", value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_characters(field: str, text: str) -> None:
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise ItemError(
+            f"{field} has half a character, {half[0]!r}, at place {half.start()}: write the whole "
+            "character, or leave it out"
+        )
+
+
+def _words(given: Any) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    right = isinstance(given, list | tuple) and all(isinstance(w, str) for w in given) and given
+    _need(bool(right), "words", "a list of words", given)
+    return tuple(given)
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        try:
+            given = size_of(given)
+        except ValueError as error:
+            raise ItemError(f"size: {error}") from None
+    what = '[height, width], or a text such as "768x512", width x height,'
+    right = isinstance(given, list | tuple) and len(given) == 2
+    _need(right, "size", what, given)
+    for side in given:
+        _need(side is not None, "size", what, given)
+        _need_number("a side of size", side, 8, _SIDES)
+    return given[0], given[1]
+
+
+def _check_name(name: str) -> None:
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or name[1:2] == ":":
+        raise ItemError(f"name {_short(name)} leaves the folder")
+    if not _NAME.fullmatch(name) or len(name.encode()) > 200:
+        raise ItemError(
+            f"name {_short(name)} must be letters, digits, '_', '-' and '.' (not first, and not in "
+            "folders, which '/' ends), 200 bytes at most"
+        )
+
+
+_KINDS: dict[str, Any] = {
+    "replace": Replace,
+    "refine": Refine,
+    "reweight": Reweight,
+    "blend": LocalBlend,
+}
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "replace": lambda given: isinstance(given, Mapping) and _all_texts(given.values()),
+    "refine": lambda given: isinstance(given, str),
+    "reweight": lambda given: isinstance(given, Mapping),
+    "blend": lambda given: (
+        isinstance(given, str) or (isinstance(given, list) and _all_texts(given))
+    ),
+}
+_WANTED = {
+    "replace": 'an object of words and what takes their places, such as {"red": "blue"}',
+    "refine": "a text",
+    "reweight": 'an object of words and their weights, such as {"red": 3.0}',
+    "blend": "a word or a list of words",
+}
+
+
+def _all_texts(given: Iterable[Any]) -> bool:
+    return all(isinstance(one, str) for one in given)
+
+
+def _parse_edits(given: Any) -> tuple[tuple[Edit, ...], ...]:
+    _need(isinstance(given, list | tuple), "edits", "a list", given)
+    return tuple(
+        tuple(_parse_edit(part) for part in (one if isinstance(one, list) else [one]))
+        for one in given
+    )
+
+
+def _parse_edit(data: Any) -> Edit:
+    if isinstance(data, Replace | Refine | Reweight | LocalBlend):
+        return data
+    _need(isinstance(data, Mapping), "an edit", "an object", data)
+    named = [key for key in data if key in _KINDS]
+    if len(named) != 1:
+        raise ItemError(f"an edit has one of {', '.join(_KINDS)}, got {_short(dict(data))}")
+    kind = named[0]
+    _need(_FITS[kind](data[kind]), kind, _WANTED[kind], data[kind])
+    options = {key: _option(value) for key, value in data.items() if key != kind}
+    known = {f.name for f in fields(_KINDS[kind]) if f.kw_only} - {"mask"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ItemError(f"{kind} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    shares = options.get("word_steps", {})
+    what = 'an object of words and shares of the run, such as {"blue": 0.5}'
+    _need(isinstance(shares, Mapping), "word_steps", what, shares)
+    _need_number("occurrence", options.get("occurrence"), 0, 10_000)
+    try:
+        edit: Edit = _KINDS[kind](data[kind], **options)
+    except (TypeError, AttributeError) as error:
+        raise ItemError(f"{kind}: {error}") from None
+    return edit
+
+
+def _option(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Mapping):
+        return {key: _option(each) for key, each in value.items()}
+    return value
+
+
+def _edits(given: Any) -> tuple[tuple[Edit, ...], ...]:
+    found = tuple(composed(one) for one in given)
+    for part in (part for one in found for part in one):
+        if isinstance(part, LocalBlend) and part.mask is not None:
+            raise ItemError("a LocalBlend in a batch takes words, not a mask")
+    return found

@@ -1,0 +1,59 @@
+"""The processes that share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from xattn.batch.items import Failure, Numbered
+from xattn.devices import process_state
+
+# -- processes
+
+
+class Crew:
+    """The processes of a batch; one, where it wasn't launched as several."""
+
+    def __init__(self) -> None:
+        self.state: Any = process_state()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that keeps the index."""
+        return bool(self.state.is_main_process)
+
+    def share(self, groups: Sequence[list[Numbered]]) -> list[list[Numbered]]:
+        """Gives the groups that this process draws."""
+        # with fewer groups than processes, accelerate would give the last one several times
+        missing = max(0, self.state.num_processes - len(groups))
+        padded: list[list[Numbered] | None] = [*groups, *[None] * missing]
+        with self.state.split_between_processes(padded) as ours:
+            return [group for group in ours if group is not None]
+
+    def gather(self, failures: list[Failure]) -> list[Failure]:
+        """Gives the failures of all processes."""
+        from accelerate.utils import gather_object
+
+        return list(gather_object(failures))
+
+    def by_main(self, work: Callable[[], Any]) -> Any:
+        """Has the main process do something, and gives its result, or raises its error, to all."""
+        from accelerate.utils import broadcast_object_list
+
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = work()
+            except Exception as error:
+                answer[1] = error
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the group of processes; nothing more can be done together."""
+        self.state.destroy_process_group()

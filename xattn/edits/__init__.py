@@ -1,0 +1,1 @@
+"""Edits as frozen data, and the tensors made of them."""

@@ -1,0 +1,305 @@
+"""What an edit is: Replace, Refine, Reweight, LocalBlend.
+
+Frozen, checked data, after Hertz et al. 2022, "Prompt-to-Prompt Image Editing with Cross Attention
+Control". ``xattn.edits.plan`` makes tensors of them. Shares of a run are in [0, 1]: step i of n
+counts as inside the window (a, b) when a·n <= i < b·n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeGuard
+
+import torch
+from torch import Tensor
+
+from xattn.edits.timing import CROSS_STEPS, SELF_STEPS, Share, is_number, window
+
+Aligner: TypeAlias = Literal["exact", "reference"]
+
+
+def fits_float32(given: object) -> TypeGuard[float]:
+    """Return whether something is a finite number within the range of float32."""
+    if not is_number(given):
+        return False
+    try:
+        return abs(float(given)) <= torch.finfo(torch.float32).max  # NaN is not
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scheduled:
+    """When attention follows the source.
+
+    Attributes:
+        cross_steps: share of the run in which cross-attention follows the source; 0.8 where no
+            edit of a composition says otherwise.
+        self_steps: share of the run in which self-attention follows the source; 0.4 by default.
+        word_steps: shares of single words of the target, in place of ``cross_steps``.
+    """
+
+    cross_steps: Share | None = None
+    self_steps: Share | None = None
+    word_steps: Mapping[str, Share] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("cross_steps", "self_steps"):
+            if getattr(self, name) is not None:
+                window(getattr(self, name), name)
+        for word, share in self.word_steps.items():
+            window(share, f"word_steps[{word!r}]")
+
+
+@dataclass(frozen=True)
+class Replace(_Scheduled):
+    """Puts other words in the place of some, and keeps the layout (section 3.2, "word swap").
+
+    ``Replace("red", "blue")``, or several at once: ``Replace({"red": "blue", "car": "boat"})``. A
+    phrase becomes a phrase of as many words; the words may have different numbers of tokens.
+
+    Attributes:
+        old: the word or phrase of the source, or a mapping of old ones to new ones.
+        new: what takes its place.
+        occurrence: which one, where the word stands several times, from 0; all by default.
+        aligner: "reference" repeats the paper's code, which shifts the words after a swap of
+            words with different numbers of tokens; for reproducing published results.
+
+    Raises:
+        ValueError: nothing to replace, or a schedule outside [0, 1].
+    """
+
+    old: str | Mapping[str, str]
+    new: str | None = None
+    occurrence: int | None = field(default=None, kw_only=True)
+    aligner: Aligner = field(default="exact", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.old, str) == (self.new is None):
+            raise ValueError('Replace takes a word and its successor, or {"red": "blue", ...}')
+        pairs = self.swaps
+        if not pairs or any(not old.strip() or not new.strip() for old, new in pairs.items()):
+            raise ValueError(
+                f"Replace({dict(pairs)!r}) has an empty word; to take a word's effect away "
+                "use Reweight with weight 0"
+            )
+        if self.aligner not in ("exact", "reference"):
+            raise ValueError(f"aligner={self.aligner!r}: there are 'exact' and 'reference'")
+
+    @property
+    def swaps(self) -> Mapping[str, str]:
+        """The old words and what takes their places."""
+        return {self.old: self.new or ""} if isinstance(self.old, str) else dict(self.old)
+
+    def __str__(self) -> str:
+        return "Replace " + ", ".join(f"{a} -> {b}" for a, b in self.swaps.items())
+
+
+@dataclass(frozen=True)
+class Refine(_Scheduled):
+    """Adds words: what the prompts share stays where it was (section 3.2, "adding a phrase").
+
+    Attributes:
+        prompt: the whole new prompt.
+
+    Raises:
+        ValueError: the prompt is empty, or a schedule is outside [0, 1].
+    """
+
+    prompt: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError(f"Refine takes the whole new prompt, got {self.prompt!r}")
+
+    def __str__(self) -> str:
+        return f"Refine {self.prompt!r}"
+
+
+@dataclass(frozen=True)
+class Reweight(_Scheduled):
+    """Makes words act stronger or weaker (section 3.2, "attention re-weighting").
+
+    ``Reweight({"red": 3.0})`` or ``Reweight("red", 3.0)``. Above 1 amplifies, below 1 weakens, 0
+    removes, a negative weight pushes away. Words are those of the target's prompt.
+
+    Attributes:
+        weights: a word or phrase, or a mapping of them to weights.
+        weight: the weight of a single word.
+        occurrence: which one, where the word stands several times, from 0; all by default.
+
+    Raises:
+        ValueError: there is no weight, or float32 can't hold one.
+    """
+
+    weights: str | Mapping[str, float]
+    weight: float | None = None
+    occurrence: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.weights, str) == (self.weight is None):
+            raise ValueError('Reweight takes a word and its weight, or {"red": 3.0, ...}')
+        if not self.items:
+            raise ValueError('Reweight({}) has no words; give some, as in Reweight({"red": 3.0})')
+        for word, value in self.items.items():
+            if not fits_float32(value):
+                raise ValueError(
+                    f"the weight of {word!r} must be a number that float32 can hold, at most "
+                    f"3.4e+38 either way, got {value!r}; give a smaller one, such as 3.0"
+                )
+
+    @property
+    def items(self) -> Mapping[str, float]:
+        """The words and their weights."""
+        if isinstance(self.weights, str):
+            return {self.weights: 1.0 if self.weight is None else self.weight}
+        return dict(self.weights)
+
+    def __str__(self) -> str:
+        return "Reweight " + ", ".join(f"{word} x {w:g}" for word, w in self.items.items())
+
+
+@dataclass(frozen=True, eq=False)
+class LocalBlend:
+    """Keeps an edit to the places of some words, or to a mask (section 4, "localized editing").
+
+    A word that the edit replaced stands for its successor too, and the other way round. The mask
+    is the union of where the words act in the source and in the target.
+
+    Attributes:
+        words: words or phrases of the source or the target.
+        source: words for the source alone, in place of ``words``.
+        target: words for the target alone, in place of ``words``.
+        subtract: words whose places are left out.
+        mask: where the edit may act, in place of words: (height, width) of the image or of its
+            latents; bool, numbers in [0, 1], or a picture.
+        threshold: the share of the maps' maximum above which a place counts, in [0, 1).
+        start: share of the run from which on it is applied.
+
+    Raises:
+        ValueError: neither words nor a mask, or both; a number out of its range.
+    """
+
+    words: str | Sequence[str] = ()
+    source: str | Sequence[str] = field(default=(), kw_only=True)
+    target: str | Sequence[str] = field(default=(), kw_only=True)
+    subtract: str | Sequence[str] = field(default=(), kw_only=True)
+    mask: Any = field(default=None, kw_only=True)
+    threshold: float = field(default=0.3, kw_only=True)
+    start: float = field(default=0.2, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("words", "source", "target", "subtract"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        named = bool(self.words or self.source or self.target)
+        if named == (self.mask is not None):
+            raise ValueError(
+                "LocalBlend takes words or mask=, one of them: LocalBlend('car'), or "
+                "LocalBlend(mask=array)"
+            )
+        if not is_number(self.threshold) or not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold!r} must be a number in [0, 1)")
+        if not is_number(self.start) or not 0 <= self.start <= 1:
+            raise ValueError(
+                f"start={self.start!r} must be one number in [0, 1]: the share of the run from "
+                "which on LocalBlend is applied, to its end"
+            )
+        if self.mask is not None:
+            object.__setattr__(self, "mask", _mask(self.mask))
+
+    def __str__(self) -> str:
+        names = dict.fromkeys([*self.words, *self.source, *self.target])
+        where = "a mask" if self.mask is not None else ", ".join(names)
+        less = f" less {', '.join(self.subtract)}" if self.subtract else ""
+        return f"LocalBlend {where}{less}"
+
+
+Edit: TypeAlias = Replace | Refine | Reweight | LocalBlend
+
+
+Edits: TypeAlias = Edit | Sequence[Edit]
+"""One sibling: an edit, or several that compose into one."""
+
+
+def composed(edits: Edits) -> tuple[Edit, ...]:
+    """Gives the edits of one sibling, checked to fit together.
+
+    Raises:
+        TypeError: something isn't an edit.
+        ValueError: two LocalBlends, schedules that contradict each other, or a word twice.
+    """
+    single = isinstance(edits, Replace | Refine | Reweight | LocalBlend)
+    parts: tuple[Any, ...] = (edits,) if single else tuple(_sequence(edits))
+    for part in parts:
+        if not isinstance(part, Replace | Refine | Reweight | LocalBlend):
+            raise TypeError(
+                f"{part!r} is no edit; there are Replace, Refine, Reweight, LocalBlend, and lists "
+                "of them"
+            )
+    if sum(isinstance(part, LocalBlend) for part in parts) > 1:
+        raise ValueError("two LocalBlends in one edit: give one with several words")
+    weighted = [
+        (word, part.occurrence) for part in parts if isinstance(part, Reweight)
+        for word in part.items
+    ]  # fmt: skip
+    twice = [word for word, which in weighted if weighted.count((word, which)) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is weighted twice in one edit: give it one weight")
+    for name in ("cross_steps", "self_steps"):
+        agreed(parts, name)
+    return parts
+
+
+def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
+    """Gives the window that the edits of one sibling agree on.
+
+    Raises:
+        ValueError: they name different ones.
+    """
+    said = {
+        window(getattr(part, name), name) for part in parts
+        if getattr(part, name, None) is not None
+    }  # fmt: skip
+    if len(said) > 1:
+        raise ValueError(
+            f"the edits of one list say different {name}: {sorted(said)}; say it once, and use "
+            "word_steps for single words"
+        )
+    default = CROSS_STEPS if name == "cross_steps" else SELF_STEPS
+    return said.pop() if said else window(default, name)
+
+
+def _sequence(edits: Any) -> Iterable[Any]:
+    if isinstance(edits, str) or not isinstance(edits, Iterable):
+        raise TypeError(
+            f"{edits!r} is no edit; there are Replace, Refine, Reweight, LocalBlend, and lists of "
+            "them"
+        )
+    return edits
+
+
+def _mask(given: Any) -> Tensor:
+    """Gives a mask as (height, width), bool or float32 in [0, 1]."""
+    if hasattr(given, "convert"):  # a picture: its brightness
+        import numpy as np
+
+        mask = torch.from_numpy(np.array(given.convert("L"))).float() / 255
+    else:
+        mask = torch.as_tensor(given).detach().cpu()
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ValueError(
+            f"mask must have the shape (height, width) of the image or of its latents, got "
+            f"{tuple(mask.shape)}"
+        )
+    if mask.dtype != torch.bool:
+        mask = mask.float()
+        if not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise ValueError("mask must be bool, or numbers in [0, 1]")
+        if bool(((mask == 0) | (mask == 1)).all()):
+            mask = mask.bool()
+    return mask

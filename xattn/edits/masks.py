@@ -1,0 +1,117 @@
+"""LocalBlend: a mask from maps, applied to latents between steps (Hertz et al. 2022, section 4).
+
+Pure functions. The maps are effective attention probabilities of the middle resolution, summed over
+the steps so far, mean over layers and heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xattn.edits.plan import Places, Positions
+
+
+def word_mask(maps: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
+    """Gives where words act: above a share of their maps' maximum.
+
+    Sum over the tokens, 3 x 3 maximum, nearest to the latent grid, divided by the maximum.
+
+    Args:
+        maps: (..., tokens, h, w), not negative; no token at all gives an empty mask.
+        grid: (height, width) of the latents.
+        threshold: share of the maximum that has to be surpassed, in [0, 1).
+
+    Returns:
+        bool (..., height, width).
+    """
+    lead = maps.shape[:-3]
+    heat = maps.sum(-3).reshape(-1, 1, *maps.shape[-2:])  # (n, 1, h, w)
+    heat = F.max_pool2d(heat, 3, stride=1, padding=1)
+    heat = F.interpolate(heat, size=grid, mode="nearest")  # (n, 1, height, width)
+    top = heat.amax((-2, -1), keepdim=True)
+    return (heat > threshold * top).reshape(*lead, *grid)
+
+
+def pair_mask(
+    source: Tensor, target: Tensor, places: Places, grid: tuple[int, int], threshold: float
+) -> Tensor:
+    """Gives the mask of an edited image: the union of both prompts' words less what is taken out.
+
+    Args:
+        source: maps of the source, (images, tokens, h, w).
+        target: maps of the sibling, (images, tokens, h, w).
+        places: which tokens count.
+        grid: (height, width) of the latents.
+        threshold: as for ``word_mask``.
+
+    Returns:
+        bool (images, height, width).
+    """
+    inside = _union(source, target, places.source, places.target, grid, threshold)
+    return inside & ~left_out(source, target, places, grid, threshold)
+
+
+def left_out(
+    source: Tensor, target: Tensor, places: Places, grid: tuple[int, int], threshold: float
+) -> Tensor:
+    """Gives where the words to subtract act, in either prompt; bool (images, height, width)."""
+    return _union(source, target, places.source_less, places.target_less, grid, threshold)
+
+
+def _union(
+    source: Tensor,
+    target: Tensor,
+    here: Positions,
+    there: Positions,
+    grid: tuple[int, int],
+    threshold: float,
+) -> Tensor:
+    one = word_mask(_of(source, here), grid, threshold)
+    return one | word_mask(_of(target, there), grid, threshold)
+
+
+def _of(maps: Tensor, tokens: Positions) -> Tensor:
+    """Gives the maps of some tokens; positions on the maps' device aren't copied there again."""
+    return maps.index_select(1, torch.as_tensor(tokens, dtype=torch.long, device=maps.device))
+
+
+def fit_mask(mask: Tensor, latent: tuple[int, int], scale: int) -> Tensor:
+    """Brings a mask of the user's own to the latent grid.
+
+    A mask in pixels counts wherever one of a latent's pixels does, so that nothing is cropped.
+
+    Args:
+        mask: (height, width), bool or in [0, 1].
+        latent: (height, width) of the latents.
+        scale: pixels for each latent.
+
+    Raises:
+        ValueError: it has neither the image's size nor the latents'.
+    """
+    pixels = (latent[0] * scale, latent[1] * scale)
+    if tuple(mask.shape) == latent:
+        return mask
+    if tuple(mask.shape) != pixels:
+        raise ValueError(
+            f"mask is {mask.shape[0]} x {mask.shape[1]} (height x width); this run needs the "
+            f"image's {pixels[0]} x {pixels[1]} or the latents' {latent[0]} x {latent[1]}"
+        )
+    fitted = F.max_pool2d(mask[None].float(), scale)[0]
+    return fitted.bool() if mask.dtype == torch.bool else fitted
+
+
+def blended(latents: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    """Gives the latents inside the mask and the source's outside.
+
+    Args:
+        latents: (images, channels, height, width).
+        source: of the same shape.
+        mask: (images, height, width) or (height, width); bool, or soft in [0, 1].
+    """
+    mask = mask.to(latents.device)
+    mask = mask[..., None, :, :]  # (..., 1, height, width)
+    if mask.dtype == torch.bool:
+        return torch.where(mask, latents, source)  # exact on both sides
+    return source + mask.to(latents.dtype) * (latents - source)

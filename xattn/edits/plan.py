@@ -1,0 +1,319 @@
+"""What a set of edits comes to: for each sibling a prompt, a token mapping, schedules and weights.
+
+With A the source's probabilities and B the sibling's own, (..., queries, tokens), an edited step is
+(Hertz et al. 2022, section 3)
+
+    B'' = A · (M c e) + B · (1 - c) e
+
+with the token mapping M, the schedule c in {0, 1} and the weights e along the sibling's tokens.
+``EditPlan.cross`` gives the two factors, ``mix`` and ``own``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from xattn.edits.kinds import Edit, Edits, LocalBlend, Refine, Replace, Reweight, agreed, composed
+from xattn.edits.table import table_of
+from xattn.edits.timing import inside, window
+from xattn.text.align import refine_mapping, replace_mapping
+from xattn.text.prompt import Prompt, WordError
+
+Window = tuple[float, float]
+
+
+Tokenize = Callable[[str], Prompt]
+
+
+Positions = tuple[int, ...] | Tensor
+
+
+NEVER: Window = (0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The token positions whose maps make a LocalBlend's mask.
+
+    Attributes:
+        source: of the source's prompt.
+        target: of the sibling's prompt.
+        source_less: of the source's prompt, to be left out.
+        target_less: of the sibling's prompt, to be left out.
+    """
+
+    source: Positions
+    target: Positions
+    source_less: Positions
+    target_less: Positions
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one at all."""
+        return any(map(len, (self.source, self.target, self.source_less, self.target_less)))
+
+    def on(self, device: torch.device) -> Places:
+        """Gives the positions as tensors of a device."""
+        found = (self.source, self.target, self.source_less, self.target_less)
+        return Places(*(torch.as_tensor(p, dtype=torch.long, device=device) for p in found))
+
+
+@dataclass(frozen=True, eq=False)
+class Sibling:
+    """One edited image: how it takes its attention from the source's.
+
+    Attributes:
+        edits: what it was made from.
+        prompt: its prompt.
+        mapping: M, float32 (source tokens, tokens).
+        follows: the tokens that have a source at all, bool (tokens,).
+        windows: for each token, when it follows the source, as shares of the run.
+        weights: e, float32 (tokens,).
+        self_window: when self-attention follows the source.
+        blend: its LocalBlend.
+        places: the tokens that the LocalBlend looks at; None without one.
+    """
+
+    edits: tuple[Edit, ...]
+    prompt: Prompt
+    mapping: Tensor
+    follows: Tensor
+    windows: tuple[Window, ...]
+    weights: Tensor
+    self_window: Window
+    blend: LocalBlend | None = None
+    places: Places | None = None
+
+    def schedule(self, step: int, steps: int) -> Tensor:
+        """Gives c, which tokens follow the source in a step, bool (tokens,)."""
+        now = {span: inside(step, steps, span) for span in set(self.windows)}
+        return self.follows & torch.tensor([now[span] for span in self.windows])
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether it is a plain run of its own prompt at every step."""
+        cross = any(b > a for a, b in self.windows) and bool(self.follows.any())
+        own = self.self_window[1] > self.self_window[0]
+        return not cross and not own and bool((self.weights == 1).all())
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """A source and its siblings; ``print(plan)`` shows which token takes from which.
+
+    Attributes:
+        source: the source's prompt.
+        siblings: the edited images, in the order of the edits.
+    """
+
+    source: Prompt
+    siblings: tuple[Sibling, ...]
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The source's prompt and each sibling's: the rows of the batch."""
+        return (self.source, *(s.prompt for s in self.siblings))
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts as text, the source's first."""
+        return [prompt.text for prompt in self.prompts]
+
+    def cross(self, step: int, steps: int) -> tuple[Tensor, Tensor, tuple[bool, ...]]:
+        """Gives the factors of a step.
+
+        Returns:
+            mix, float32 (siblings, source tokens, tokens); own, float32 (siblings, tokens); and
+            for each sibling whether the two differ from the model's own call.
+        """
+        mixes, owns, active = [], [], []
+        for sibling in self.siblings:
+            c, e = sibling.schedule(step, steps), sibling.weights
+            mixes.append(sibling.mapping * (c * e))
+            owns.append(~c * e)
+            active.append(bool(c.any()) or bool((e != 1).any()))
+        return torch.stack(mixes), torch.stack(owns), tuple(active)
+
+    def phase(self, step: int, steps: int) -> tuple[tuple[bool, ...], ...]:
+        """Gives what ``cross`` depends on: steps of one phase have the same factors."""
+        return tuple(
+            tuple(inside(step, steps, span) for span in dict.fromkeys(s.windows))
+            for s in self.siblings
+        )
+
+    def self_(self, step: int, steps: int) -> tuple[bool, ...]:
+        """Tells for each sibling whether its self-attention follows the source in a step."""
+        return tuple(inside(step, steps, s.self_window) for s in self.siblings)
+
+    def __str__(self) -> str:
+        parts = [f"source: {self.source.text}"]
+        parts += [f"{i}. {table_of(s, self.source)}" for i, s in enumerate(self.siblings, start=1)]
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def make_plan(
+    source: Prompt, edits: Sequence[Edits], tokenize: Tokenize, *, alone: bool = False
+) -> EditPlan:
+    """Gives the plan of a source's edits, one sibling for each.
+
+    Args:
+        source: the prompt that is edited.
+        edits: each an edit, or a list of edits that compose into one.
+        tokenize: gives the prompt of a text, as the source's was made.
+        alone: whether the source may be without siblings.
+
+    Raises:
+        TypeError: something isn't an edit.
+        ValueError: there is nothing to edit, or an edit doesn't fit the prompt.
+    """
+    if not edits and not alone:
+        raise ValueError('nothing to edit: pass edits, such as xattn.Replace("red", "blue")')
+    return EditPlan(source, tuple(_sibling(source, composed(e), tokenize) for e in edits))
+
+
+def _sibling(source: Prompt, edits: tuple[Edit, ...], tokenize: Tokenize) -> Sibling:
+    prompt, mapping = source, torch.eye(source.length)
+    follows = torch.ones(source.length, dtype=torch.bool)
+    for edit in edits:
+        if isinstance(edit, Replace | Refine):
+            after, more, own = _step(prompt, edit, tokenize)
+            # a column that mixes in one without a source has none either
+            follows = ~own & ~((more != 0) & ~follows[:, None]).any(0)
+            prompt, mapping = after, mapping @ more
+    weights = _weights(prompt, edits)
+    blend = next((e for e in edits if isinstance(e, LocalBlend)), None)
+    if edits == (blend,):
+        raise ValueError(
+            'LocalBlend alone edits nothing: compose it, as in [Replace("red", "blue"), '
+            'LocalBlend("car")]'
+        )
+    cross, self_window = agreed(edits, "cross_steps"), agreed(edits, "self_steps")
+    windows = [cross] * prompt.length
+    for edit in edits:
+        for word, share in getattr(edit, "word_steps", {}).items():
+            for position in prompt.positions(word):
+                windows[position] = window(share, "word_steps")
+    if prompt.text == source.text and bool((weights == 1).all()):
+        windows, self_window = [NEVER] * prompt.length, NEVER
+    places = None
+    if blend is not None and blend.mask is None:
+        places = _places(blend, source, prompt, mapping * follows)
+    elif blend is not None:
+        less = [_both(word, source, prompt, mapping * follows) for word in blend.subtract]
+        places = Places((), (), _union(a for a, _ in less), _union(b for _, b in less))
+    return Sibling(
+        edits, prompt, mapping, follows, tuple(windows), weights, self_window, blend, places
+    )
+
+
+def _step(
+    prompt: Prompt, edit: Replace | Refine, tokenize: Tokenize
+) -> tuple[Prompt, Tensor, Tensor]:
+    """Gives the prompt after an edit, its mapping, and the columns that have no source."""
+    if isinstance(edit, Refine):
+        after = tokenize(edit.prompt)
+        partner, has_partner = refine_mapping(prompt, after)
+        mapping = torch.zeros(prompt.length, after.length)
+        mapping[partner, torch.arange(after.length)] = has_partner.float()
+        return after, mapping, ~has_partner
+    after = tokenize(_replaced(prompt, edit))
+    try:
+        mapping, own = replace_mapping(prompt, after, edit.aligner)
+    except ValueError as error:
+        if isinstance(error, WordError) or len(prompt.words) == len(after.words):
+            raise
+        pairs = ", ".join(
+            f"{old!r} ({len(old.split())}) by {new!r} ({len(new.split())})"
+            for old, new in edit.swaps.items() if len(old.split()) != len(new.split())
+        )  # fmt: skip
+        raise ValueError(
+            f"Replace needs as many words as it takes away, but replaces {pairs}: "
+            f"use Refine({after.text!r}), which aligns prompts of any length"
+        ) from error
+    return after, mapping, own
+
+
+def _replaced(prompt: Prompt, edit: Replace) -> str:
+    """Gives the text with its words replaced, all of them at once."""
+    tokens = {token.position: token for token in prompt.tokens}
+    spans = []
+    for old, new in edit.swaps.items():
+        for group in prompt.find(old, edit.occurrence):
+            start = min(tokens[p].start for p in group)
+            spans.append((start, max(tokens[p].end for p in group), new.strip()))
+    spans.sort()
+    for (_, end, _), (start, _, _) in pairwise(spans):
+        if start < end:
+            raise ValueError(
+                f"{edit}: the words overlap in the prompt {prompt.text!r}; replace each place once"
+            )
+    text = prompt.text
+    for start, end, new in reversed(spans):
+        text = text[:start] + new + text[end:]
+    return text
+
+
+def _weights(prompt: Prompt, edits: Sequence[Edit]) -> Tensor:
+    weights, taken = torch.ones(prompt.length), set[int]()
+    for edit in edits:
+        if isinstance(edit, Reweight):
+            for word, weight in edit.items.items():
+                positions = prompt.positions(word, edit.occurrence)
+                if taken.intersection(positions):
+                    raise ValueError(
+                        f"{word!r} overlaps another word that is weighted in the same edit"
+                    )
+                taken.update(positions)
+                weights[list(positions)] = float(weight)
+    return weights
+
+
+def _places(blend: LocalBlend, source: Prompt, target: Prompt, mapping: Tensor) -> Places:
+    both = [_both(word, source, target, mapping) for word in blend.words]
+    less = [_both(word, source, target, mapping) for word in blend.subtract]
+    alone = [source.positions(word) for word in blend.source]
+    others = [target.positions(word) for word in blend.target]
+    return Places(
+        _union([*(a for a, _ in both), *alone]),
+        _union([*(b for _, b in both), *others]),
+        _union(a for a, _ in less),
+        _union(b for _, b in less),
+    )
+
+
+def _both(
+    word: str, source: Prompt, target: Prompt, mapping: Tensor
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Gives a word's positions in both prompts; where one lacks it, those it maps onto."""
+    here, there = _positions(source, word), _positions(target, word)
+    if here is None and there is None:
+        try:
+            source.positions(word)
+        except WordError as error:
+            raise WordError(f"LocalBlend: {error} (nor in {target.text!r})") from None
+    if here is None:
+        here = tuple(mapping[:, list(there or ())].any(1).nonzero().flatten().tolist())
+    if there is None:
+        there = tuple(mapping[list(here)].any(0).nonzero().flatten().tolist())
+    return here, there
+
+
+def _positions(prompt: Prompt, word: str) -> tuple[int, ...] | None:
+    try:
+        return prompt.positions(word)
+    except WordError:
+        return None
+
+
+def _union(groups: object) -> tuple[int, ...]:
+    return tuple(sorted({p for group in groups for p in group}))  # type: ignore[attr-defined]

@@ -1,0 +1,69 @@
+"""A printed edit plan: which token takes from which, and when."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from xattn.text.prompt import Prompt
+
+if TYPE_CHECKING:
+    from xattn.edits.plan import Sibling, Window
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+def table_of(sibling: Sibling, source: Prompt) -> str:
+    """Return one edit of a plan as a table: a line for each token, padding in groups."""
+    head = "; ".join(map(str, sibling.edits)) or "no edit"
+    lines = [f"{head}: {sibling.prompt.text}"]
+    if sibling.is_neutral:
+        return "\n".join([*lines, "   nothing is edited: a plain run of its prompt"])
+    lines.append(f"   self-attention follows the source in {_span(sibling.self_window)}")
+    if sibling.blend is not None:
+        blend = sibling.blend
+        lines.append(f"   {blend}: above {blend.threshold:g} of the maximum, from {blend.start:g}")
+    rows = [("token", "", "takes from", "cross-attention", "weight")]
+    texts = {token.position: token.text for token in sibling.prompt.tokens}
+    for position, text in texts.items():
+        rows.append((f"{position}", text, *_row(sibling, position, source)))
+    rest = [p for p in range(sibling.prompt.length) if p not in texts]
+    for _, group in groupby(rest, key=lambda p: (_shift(sibling, p), _row(sibling, p, source)[1:])):
+        run = list(group)
+        first, last = run[0], run[-1]
+        place = f"{first}" if first == last else f"{first}-{last}"
+        shift = _shift(sibling, first)
+        origin = "itself" if shift is None else f"{first + shift}"
+        if shift is not None and first != last:
+            origin = f"{first + shift}-{last + shift}"
+        name = "start" if last == 0 else "end, padding"
+        rows.append((place, f"({name})", origin, *_row(sibling, first, source)[1:]))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("   " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _row(sibling: Sibling, position: int, source: Prompt) -> tuple[str, str, str]:
+    weight = f"{float(sibling.weights[position]):g}"
+    sources = sibling.mapping[:, position].nonzero().flatten().tolist()
+    if not bool(sibling.follows[position]):
+        return "itself", "own", weight
+    texts = {token.position: token.text for token in source.tokens}
+    parts = []
+    for s in sources:
+        share = float(sibling.mapping[s, position])
+        parts.append(f"{s} {texts.get(s, '')}".strip() + ("" if share == 1 else f" x {share:.2g}"))
+    return " + ".join(parts) or "nothing", _span(sibling.windows[position]), weight
+
+
+def _shift(sibling: Sibling, position: int) -> int | None:
+    sources = sibling.mapping[:, position].nonzero().flatten().tolist()
+    if not bool(sibling.follows[position]) or len(sources) != 1:
+        return None
+    return int(sources[0]) - position
+
+
+def _span(span: Window) -> str:
+    return "no step" if span[0] >= span[1] else f"[{span[0]:g}, {span[1]:g})"

@@ -1,0 +1,1 @@
+"""Instruments: what observes attention or changes it inside a block."""

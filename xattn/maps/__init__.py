@@ -1,0 +1,1 @@
+"""From probabilities to maps: pure functions of runs and arrays."""

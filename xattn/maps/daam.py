@@ -1,0 +1,139 @@
+"""Heat maps from recorded probabilities (Tang et al. 2023, section 3).
+
+The heat map of a word: for each layer the mean over heads and the sum over steps of the word's
+probabilities, bicubic to the latent grid, clamped at 0; then the mean over the layers and the
+mean over the word's tokens.
+
+The sum over steps is the definition's: a heat map of 50 steps is 50 times that of an average
+step. Where a recording kept only the mean over its steps, the sum is that mean times the number
+of steps. Where it kept only the mean over layers of one grid, that mean counts as many times as
+it has members (it is clamped once, after the mean).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from xattn.maps.select import (
+    Heads,
+    Steps,
+    completed,
+    head_indices,
+    image_index,
+    layers_of,
+    need,
+    step_indices,
+    token_index,
+)
+from xattn.records.run import LayerFilter, Run
+
+
+def token_maps(
+    run: Run,
+    positions: Sequence[int],
+    image: int = 0,
+    *,
+    steps: Steps = None,
+    layers: LayerFilter = None,
+    heads: Heads = None,
+) -> torch.Tensor:
+    """Gives the heat map of each token, float32 (tokens, height, width) on the latent grid.
+
+    Args:
+        run: what was recorded.
+        positions: positions of the tokens on the token axis.
+        image: index of the image, in the order of ``pipe(...).images``.
+        steps: which steps to sum; all that are complete by default.
+        layers: names, globs, a test of a ``Layer``, "daam" or "all".
+        heads: which heads to average; all by default.
+
+    Raises:
+        ValueError: something was asked for that is not in the recording.
+    """
+    chosen, weights = layers_of(run, layers)
+    total = torch.zeros(len(positions), *run.latent)
+    for layer, weight in zip(chosen, weights, strict=True):
+        native = layer_maps(run, layer, positions, image, steps=steps, heads=heads)
+        total += weight * to_grid(native, run.latent)
+    return total
+
+
+def step_token_maps(
+    run: Run,
+    positions: Sequence[int],
+    image: int = 0,
+    *,
+    layers: LayerFilter = None,
+    heads: Heads = None,
+) -> torch.Tensor:
+    """Gives each step's own heat maps, float32 (steps, tokens, height, width)."""
+    need(run, "step", "maps of single steps")
+    chosen, weights = layers_of(run, layers)
+    total = torch.zeros(completed(run), len(positions), *run.latent)
+    for layer, weight in zip(chosen, weights, strict=True):
+        for step, native in enumerate(_each_step(run, layer, positions, image, None, heads)):
+            total[step] += weight * to_grid(native, run.latent)
+    return total
+
+
+def layer_maps(
+    run: Run,
+    layer: int,
+    positions: Sequence[int],
+    image: int = 0,
+    *,
+    steps: Steps = None,
+    heads: Heads = None,
+) -> torch.Tensor:
+    """Gives one layer's mean over heads and sum over steps, (tokens, h, w) on its own grid."""
+    total = torch.zeros(len(positions), *run.layers[layer].grid)
+    for native in _each_step(run, layer, positions, image, steps, heads):
+        total += native
+    return total if "step" in run.keep else total * completed(run)
+
+
+def head_maps(
+    run: Run, layer: int, positions: Sequence[int], image: int = 0, *, steps: Steps = None
+) -> torch.Tensor:
+    """Gives each head's sum over steps, (heads, tokens, h, w) on the layer's own grid."""
+    need(run, "head", "maps of single heads")
+    index, rows = token_index(run, positions), image_index(run, image)
+    total = torch.zeros(run.layers[layer].heads, len(positions), *run.layers[layer].grid)
+    for step in step_indices(run, steps):
+        total += run.store.read(layer, [step])[0, rows][:, index].float()
+    return total if "step" in run.keep else total * completed(run)
+
+
+def step_layer_maps(
+    run: Run, layer: int, positions: Sequence[int], image: int = 0, *, heads: Heads = None
+) -> torch.Tensor:
+    """Gives one layer's mean over heads at each step, (steps, tokens, h, w) on its own grid.
+
+    Where the step axis was not kept there is one step: the mean.
+    """
+    return torch.stack(list(_each_step(run, layer, positions, image, None, heads)))
+
+
+def to_grid(native: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Brings (..., h, w) to another grid: bicubic, clamped at 0."""
+    lead = native.shape[:-2]
+    flat = native.reshape(-1, 1, *native.shape[-2:])  # (maps, 1, h, w)
+    sized = F.interpolate(flat, size=grid, mode="bicubic", align_corners=False)
+    return sized.clamp_min(0).reshape(*lead, *grid)  # (..., height, width)
+
+
+def _each_step(
+    run: Run, layer: int, positions: Sequence[int], image: int, steps: Steps, heads: Heads
+) -> Iterator[torch.Tensor]:
+    """Yields (tokens, h, w) of each step, the mean over the chosen heads.
+
+    One step at a time, and only the chosen tokens in float32: a run can be larger than memory.
+    """
+    index, row = token_index(run, positions), image_index(run, image)
+    chosen = head_indices(run, layer, heads)
+    for step in step_indices(run, steps):
+        maps = run.store.read(layer, [step])[0, row][:, index]  # (heads, tokens, h, w)
+        yield (maps if chosen is None else maps[chosen]).float().mean(0)

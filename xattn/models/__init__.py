@@ -1,0 +1,1 @@
+"""What denoisers are like, and how pipelines are loaded."""

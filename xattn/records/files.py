@@ -1,0 +1,157 @@
+"""Recordings on disk: one safetensors file, or a folder that a long run was streamed to.
+
+A file holds the maps as tensors ``<run>/layer/<n>`` and images as PNG bytes ``<run>/image/<n>``;
+its ``__metadata__`` a versioned JSON header with everything else. Checksums cover the header and
+each tensor, so that damage is an error and never a wrong map. Loading runs no code.
+
+A folder holds ``header.json`` of the same content, one ``step-00000.safetensors`` for each step
+(tensors named "0", "1" ... after the layers) and ``image-00000.png``; its maps are read when they
+are asked for. A folder of several such folders holds several runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from xattn.records.atomic import aside, save_ordered
+from xattn.records.folder import load_folders
+from xattn.records.format import (
+    EXTRAS,
+    add_extra,
+    check,
+    check_tensor,
+    checksum,
+    damage_named,
+    describe,
+    extras_of,
+    image_of,
+    kept_steps,
+    opened,
+    parse_run,
+    png_of,
+    raw_bytes,
+    sealed_header,
+)
+from xattn.records.run import MemoryStore, Run
+
+
+def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
+    """Writes the complete steps of runs, and their images, to one safetensors file.
+
+    It is written aside and renamed: what was at ``path`` stays whole until the new file is.
+
+    Raises:
+        ValueError: no run has a complete step.
+        OSError: ``path`` is a folder or is in none, or the file can't be written.
+    """
+    _check_place(Path(path))
+    kept = [run for run in runs if run.done]
+    if not kept:
+        raise ValueError("nothing to save: no step is complete yet")
+    tensors: dict[str, torch.Tensor] = {}
+    for r, run in enumerate(kept):
+        steps = range(kept_steps(run.keep, run.done))
+        for n in range(len(run.layers)):
+            tensors[f"{r}/layer/{n}"] = run.store.read(n, steps).contiguous()
+        for name, extra in extras_of(run).items():
+            tensors[f"{r}/{name}"] = extra
+        for n, image in enumerate(run.images):
+            tensors[f"{r}/image/{n}"] = torch.frombuffer(
+                bytearray(png_of(image)), dtype=torch.uint8
+            )
+    header = {
+        "runs": [describe(run, str(tensors[f"{r}/layer/0"].dtype)) for r, run in enumerate(kept)],
+        "sums": {name: checksum(raw_bytes(tensor)) for name, tensor in tensors.items()},
+    }
+    aside(Path(path), lambda tmp: save_ordered(tensors, tmp, sealed_header(header)))
+
+
+def load_run(path: str | os.PathLike[str], number: int) -> Run:
+    """Reads one of a file's runs, and nothing of the others.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        FileError: it is not a recording, is damaged, or has no such run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no recording at {path}")
+    with damage_named(path), safe_open(path, framework="pt") as file:
+        header = opened(file.metadata(), path)
+        count = len(header["runs"])
+        check(0 <= number < count, path, f"run {number} was asked for, it has {count}")
+        return _read_run(file, header, number, path)
+
+
+def load(path: str | os.PathLike[str]) -> list[Run]:
+    """Reads the runs of a file or a folder.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        FileError: it is not a recording, is damaged, or was written by a newer version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no recording at {path}")
+    with damage_named(path):
+        return load_folders(path) if path.is_dir() else _load_file(path)
+
+
+# -- reading
+
+
+def _load_file(path: Path) -> list[Run]:
+    with safe_open(path, framework="pt") as file:
+        header = opened(file.metadata(), path)
+        names = set(file.keys())
+        check(set(header["sums"]) == names, path, "its tensors are not those of its header")
+        runs = [_read_run(file, header, r, path) for r in range(len(header["runs"]))]
+    for r, run in enumerate(runs):
+        names -= {f"{r}/layer/{n}" for n in range(len(run.layers))}
+        names -= {f"{r}/image/{n}" for n in range(len(run.images))}
+        names -= {f"{r}/{name}" for name in extras_of(run)}
+    check(bool(runs) and not names, path, f"it holds unknown tensors: {sorted(names)}")
+    return runs
+
+
+def _read_run(file: Any, header: Mapping[str, Any], number: int, path: Path) -> Run:
+    entry = header["runs"][number]
+
+    def read(name: str) -> torch.Tensor:
+        known = header["sums"][f"{number}/{name}"]
+        tensor: torch.Tensor = file.get_tensor(f"{number}/{name}")
+        check(known == checksum(raw_bytes(tensor)), path, f"{number}/{name} has changed")
+        return tensor
+
+    shapes, dtype, build = parse_run(entry, path)
+    maps = tuple(read(f"layer/{n}") for n in range(len(shapes)))
+    for n, (tensor, shape) in enumerate(zip(maps, shapes, strict=True)):
+        check_tensor(path, f"{number}/layer/{n}", tensor, shape, dtype)
+    pngs = [read(f"image/{n}") for n in range(entry["images"])]
+    images = [image_of(tensor.numpy().tobytes()) for tensor in pngs]
+    run: Run = build(MemoryStore(maps), images)
+    for name in EXTRAS:
+        if entry[name] is not None:
+            add_extra(run, entry, name, read(name), path)
+    return run
+
+
+def _check_place(path: Path) -> None:
+    """Raise an error unless a file can be at ``path``: before work is done for it."""
+    folder = path.parent
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: choose another path, such as one in it")
+    if folder.is_dir():
+        return
+    if any(place.exists() and not place.is_dir() for place in path.parents):
+        raise NotADirectoryError(f"{folder} leads through a file: choose another path")
+    raise FileNotFoundError(
+        f"there is no folder {folder} to save {path.name} in: make it first, as "
+        f"Path({str(folder)!r}).mkdir(parents=True) does, or choose another path"
+    )

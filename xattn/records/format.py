@@ -1,0 +1,255 @@
+"""The format of a file of runs: a versioned JSON header, checksums, tensors and PNG bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+from xattn.records.run import AXES, Layer, Run
+from xattn.text.prompt import Prompt
+
+FORMAT = "xattn"
+
+
+VERSION = 1
+
+
+HEADER = "header.json"
+
+
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32)}
+
+
+DAMAGE = (
+    SafetensorError,
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # RecursionError too
+    SyntaxError,  # what Pillow raises for a broken PNG
+    TypeError,
+    ValueError,
+)
+
+
+EXTRAS = ("estimates", "affinity")  # what a run may have beside its maps
+
+
+class FileError(ValueError):
+    """A file that is not a recording, is damaged, or is of a newer version."""
+
+
+@contextmanager
+def damage_named(
+    path: Path, what: str = "is damaged, or is not a recording of xattn"
+) -> Iterator[None]:
+    """Raise FileError for whatever a damaged or missing file leads to."""
+    try:
+        yield
+    except FileError:
+        raise
+    except DAMAGE as error:
+        raise FileError(f"{path} {what} ({type(error).__name__}: {error})") from error
+
+
+def opened(metadata: Mapping[str, str] | None, path: Path) -> dict[str, Any]:
+    """Gives the JSON header out of the metadata around it, once those are in order."""
+    if not isinstance(metadata, Mapping) or metadata.get("format") != FORMAT:
+        raise FileError(f"{path} is not a recording of xattn: its header does not say so")
+    version = int(metadata["version"])
+    if version > VERSION:
+        raise FileError(
+            f"{path} is of version {version} of the format, this xattn reads up to {VERSION}: "
+            "upgrade xattn to read it"
+        )
+    text = metadata["header"]
+    sealed = checksum(f"{version}{text}".encode())
+    check(version == VERSION and metadata["sum"] == sealed, path, "its header has changed")
+    header = json.loads(text)
+    check(isinstance(header, dict), path, "its header is not an object")
+    return dict(header)
+
+
+def parse_run(
+    entry: Mapping[str, Any], path: Path
+) -> tuple[tuple[tuple[int, ...], ...], torch.dtype, Callable[..., Run]]:
+    """Gives the shapes and dtype that a run's tensors must have, and what makes the run."""
+    prompts = tuple(Prompt.from_json(p) for p in entry["prompts"])
+    rows, positions = tuple(map(int, entry["rows"])), tuple(map(int, entry["positions"]))
+    keep, done = frozenset(entry["keep"]), int(entry["done"])
+    timesteps = tuple(map(float, entry["timesteps"]))
+    latent = _grid(entry["latent"], path)
+    layers = tuple(
+        Layer(
+            str(x["name"]), _grid(x["grid"], path), int(x["heads"]), tuple(map(str, x["members"]))
+        )
+        for x in entry["layers"]
+    )
+    check(bool(prompts and rows and positions and layers), path, "a run has no maps")
+    check(all(0 <= r < len(prompts) for r in rows), path, "its rows name no prompt")
+    check(list(positions) == sorted(set(positions)), path, "its positions are not ascending")
+    check(positions[0] >= 0, path, "its positions are negative")
+    check(keep.issubset(AXES), path, f"its axes are unknown: {sorted(keep)}")
+    check(1 <= done <= len(timesteps), path, f"{done} of {len(timesteps)} steps")
+    check(all(x.heads > 0 for x in layers), path, "a layer has no head")
+    head = "head" in keep
+    shapes = tuple(
+        (kept_steps(keep, done), len(rows), x.heads if head else 1, len(positions), *x.grid)
+        for x in layers
+    )
+
+    def build(store: Any, images: list[Image.Image]) -> Run:
+        return Run(
+            prompts, rows, positions, layers, timesteps, latent, keep, store,
+            info=dict(entry["info"]), images=images, done=done,
+        )  # fmt: skip
+
+    return shapes, _DTYPES[entry["dtype"]], build
+
+
+def _grid(value: Any, path: Path) -> tuple[int, int]:
+    height, width = map(int, value)
+    check(height > 0 and width > 0, path, f"a grid of {height}x{width}")
+    return height, width
+
+
+def check_tensor(
+    path: Path, name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype
+) -> None:
+    """Raise FileError unless a map has its header's shape and dtype, and holds probabilities."""
+    right = tuple(tensor.shape) == tuple(shape) and tensor.dtype == dtype
+    found = f"{tensor.dtype} {tuple(tensor.shape)}"
+    check(right, path, f"{name} is {found}, its header says {dtype} {tuple(shape)}")
+    sound = bool(torch.isfinite(tensor).all()) and float(tensor.min()) >= 0
+    check(sound, path, f"{name} holds values that are no probabilities")
+
+
+def extras_of(run: Run) -> dict[str, torch.Tensor]:
+    """Gives what a run has beside its maps, of complete steps."""
+    found = {}
+    if run.estimates is not None:
+        found["estimates"] = run.estimates[: run.done].contiguous()
+    if run.affinity is not None:
+        found["affinity"] = run.affinity.contiguous()
+    return found
+
+
+def add_extra(
+    run: Run, entry: Mapping[str, Any], name: str, extra: torch.Tensor, path: Path
+) -> None:
+    """Attach what a run has beside its maps, once its shape is checked."""
+    found = tuple(extra.shape)
+    if name == "estimates":
+        right = (run.done, len(run.rows), *run.latent)
+        fits = len(found) == 5 and (*found[:2], *found[3:]) == right
+    else:
+        fits = len(found) == 5 and found[0] == len(run.rows) and found[1:3] == found[3:]
+        fits = fits and bool(torch.isfinite(extra).all())
+    check(fits and found == tuple(entry[name]), path, f"{name} of shape {found}")
+    setattr(run, name, extra)
+
+
+def check(right: bool, path: Path, what: str) -> None:
+    """Raise FileError, naming the file as damaged, unless something is right."""
+    if not right:
+        raise FileError(f"{path} is damaged: {what}")
+
+
+# -- writing
+
+
+def describe(run: Run, dtype: str) -> dict[str, Any]:
+    """Return the header's entry of a run, as plain JSON values."""
+    return {
+        "prompts": [prompt.to_json() for prompt in run.prompts],
+        "rows": list(run.rows),
+        "positions": list(run.positions),
+        "layers": [
+            {"name": x.name, "grid": list(x.grid), "heads": x.heads, "members": list(x.members)}
+            for x in run.layers
+        ],
+        "timesteps": json_value(run.timesteps),
+        "latent": list(run.latent),
+        "keep": sorted(run.keep),
+        "done": run.done,
+        "dtype": dtype.removeprefix("torch."),
+        "images": len(run.images),
+        **dict.fromkeys(EXTRAS),
+        **{name: list(extra.shape) for name, extra in extras_of(run).items()},
+        "info": json_value(run.info),
+    }
+
+
+def json_value(value: Any) -> Any:
+    """Return a fact as JSON can hold it: what JSON has no form for as text.
+
+    A fact never costs a recording. NaN and infinities become "nan" and "inf", scalars of numpy and
+    torch Python's, anything else its ``str``.
+    """
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_value(each) for each in value]
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return json_value(value.item())
+    return str(value)
+
+
+def sealed_header(header: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of a file: format, version, header, and the header's checksum."""
+    text = json.dumps(header, allow_nan=False)
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "header": text,
+        "sum": checksum(f"{VERSION}{text}".encode()),
+    }
+
+
+def kept_steps(keep: frozenset[str], done: int) -> int:
+    """Return how many steps are stored of a run: those done, or one that is their mean."""
+    return done if "step" in keep else 1
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return a tensor's memory as bytes."""
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # (bytes,)
+    return memoryview(flat)
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """Return the checksum of bytes, 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_of(png: bytes) -> Image.Image:
+    """Return the image of a PNG file's bytes."""
+    image = Image.open(io.BytesIO(png), formats=["PNG"])
+    image.load()
+    return image

@@ -1,0 +1,103 @@
+"""What a recording keeps, and where."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xattn.records.run import AXES
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """What a recording keeps, and where; see ``record``."""
+
+    keep: frozenset[str] = frozenset(("step", "layer"))
+    words: tuple[str | int, ...] | None = None
+    layers: str | tuple[str, ...] | None = None
+    dtype: torch.dtype = torch.float16
+    to: str | torch.device | Path = "cpu"
+    negative: bool = False
+    prompt: tuple[str, ...] | None = None
+    rows: slice | None = None
+    previews: bool = False
+    embeds: Tensor | None = None
+    affinity: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = self.keep - set(AXES)
+        if unknown:
+            raise ValueError(f"keep={sorted(unknown)!r}: the axes are {', '.join(AXES)}")
+        if "head" in self.keep and "layer" not in self.keep:
+            raise ValueError(
+                'keep="head" needs "layer" too: heads of different layers have no mean'
+            )
+        if self.dtype not in DTYPES:
+            names = ", ".join(map(str, DTYPES))
+            raise ValueError(f"dtype={self.dtype}: maps can be kept as {names}")
+        if self.words is not None and not self.words:
+            raise ValueError("words=[] keeps nothing; leave words= out to keep every word")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers=[] records nothing; leave layers= out to record every layer")
+        if self.previews and self.negative:
+            raise ValueError("previews=True and negative=True can't be had in one recording")
+        if self.affinity and self.negative:
+            raise ValueError("affinity=True and negative=True can't be had in one recording")
+        if isinstance(self.to, Path) and self.to.exists() and not self.to.is_dir():
+            raise ValueError(f"to={os.fspath(self.to)!r} is a file; maps are streamed to a folder")
+
+
+ACCELERATORS = ("cuda", "mps", "xpu")
+"""Kinds of devices whose names are never folders' names, also where there are none of them."""
+
+
+def place(to: str | os.PathLike[str] | torch.device) -> torch.device | Path:
+    """Tell a device from a folder: "cpu" and "cuda:1" are devices, any other text is a path.
+
+    Torch knows many more names of devices ("meta", "lazy", "xla", "ipu"). They are folders unless
+    memory can be had there.
+
+    Raises:
+        ValueError: a device that can't hold maps here.
+    """
+    if isinstance(to, torch.device):
+        problem = _problem(to)
+        if problem:
+            raise ValueError(f"to={to!r} can hold no maps here ({problem}): give to='cpu'")
+        return to
+    if isinstance(to, str):
+        device = _device(to)
+        problem = _problem(device) if device else "no device"
+        if device and not problem:
+            return device
+        if device and device.type in ACCELERATORS:
+            raise ValueError(
+                f"to={to!r} can hold no maps here ({problem}): give to='cpu', or to='./{to}' for "
+                "a folder of this name"
+            )
+    return Path(to).resolve()  # survives a later chdir
+
+
+def _device(name: str) -> torch.device | None:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        return None
+
+
+def _problem(device: torch.device) -> str:
+    """Return why a device can't hold tensors here; an empty text if it can."""
+    if device.type == "meta":
+        return "its tensors have no content"
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend that is missing raises a type of its own
+        lines = str(error).splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0][:80]}"
+    return ""

@@ -1,0 +1,1 @@
+"""What a verb returns: traces, heat maps, edited images."""

@@ -1,0 +1,199 @@
+"""The heat map of a word: an array that can be looked at, measured and turned into a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from xattn.maps import daam, measures
+from xattn.views import colours, sheets
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """Where a word acts on an image: float32 (height, width), nowhere negative.
+
+    ``np.asarray(heat)`` gives the array. Every operation gives a new heat map.
+
+    Attributes:
+        array: the map, on the latent grid until resized.
+        word: what it is the map of.
+        meta: where it comes from (image, steps, layers ...), plain values.
+        picture: the image that it belongs to, where it is known.
+
+    Raises:
+        ValueError: the array is not a finite, non-negative (height, width).
+    """
+
+    array: NDArray[np.float32]
+    word: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    picture: Image.Image | None = None
+
+    def __post_init__(self) -> None:
+        values = np.array(self.array, dtype=np.float32)
+        if values.ndim != 2 or not values.size:
+            raise ValueError(f"a heat map is (height, width), got the shape {values.shape}")
+        if not np.isfinite(values).all() or values.min() < 0:
+            raise ValueError("a heat map must be finite and nowhere negative")
+        values.flags.writeable = False
+        object.__setattr__(self, "array", values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.array, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        height, width = self.shape
+        return f"HeatMap({self.word!r}, {height}x{width}, maximum {self.maximum:.4g})"
+
+    def _repr_png_(self) -> bytes:
+        return sheets.png(self.overlay())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        height, width = self.array.shape
+        return height, width
+
+    # -- new maps from this one
+
+    def resize(self, size: tuple[int, int]) -> HeatMap:
+        """Gives the map at (height, width): bicubic, clamped at 0."""
+        height, width = size
+        if min(height, width) < 1:
+            raise ValueError(f"size is (height, width), both at least 1; got {size}")
+        if (height, width) == self.shape:
+            return self
+        return self._with(daam.to_grid(torch.tensor(self.array), (int(height), int(width))))
+
+    def smooth(self, sigma: float) -> HeatMap:
+        """Gives the map blurred by a Gaussian of so many cells; 0 leaves it as it is."""
+        if sigma < 0:
+            raise ValueError(f"sigma must not be negative, got {sigma}")
+        if sigma == 0:
+            return self
+        reach = max(1, round(4 * sigma))
+        x = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).view(1, 1, -1)
+        rows = torch.tensor(self.array)[:, None]  # (height, 1, width)
+        rows = F.conv1d(F.pad(rows, (reach, reach), mode="replicate"), kernel)
+        columns = rows.permute(2, 1, 0)  # (width, 1, height)
+        columns = F.conv1d(F.pad(columns, (reach, reach), mode="replicate"), kernel)
+        return self._with(columns[:, 0].T)
+
+    def sharpen(self, temperature: float) -> HeatMap:
+        """Gives the map to the power 1 / temperature, its maximum kept.
+
+        Below 1 sharpens, 1 leaves it as it is, above 1 flattens.
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if temperature == 1:
+            return self
+        most = self.array.max()
+        if most == 0:
+            return self
+        share = self.array.astype(np.float64) / most
+        return self._with(most * share ** (1 / temperature))
+
+    def normalized(self) -> HeatMap:
+        """Gives the map divided by its maximum; a map that is zero everywhere stays."""
+        most = self.array.max()
+        return self._with(self.array / most) if most > 0 else self
+
+    # -- pictures and masks
+
+    def overlay(
+        self,
+        image: Image.Image | None = None,
+        *,
+        opacity: float = colours.OPACITY,
+        colormap: str = colours.COLORMAP,
+    ) -> Image.Image:
+        """Gives the image with the map over it, scaled to the map's own maximum.
+
+        Args:
+            image: what to draw on; the image recorded with the map, or grey, by default.
+            opacity: of the colours, in [0, 1].
+            colormap: a name of matplotlib's.
+        """
+        under = image if image is not None else self.picture
+        return colours.overlay(self.array, under, opacity=opacity, colormap=colormap)
+
+    def mask(self, threshold: float = 0.4) -> NDArray[np.bool_]:
+        """Gives where the map reaches a share of its maximum, (height, width) bool.
+
+        On the map's own grid: ``heat.resize((512, 512)).mask(0.4)`` is one of an image's size.
+        """
+        return measures.threshold_mask(self.array, threshold)
+
+    # -- measures
+
+    @property
+    def mean(self) -> float:
+        """The mean over the grid."""
+        return measures.mean(self.array)
+
+    @property
+    def maximum(self) -> float:
+        """The highest value."""
+        return measures.maximum(self.array)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation over the grid."""
+        return measures.std(self.array)
+
+    @property
+    def focus_area(self) -> float:
+        """The smallest share of the grid that holds half of the mass, in (0, 1]."""
+        return measures.focus_area(self.array)
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """The centre of mass (row, column), each in [0, 1] from the top left corner."""
+        return measures.centre(self.array)
+
+    @property
+    def entropy(self) -> float:
+        """The entropy over the grid, in [0, 1]: 0 a single cell, 1 an even map."""
+        return measures.entropy(self.array)
+
+    def iou(self, mask: Any, threshold: float | None = None) -> float:
+        """Gives the intersection over union with a mask of any size.
+
+        The map is brought to the mask's size. Without a threshold it is the best that any
+        threshold reaches.
+        """
+        wanted, heat = self._beside(mask)
+        if threshold is None:
+            return measures.best_iou(heat, wanted)[0]
+        return measures.iou(heat, wanted, threshold)
+
+    def points_at(self, mask: Any) -> bool:
+        """Tells whether the map's peak lies inside a mask of any size (the pointing game)."""
+        wanted, heat = self._beside(mask)
+        return measures.pointing(heat, wanted)
+
+    def measure(self) -> dict[str, Any]:
+        """Gives every measure that needs no mask, by name."""
+        names = ("mean", "maximum", "std", "focus_area", "centre", "entropy")
+        return {name: getattr(self, name) for name in names}
+
+    def _beside(self, mask: Any) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        wanted = np.asarray(mask).astype(bool)
+        if wanted.ndim != 2:
+            raise ValueError(f"a mask is (height, width), got the shape {wanted.shape}")
+        height, width = wanted.shape
+        return wanted, self.resize((height, width)).array
+
+    def _with(self, values: Any) -> HeatMap:
+        return replace(self, array=np.asarray(values, dtype=np.float32))

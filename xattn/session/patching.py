@@ -1,0 +1,169 @@
+"""Attributes and denoiser calls replaced for the time of a block, and put back exactly."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+_MISSING = object()
+
+
+@dataclass(eq=False)
+class _Replacement:
+    owner: Any
+    name: str
+    value: Any
+    before: Any
+    over: bool = False
+
+
+_replacements: list[_Replacement] = []
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute on an instance for a while, then puts back exactly what was there.
+
+    Replacements of one attribute may end in any order: the last to end finds the original.
+    Whoever else set the attribute in between keeps it.
+    """
+    with _lock:
+        mine = _Replacement(owner, name, value, owner.__dict__.get(name, _MISSING))
+        _replacements.append(mine)
+        object.__setattr__(owner, name, value)
+    try:
+        yield
+    finally:
+        with _lock:
+            mine.over = True
+            _restore(owner, name)
+
+
+def _restore(owner: Any, name: str) -> None:
+    while True:
+        here = [r for r in _replacements if r.owner is owner and r.name == name]
+        top = [r for r in here if r.value is owner.__dict__.get(name, _MISSING)]
+        if not top or not top[0].over:
+            break
+        if top[0].before is _MISSING:
+            object.__delattr__(owner, name)
+        else:
+            object.__setattr__(owner, name, top[0].before)
+        _replacements.remove(top[0])
+    if all(r.over for r in here):
+        for r in here:
+            _replacements.remove(r)
+
+
+Before = Callable[[dict[str, Any]], None]
+
+
+After = Callable[[Any], None]
+
+
+@contextmanager
+def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[None]:
+    """Calls ``before(arguments)`` and ``after(output)`` around every call of a denoiser.
+
+    ``arguments`` are the call's by name. Outside of torch.compile's graph, whether the module was
+    compiled as ``torch.compile(unet)`` or in place by ``unet.compile()``.
+    """
+    names = list(inspect.signature(_original(denoiser).__class__.forward).parameters)[1:]
+
+    def named(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    compiled = denoiser.__dict__.get("_compiled_call_impl")
+    if compiled is not None and denoiser is _original(denoiser):
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before(named(args, kwargs))
+            result = compiled(*args, **kwargs)
+            after(result)
+            return result
+
+        with replaced(denoiser, "_compiled_call_impl", call):
+            yield
+        return
+    with _lock:  # torch gives two threads that register at once the same number
+        # a call in another thread can come between torch's two steps of registering with_kwargs
+        begins = _Hook(lambda args, kwargs=None: before(named(args, kwargs or {})))
+        first = denoiser.register_forward_pre_hook(begins, with_kwargs=True)
+        last = denoiser.register_forward_hook(_Hook(lambda args, output: after(output)))
+    try:
+        yield
+    finally:
+        with _lock:
+            first.remove()
+            last.remove()
+
+
+class _Hook:
+    """A module's hook that a copied or pickled module leaves behind."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        self.call(*args)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> Any:
+        return _inert, ()
+
+
+def _inert() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*args: Any) -> None:
+    """Is what a copied module has in the place of our hook."""
+
+
+class StandIn:
+    """A function in the place of a method; a copy of its owner has the method again."""
+
+    def __init__(self, owner: Any, method: Any, call: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, method)  # whoever wraps us still sees the parameters
+        self.owner = owner
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        return self.call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = memo.get(id(self.owner), self.owner)
+        return getattr(type(owner), self.__name__).__get__(owner)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner.__class__, self.__name__)  # type: ignore[attr-defined]
+
+
+def _original(denoiser: Any) -> Any:
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def is_compiled(denoiser: nn.Module) -> bool:
+    """Tells whether calls go through torch.compile."""
+    in_place = denoiser.__dict__.get("_compiled_call_impl") is not None
+    return in_place or denoiser is not _original(denoiser)
+
+
+def mark_dynamic(tensor: Tensor, axis: int) -> None:
+    """Tells torch.compile that an axis may have another length the next time."""
+    from torch import _dynamo
+
+    _dynamo.maybe_mark_dynamic(tensor, axis)

@@ -1,0 +1,159 @@
+"""Token mappings between two prompts, by words and by alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Literal
+
+import torch
+
+from xattn.text.matching import Span, chunks
+from xattn.text.prompt import Prompt, WordError
+
+
+def replace_mapping(
+    source: Prompt, target: Prompt, aligner: Literal["exact", "reference"] = "exact"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gives the token mapping of two prompts with as many words (Hertz et al. 2022, Replace).
+
+    Words are the stretches between white space. A word maps onto the word in its place: token by
+    token where both have as many, else each of its tokens onto each of the target's t tokens by
+    1/t, so that the word's attention is spread evenly and its sum kept. The end token maps onto
+    the end token, padding follows in order.
+
+    Args:
+        source: the prompt whose attention is taken.
+        target: the prompt that takes it.
+        aligner: "reference" does as the paper's code does: behind the last replaced word,
+            position j maps onto position j, so that words are shifted where token counts differ
+            and the last columns can be left with no attention at all.
+
+    Returns:
+        The mapping M, float32 (source tokens, target tokens), and for each target token whether
+        it has no source, bool (target tokens,). With "reference" none has: all follow M.
+
+    Raises:
+        ValueError: the prompts don't have as many words as each other.
+    """
+    pairs = _word_pairs(source, target)
+    mapping = torch.zeros(source.length, target.length)
+    if aligner == "reference":
+        _map_as_reference(mapping, [(s, t) for same, s, t in pairs if not same and s and t])
+        return mapping, torch.zeros(target.length, dtype=torch.bool)
+    if aligner != "exact":
+        raise ValueError(f"aligner must be 'exact' or 'reference', not {aligner!r}")
+    for place in range(min(source._first, target._first)):
+        mapping[place, place] = 1.0
+    for _, from_places, to_places in pairs:
+        _map_word(mapping, from_places, to_places)
+    source_end, target_end = _ends(source, target)
+    for k in range(min(source.length - source_end, target.length - target_end)):
+        mapping[source_end + k, target_end + k] = 1.0
+    return mapping, ~mapping.any(dim=0)
+
+
+def refine_mapping(source: Prompt, target: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gives each target token's partner in the source (Hertz et al. 2022, Refine).
+
+    Global alignment of the token ids (Needleman and Wunsch: match 1, mismatch -1, gap 0). Ties
+    go as in the paper's code: traced from the end, a target token without partner comes before
+    a source token without one, that before a pair. Padding has the padding at its own position
+    for a partner; where the source still has words there, none.
+
+    Returns:
+        For each target token the position of its partner, long (target tokens,), 0 where it has
+        none; and whether it has one, bool (target tokens,).
+    """
+    source_end, target_end = _ends(source, target)
+    partner = torch.zeros(target.length, dtype=torch.long)
+    has_partner = torch.zeros(target.length, dtype=torch.bool)
+    for from_place, to_place in _aligned(_ids(source), _ids(target)):
+        partner[to_place], has_partner[to_place] = from_place, True
+    for place in range(max(source_end, target_end) + 1, min(source.length, target.length)):
+        partner[place], has_partner[place] = place, True
+    return partner, has_partner
+
+
+def _ends(source: Prompt, target: Prompt) -> tuple[int, int]:
+    if source.end is None or target.end is None:
+        raise WordError("prompts known only by their embeddings can't be aligned: give their text")
+    return source.end, target.end
+
+
+def _word_pairs(
+    source: Prompt, target: Prompt
+) -> list[tuple[bool, tuple[int, ...], tuple[int, ...]]]:
+    """Gives for each word whether it is the same in both, and its positions in both."""
+    _ends(source, target)
+    ours, theirs = ([(c[0].start, c[-1].end) for c in chunks(p.text)] for p in (source, target))
+    old = [source.text[start:end] for start, end in ours]
+    new = [target.text[start:end] for start, end in theirs]
+    if len(old) != len(new):
+        at = next(i for i, (a, b) in enumerate(zip_longest(old, new)) if a != b)
+        raise ValueError(
+            f"Replace needs as many words in both prompts: {source.text!r} has {len(old)}, "
+            f"{target.text!r} has {len(new)}; they differ from {' '.join(old[at:]) or 'the end'!r} "
+            f"against {' '.join(new[at:]) or 'the end'!r} on. Refine takes prompts of different "
+            "lengths"
+        )
+    return [
+        (a == b, _places(source, one), _places(target, two))
+        for a, b, one, two in zip(old, new, ours, theirs, strict=True)
+    ]
+
+
+def _places(prompt: Prompt, span: Span) -> tuple[int, ...]:
+    return tuple(t.position for t in prompt._touched(*span))
+
+
+def _map_word(mapping: torch.Tensor, source: Sequence[int], target: Sequence[int]) -> None:
+    if len(source) == len(target):
+        for from_place, to_place in zip(source, target, strict=True):
+            mapping[from_place, to_place] = 1.0
+        return
+    for from_place in source:
+        for to_place in target:
+            mapping[from_place, to_place] = 1.0 / len(target)
+
+
+def _map_as_reference(
+    mapping: torch.Tensor, swaps: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> None:
+    """Writes the mapping of the paper's code, given the words that were swapped, in order."""
+    from_place = to_place = 0
+    for source, target in swaps:
+        for k in range(source[0] - from_place):
+            mapping[from_place + k, to_place + k] = 1.0
+        _map_word(mapping, source, target)
+        from_place, to_place = source[-1] + 1, target[-1] + 1
+    rest = min(mapping.shape[0] - from_place, mapping.shape[1] - to_place)
+    for place in range(to_place, to_place + rest):
+        mapping[place, place] = 1.0
+
+
+def _ids(prompt: Prompt) -> list[int]:
+    """Gives the ids from the axis' begin to the end token; start and end match their like."""
+    end = [] if prompt.end == prompt.length else [-2]
+    return [-1] * prompt._first + [t.id for t in prompt.tokens] + end
+
+
+def _aligned(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
+    """Gives the pairs of a global alignment, from the end to the begin."""
+    # best[i][j]: the score of the first i of the source with the first j of the target.
+    best = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
+    for i, old in enumerate(source, start=1):
+        for j, new in enumerate(target, start=1):
+            pair = best[i - 1][j - 1] + (1 if old == new else -1)
+            best[i][j] = max(best[i][j - 1], best[i - 1][j], pair)
+    pairs = []
+    i, j = len(source), len(target)
+    while i and j:
+        if best[i][j] == best[i][j - 1]:
+            j -= 1
+        elif best[i][j] == best[i - 1][j]:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+    return pairs

@@ -1,0 +1,304 @@
+"""Words and phrases <-> positions on the token axis, and the alignment of two prompts.
+
+Character offsets refer to the prompt as it was written, whatever the tokenizer did to it on the
+way: lower case, Unicode composition, the vectors of a textual inversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+from xattn.text.matching import Span, matches, words
+
+Words = str | int | Sequence[int]
+"""What a word can be given as: its text, or the positions of its tokens."""
+
+
+class WordError(ValueError):
+    """A word that can't be found, was cut off, or doesn't stand on token borders."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One of a prompt's own tokens.
+
+    Attributes:
+        position: its index on the model's token axis.
+        id: its number in the tokenizer's vocabulary.
+        text: the slice of the prompt that it stands for. Several byte tokens can share one
+            character, and all vectors of a textual inversion share its name.
+        start: where the slice begins in the prompt, in characters.
+        end: where the slice ends.
+    """
+
+    position: int
+    id: int
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt: a stretch without white space, less the punctuation around it."""
+
+    text: str
+    start: int
+    end: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        text: the prompt as it was written.
+        tokens: its own tokens in order, without start, end and padding.
+        length: the length of the token axis, 77 for CLIP.
+        end: the position of the end token, behind the prompt's own; padding follows it. None
+            where only the embeddings are known.
+        lost: the text that truncation cut off, "" where nothing was.
+        clash: why the lost words have no place of their own on the axis, where it isn't that the
+            model's tokens ran out; "" elsewhere.
+
+    Raises:
+        ValueError: the parts contradict each other.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    length: int
+    end: int | None
+    lost: str = ""
+    clash: str = ""
+
+    def __post_init__(self) -> None:
+        problem = _contradiction(self)
+        if problem:
+            raise ValueError(f"not a prompt: {problem}")
+
+    @classmethod
+    def anonymous(cls, length: int) -> Prompt:
+        """Gives a prompt known only by its embeddings: its words are token positions."""
+        return cls(text="", tokens=(), length=length, end=None)
+
+    @classmethod
+    def clashing(cls, text: str, length: int, reason: str) -> Prompt:
+        """Gives a prompt none of whose words has a place of its own on the token axis."""
+        return cls(text=text, tokens=(), length=length, end=1, lost=text, clash=reason)
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether only the embeddings are known, so that words have no text."""
+        return self.end is None
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words that the model sees whole, in order; those cut off are left out."""
+        found = []
+        for start, end in words(self.text):
+            inside = self._touched(start, end)
+            # A token can hold the punctuation too ("!?" and a smiley): then so does the word.
+            start = min([start, *(t.start for t in inside)])
+            end = max([end, *(t.end for t in inside)])
+            if inside and end <= self._cut:
+                places = tuple(t.position for t in self._touched(start, end))
+                found.append(Word(self.text[start:end], start, end, places))
+        return tuple(found)
+
+    def find(self, word: Words, occurrence: int | None = None) -> tuple[tuple[int, ...], ...]:
+        """Gives the token positions of each occurrence of a word or phrase.
+
+        Words are matched whole, without regard to case, the kind of white space and Unicode
+        composition; punctuation can stand around them or belong to them. Scripts without spaces
+        (Chinese, Japanese, Thai ...) match anywhere. Occurrences that truncation cut off don't
+        count: the model never saw them.
+
+        Args:
+            word: the text; or a token's position, or several that belong together.
+            occurrence: which of the occurrences, counted from 0; all of them by default.
+
+        Raises:
+            WordError: there is no such word, or it covers only a part of a token. The error
+                lists the words there are.
+
+        Example:
+            >>> tokenize(pipe.tokenizer, "a red car and a red boat").find("red")
+            ((2,), (6,))
+        """
+        if not isinstance(word, str):
+            return self._chosen(word, [self._own(word)], occurrence)
+        spans = self._chosen(word, self._spans(word), occurrence)
+        return tuple(self._covered(word, span) for span in spans)
+
+    def positions(self, word: Words, occurrence: int | None = None) -> tuple[int, ...]:
+        """Gives the token positions of a word, ascending; of all its occurrences by default.
+
+        Raises:
+            WordError: as in :meth:`find`.
+        """
+        return tuple(sorted({place for group in self.find(word, occurrence) for place in group}))
+
+    def on_axis(self, word: Words) -> tuple[int, ...]:
+        """Gives token positions as ``positions`` does, and takes start, end and padding by number.
+
+        Raises:
+            WordError: the word isn't there, or a number lies outside the token axis.
+        """
+        if isinstance(word, str):
+            return self.positions(word)
+        return self._within(word, range(self.length))
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives the prompt as plain JSON values; a token is [position, id, start, end]."""
+        return {
+            "text": self.text,
+            "tokens": [[t.position, t.id, t.start, t.end] for t in self.tokens],
+            "length": self.length,
+            "end": self.end,
+            "lost": self.lost,
+            "clash": self.clash,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Prompt:
+        """Gives the prompt that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the data aren't a prompt.
+        """
+        try:
+            names = ("text", "length", "end", "lost", "clash")
+            text, length, end, lost, clash = (data[key] for key in names)
+            tokens = tuple(
+                Token(position, number, text[start:stop], start, stop)
+                for position, number, start, stop in data["tokens"]
+            )
+        except KeyError as missing:
+            raise ValueError(f"not a prompt: {missing} is missing") from None
+        except (TypeError, ValueError) as wrong:
+            raise ValueError(f"not a prompt: {wrong}") from None
+        return cls(text, tokens, length, end, lost, clash)
+
+    @property
+    def _cut(self) -> int:
+        """Where the text that the model sees ends."""
+        return len(self.text) - len(self.lost)
+
+    @property
+    def _first(self) -> int:
+        """The position of the first own token (1 behind CLIP's start token)."""
+        if self.tokens:
+            return self.tokens[0].position
+        return self.end or 0
+
+    def _touched(self, start: int, end: int) -> list[Token]:
+        return [t for t in self.tokens if t.start < end and t.end > start]
+
+    def _spans(self, word: str) -> list[Span]:
+        """Gives where a word stands, without what was cut off; at least one place."""
+        if self.is_anonymous:
+            raise WordError(
+                f"word {word!r} can't be found: the prompt is known only by its embeddings; give "
+                "token positions (0, 1, ...) for words, or record(pipe, prompt=...)"
+            )
+        if not word.strip():
+            raise WordError(f"word {word!r} is empty; {self._inventory()}")
+        spans = list(matches(self.text, word))
+        kept = [span for span in spans if span[1] <= self._cut]
+        if kept:
+            return kept
+        if spans and self.clash:
+            raise WordError(
+                f"word {word!r} has no place of its own: {self.clash}; {self._inventory()}; give "
+                "token positions (1, 2, ...) to look all the same"
+            )
+        if spans:
+            raise WordError(
+                f"word {word!r} was cut off at {self.length} tokens: the model reads only "
+                f"up to {self.text[: self._cut][-30:]!r}; {self._inventory()}"
+            )
+        raise WordError(f"word {word!r} is not in the prompt {self.text!r}; {self._inventory()}")
+
+    def _inventory(self) -> str:
+        there = dict.fromkeys(word.text for word in self.words)
+        if not there:
+            return "it has no words"
+        return f"{'the words left' if self.lost else 'its words'} are: {', '.join(there)}"
+
+    def _covered(self, word: str, span: Span) -> tuple[int, ...]:
+        inside = self._touched(*span)
+        for token in inside:
+            if token.start < span[0] or token.end > span[1]:
+                raise WordError(
+                    f"word {word!r} covers only a part of the token {token.text!r} in the prompt "
+                    f"{self.text!r}; a token can't be divided: ask for {token.text!r}"
+                )
+        if not inside:
+            raise WordError(f"word {word!r} has no token of its own in the prompt {self.text!r}")
+        return tuple(t.position for t in inside)
+
+    def _own(self, word: int | Sequence[int]) -> tuple[int, ...]:
+        """Gives token positions that were given as such, checked."""
+        if self.is_anonymous:
+            return self._within(word, range(self.length))
+        return self._within(word, range(self._first, self._first + len(self.tokens)))
+
+    def _within(self, word: int | Sequence[int], there: range) -> tuple[int, ...]:
+        given = word if isinstance(word, Sequence) else [word]
+        if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in given):
+            raise WordError(f"word {word!r} must be a text or token positions")
+        places = tuple(dict.fromkeys(index(place) for place in given))
+        if not places:
+            raise WordError("word () is empty: give at least one token position")
+        for place in places:
+            if place not in there:
+                extent = f"{there[0]} to {there[-1]}" if there else "none"
+                raise WordError(
+                    f"token position {place} is outside the prompt {self.text!r}; "
+                    f"its own tokens are at: {extent}"
+                )
+        return places
+
+    def _chosen(self, word: Words, found: Sequence[Any], occurrence: int | None) -> tuple[Any, ...]:
+        if occurrence is None:
+            return tuple(found)
+        if isinstance(occurrence, bool) or not 0 <= occurrence < len(found):
+            count = "once" if len(found) == 1 else f"{len(found)} times"
+            raise WordError(
+                f"occurrence={occurrence} of {word!r}: it stands {count} in the prompt "
+                f"{self.text!r}; occurrences are counted from 0"
+            )
+        return (found[occurrence],)
+
+
+def _contradiction(prompt: Prompt) -> str | None:
+    """Says what is wrong with a prompt's parts; the parts may come from a file."""
+    text: Any = prompt.text
+    lost: Any = prompt.lost
+    length, end = prompt.length, prompt.end
+    numbers = [n for t in prompt.tokens for n in (t.position, t.id, t.start, t.end)]
+    if not all(isinstance(part, str) for part in (text, lost, prompt.clash)):
+        return "text, lost and clash must be strings"
+    if any(type(n) is not int for n in [*numbers, length, *([] if end is None else [end])]):
+        return "positions, ids, offsets, length and end must be whole numbers"
+    if length < 1:
+        return f"length={length} must be at least 1"
+    if end is None:
+        named = text or prompt.tokens or lost
+        return "a prompt without end has no text and no tokens" if named else None
+    if not 0 <= end <= length:
+        return f"end={end} is not on an axis of {length} tokens"
+    first = end - len(prompt.tokens)
+    if first < 0 or [t.position for t in prompt.tokens] != list(range(first, end)):
+        return f"its tokens must stand one after the other, the last before end={end}"
+    if not text.endswith(lost):
+        return "lost must be the end of text"
+    for t in prompt.tokens:
+        if not 0 <= t.start <= t.end <= len(text) or t.text != text[t.start : t.end]:
+            return f"the token at {t.position} is not text[{t.start}:{t.end}]"
+    return None

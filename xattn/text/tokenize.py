@@ -1,0 +1,194 @@
+"""A text as a tokenizer reads it: tokens with their places in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+from xattn.text.matching import Span, check_text, is_space
+from xattn.text.prompt import Prompt, Token
+
+Convert = Callable[[str, Any], str]
+"""What a pipeline does to a prompt before it tokenizes it: ``pipe.maybe_convert_prompt``."""
+
+
+def tokenize(
+    tokenizer: Any, text: str, *, max_length: int | None = None, convert: Convert | None = None
+) -> Prompt:
+    """Gives the prompt that a model with this tokenizer reads.
+
+    Args:
+        tokenizer: any of transformers' tokenizers that knows character offsets (CLIP, T5 ...).
+        text: one prompt.
+        max_length: the length of the token axis; the tokenizer's own by default.
+        convert: what the pipeline does to the text first, ``pipe.maybe_convert_prompt``: it
+            writes a textual inversion's further vectors. All of them get the span of its name.
+
+    Raises:
+        ValueError: the tokenizer has no length of its own, or the conversion can't be followed.
+
+    Example:
+        >>> tokenize(pipe.tokenizer, "a red car").tokens[1]
+        Token(position=2, id=736, text='red', start=2, end=5)
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text must be one prompt, a str, not {type(text).__name__}")
+    length = tokenizer.model_max_length if max_length is None else max_length
+    if length > 100_000:  # transformers' way of saying that there is none
+        raise ValueError("the tokenizer doesn't say how long its axis is: give max_length=")
+    check_text(text, "the prompt")
+    converted = text if convert is None else convert(text, tokenizer)
+    origin = _origin(text, converted, getattr(tokenizer, "added_tokens_encoder", {}))
+    encoded = _with_offsets(tokenizer)(
+        converted,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,  # no warning about the length: truncation is done below
+    )
+    special = encoded["special_tokens_mask"]
+    first = special.index(0) if 0 in special else max(0, len(special) - 1)  # the end token is last
+    own = [i for i, is_special in enumerate(special) if not is_special]
+    spans = _closed(converted, [encoded["offset_mapping"][i] for i in own])
+    spans = [(origin[s][0], origin[e - 1][1]) if e > s else (origin[s][0],) * 2 for s, e in spans]
+    room = max(0, length - (len(special) - len(own)))
+    tokens = tuple(
+        Token(first + n, encoded["input_ids"][own[n]], text[start:end], start, end)
+        for n, (start, end) in enumerate(spans[:room])
+    )
+    lost = text[min(start for start, _ in spans[room:]) :] if spans[room:] else ""
+    return Prompt(text, tokens, length, first + len(tokens), lost)
+
+
+def tokenize_all(
+    tokenizers: Sequence[Any],
+    text: str,
+    *,
+    max_length: int | None = None,
+    convert: Convert | None = None,
+) -> Prompt:
+    """Gives the one prompt that several tokenizers agree on, as SDXL's two do.
+
+    Ids are the first tokenizer's.
+
+    Raises:
+        ValueError: they divide the text differently, so that one axis has two meanings.
+    """
+    read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
+    if not read:
+        raise ValueError("tokenizers must name at least one tokenizer")
+    plain = [replace(p, tokens=tuple(replace(t, id=0) for t in p.tokens)) for p in read]
+    for number, other in enumerate(plain[1:], start=1):
+        if other != plain[0]:
+            pairs = zip_longest(plain[0].tokens, other.tokens)
+            one, two = next((a, b) for a, b in pairs if a != b)
+            raise ValueError(
+                f"tokenizers 0 and {number} divide the prompt {text!r} differently: "
+                f"{one.text if one else 'nothing'!r} against {two.text if two else 'nothing'!r}"
+            )
+    return read[0]
+
+
+def tokenize_common(
+    tokenizers: Sequence[Any],
+    text: str,
+    *,
+    max_length: int | None = None,
+    convert: Convert | None = None,
+) -> Prompt:
+    """Gives what several tokenizers agree on: words up to the first that they divide differently.
+
+    CLIP's vocabulary has "!!!" as one token, which SDXL's second tokenizer, padding with "!",
+    divides: what stands behind it lies at two places of one axis.
+    """
+    read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
+    first, number = read[0], 0
+    for row in zip(*(p.tokens for p in read), strict=False):
+        if len({replace(t, id=0) for t in row}) > 1:
+            break
+        number += 1
+    if all(len(p.tokens) == number and p.lost == first.lost for p in read):
+        return first
+    tokens = first.tokens[:number]
+    cut = tokens[-1].end if tokens else 0
+    start = first.end - len(first.tokens) if first.end is not None else 0
+    reason = f"the model's tokenizers divide {text[cut:].strip()!r} differently"
+    return Prompt(text, tokens, first.length, start + number, text[cut:], reason)
+
+
+def _with_offsets(tokenizer: Any) -> Any:
+    """Gives a tokenizer that knows character offsets, with the same vocabulary."""
+    if getattr(tokenizer, "is_fast", True):
+        return tokenizer
+    import transformers  # before 5, pipelines carry CLIP's slow tokenizer
+
+    fast = getattr(transformers, f"{type(tokenizer).__name__}Fast", None)
+    if fast is None:
+        raise ValueError(f"{type(tokenizer).__name__} knows no character offsets")
+    twin = fast(__slow_tokenizer=tokenizer)
+    twin.add_tokens([token for _, token in sorted(tokenizer.added_tokens_decoder.items())])
+    return twin
+
+
+def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
+    """Gives for each character of a converted prompt the span that it comes from.
+
+    diffusers writes "<cat>" of three vectors as "<cat> <cat>_1 <cat>_2".
+    """
+    origin: list[Span] = []
+    at = 0
+    while at < len(text):
+        here = len(origin)
+        written = next(
+            (n for n in _expanded(text, at, added) if converted.startswith(n[1], here)), None
+        )
+        if written:
+            name, vectors = written
+            origin += [(at, at + len(name))] * len(vectors)
+            at += len(name)
+        elif converted[here : here + 1] == text[at]:
+            origin.append((at, at + 1))
+            at += 1
+        else:
+            break
+    if at < len(text) or len(origin) != len(converted):
+        raise ValueError(
+            f"convert made {converted!r} of the prompt {text!r}: that can't be followed; only a "
+            "textual inversion's further vectors may be added"
+        )
+    return [*origin, (len(text), len(text))]
+
+
+def _expanded(text: str, at: int, added: Collection[str]) -> list[tuple[str, str]]:
+    """Gives the added tokens of several vectors that stand at a place, longest first."""
+    found = []
+    for name in sorted((a for a in added if text.startswith(a, at)), key=len, reverse=True):
+        vectors = [name]
+        while f"{name}_{len(vectors)}" in added:
+            vectors.append(f"{name}_{len(vectors)}")
+        if len(vectors) > 1:
+            found.append((name, " ".join(vectors)))
+    return found
+
+
+def _closed(text: str, spans: Sequence[Span]) -> list[Span]:
+    """Gives spans without white space around them that cover all else in the text.
+
+    Where a tokenizer composed characters, its offsets name the first alone: an e with an accent
+    in two characters has the span of the e. What no token covers belongs to the token before it.
+    """
+    covered = [is_space(char) for char in text]
+    trimmed = []
+    for start, end in spans:
+        while start < end and is_space(text[start]):
+            start += 1
+        while end > start and is_space(text[end - 1]):
+            end -= 1
+        covered[start:end] = [True] * (end - start)
+        trimmed.append((start, end))
+    reach = list(range(len(text) + 1))  # how far a span that ends here goes on
+    for place in reversed(range(len(text))):
+        if not covered[place]:
+            reach[place] = reach[place + 1]
+    return [(start, reach[end] if end > start else end) for start, end in trimmed]
