@@ -22,7 +22,9 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.page import table
 from benchmarks.timing import one_thread
-from xattn.processors.forms import CrossStep, Rows, on_probabilities, on_values
+from xattn.processors.call import AttentionCall
+from xattn.processors.editing import EditedCall
+from xattn.processors.forms import CrossStep, EditedRows, on_probabilities, on_values
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = (
@@ -111,7 +113,7 @@ def measure(device: torch.device, rounds: int) -> list[list[Any]]:
                 key, value = torch.randn(
                     2, batch, heads, TOKENS, channels, dtype=dtype, device=device
                 )
-                edited = Rows.of(list(range(siblings)), 1, siblings + 1, device, batch=batch)
+                edited = EditedRows.of(list(range(siblings)), 1, siblings + 1, device, batch=batch)
                 mix = torch.eye(TOKENS, device=device).expand(siblings, TOKENS, TOKENS) / 2
                 own = torch.full((siblings, TOKENS), 0.5, device=device)
                 keeps = CrossStep(edited, mix, own, True)
@@ -119,12 +121,15 @@ def measure(device: torch.device, rounds: int) -> list[list[Any]]:
 
                 def values(step: CrossStep, q: Tensor = query, k: Tensor = key,
                            v: Tensor = value) -> Tensor:  # fmt: skip
-                    return on_values(q, k, v, None, step, compute, None)
+                    return on_values(
+                        AttentionCall(q, k, v, None, q.shape[-1] ** -0.5, compute), step
+                    )
 
                 def probs(step: CrossStep, q: Tensor = query, k: Tensor = key,
                           v: Tensor = value) -> Tensor:  # fmt: skip
-                    scale = q.shape[-1] ** -0.5
-                    return on_probabilities(q, k, v, None, step, compute, None, scale)
+                    call = AttentionCall(q, k, v, None, q.shape[-1] ** -0.5, compute)
+                    edited = EditedCall(call, step, None).edited()
+                    return on_probabilities(call, step, edited)
 
                 times = best(
                     [

@@ -189,7 +189,7 @@ def measure_sdxl() -> dict[str, Any]:
         return unet(latents, 500, text, added_cond_kwargs=added).sample
 
     def recorded() -> Any:
-        with xattn.record(unet, tokenizer=models.words(), prompt=PROMPT):
+        with xattn.record(xattn.Loop(unet, tokenizer=models.words(), prompt=PROMPT)):
             return call()
 
     same = torch.equal(call(), recorded())

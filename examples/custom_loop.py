@@ -26,9 +26,8 @@ def main() -> None:
     unet, scheduler, guidance = pipe.unet, pipe.scheduler, settings["guidance_scale"]
     scheduler.set_timesteps(settings["num_inference_steps"])
     edits = [xattn.Replace("red", "blue"), [xattn.Replace("car", "boat"), xattn.LocalBlend("car")]]
-    with xattn.editing(
-        unet, PROMPT, *edits, tokenizer=pipe.tokenizer, scheduler=scheduler
-    ) as session:
+    loop = xattn.Loop(unet, tokenizer=pipe.tokenizer, scheduler=scheduler)
+    with xattn.editing(loop, PROMPT, *edits) as session:
         text, empty = pipe.encode_prompt(session.prompts, unet.device, 1, True)
         states = torch.cat([empty, text])
         side = unet.config.sample_size

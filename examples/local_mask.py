@@ -30,7 +30,7 @@ def main() -> None:
         generator=seed(options),
         **settings,
     )
-    result.labels = ["everywhere", "in the right half", "where 'car' was seen"]
+    result = result.labelled("everywhere", "in the right half", "where 'car' was seen")
     result.strip().save(options.out)
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     local = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
     result = xattn.edit(pipe, PROMPT, free, held, local, generator=seed(options), **settings)
     print(result.plan)
-    result.labels = ["new prompt, same seed", "attention held", "and blended at the car"]
+    result = result.labelled("new prompt, same seed", "attention held", "and blended at the car")
     result.strip().save(options.out)
 
 

@@ -24,7 +24,7 @@ def main() -> None:
         **settings,
     )
     print(result.plan)
-    result.labels = ["at night", "night x 2", "a yellow lawn"]
+    result = result.labelled("at night", "night x 2", "a yellow lawn")
     result.strip().save(options.out)
 
 

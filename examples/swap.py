@@ -20,7 +20,7 @@ def main() -> None:
         for new in ("boat", "fish", "house")
     ]
     result = xattn.edit(pipe, PROMPT, *edits, generator=seed(options), **settings)
-    result.labels = ["boat", "fish", "house"]
+    result = result.labelled("boat", "fish", "house")
     result.strip().save(options.out)
 
 

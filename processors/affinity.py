@@ -1,18 +1,15 @@
-"""Self-attention of a layer, kept for refining maps."""
+"""Adding up what the image's places attend to among themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
+import torch
 from torch import Tensor
 
-from xattn.processors.call import Compute, LayerHandler
-from xattn.processors.probabilities import kept_probs
+from xattn.processors.call import AttentionCall, Handler
 
 
-class Affinity(LayerHandler):
-    """Adds one layer's attention of the image to itself to a buffer, and leaves its output alone.
+class Affinity(Handler):
+    """Add one layer's attention of the image to itself to a buffer; leave its output alone.
 
     Attributes:
         rows: the rows of the batch that are recorded.
@@ -20,50 +17,17 @@ class Affinity(LayerHandler):
         share: what this layer adds of it.
     """
 
-    def __init__(self, name: str, heads: int) -> None:
-        super().__init__(name, heads)
+    def __init__(self) -> None:
+        super().__init__()
         self.rows = slice(None)
         self.buffer: Tensor | None = None
         self.share = 1.0
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        compute: Compute,
-    ) -> Tensor:
-        """Gives the model's own output, and adds what the conditional rows attend to."""
-        part = mask if mask is None or len(mask) == 1 else mask[self.rows]
-        self._add(kept_probs(query[self.rows], key[self.rows], part, scale, slice(None)))
-        return compute(query, key, value, mask)
-
-    def scores(
-        self,
-        attn: Any,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    ) -> Tensor:
-        """Gives an explicit processor's own probabilities, and adds the conditional rows'.
-
-        A sliced processor's calls bring some rows each, and are refused.
-        """
-        probs = compute(query, key, mask)
-        several = len(probs) % self.heads == 0
-        whole = probs.unflatten(0, (-1, self.heads))[self.rows] if several else probs[:0]
-        if self.buffer is None or len(whole) != len(self.buffer):
-            raise RuntimeError(
-                f"layer {self.name} computes a few rows at a time, and affinity=True needs them "
-                "all; call pipe.disable_attention_slicing() first"
-            )
-        self._add(whole.detach().float())
-        return probs
-
-    def _add(self, probs: Tensor) -> None:
-        if self.buffer is not None:
-            self.buffer[: len(probs)].add_(probs.mean(1), alpha=self.share)
-        self.seen = True
+    def observe(self, call: AttentionCall) -> None:
+        """Add what the rows that follow the prompts attend to."""
+        if self.buffer is None:
+            return
+        call.prepare()
+        with torch.no_grad():
+            probs = call.probabilities(self.rows).mean(1)  # (rows, queries, queries)
+            self.buffer[: len(probs)].add_(probs, alpha=self.share)

@@ -1,190 +1,279 @@
-"""Prompt-to-prompt inside the attention call (Hertz et al. 2022, section 3), on values.
-
-Everything that an edit does to probabilities is linear in them, so nothing has to be materialised:
-
-    A · mix · V + B · own · V  =  SDPA(q_src, k_src, mix · V) + SDPA(q, k, own · V)
-
-with ``mix`` and ``own`` as ``EditPlan.cross`` gives them. Cross-attention of few queries is faster
-with explicit probabilities, and takes that form; self-attention always acts on values. Rows of the
-batch that aren't edited in a step go through the model's own call.
-"""
+"""Handlers that edit: cross-attention by a step's mixture, self-attention after the source."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from xattn.processors.call import Compute, LayerHandler
-from xattn.processors.forms import CrossStep, Origin, Rows, edited_cross_attention, followed
-from xattn.processors.probabilities import at_least_float32, kept_probs
-from xattn.processors.recording import Recording
+from xattn.processors.call import AttentionCall, Handler
+from xattn.processors.forms import (
+    CrossStep,
+    EditedRows,
+    QueryKey,
+    edited_probabilities,
+    followed,
+    on_probabilities,
+    on_values,
+    prefers_probabilities,
+)
+from xattn.processors.probabilities import Tokens, kept_probs, picked
 
 
-class CrossEditing(Recording):
-    """Edits one layer's cross-attention, and records what it has in effect.
+class KeptCalls:
+    """The source's queries and keys in one layer, kept of an earlier run.
+
+    Attributes:
+        pairs: for each denoiser call the queries (images, heads, queries, channels) and keys.
+        number: which call is under way.
+    """
+
+    def __init__(self, pairs: list[QueryKey]) -> None:
+        self.pairs = pairs
+        self.number = 0
+
+    def read(self, call: AttentionCall) -> QueryKey:
+        """Return the queries and keys of the call under way.
+
+        Raises:
+            RuntimeError: the call is masked, or its processor writes its probabilities out.
+        """
+        refuse_unkept(call)
+        query, key = self.pairs[self.number]
+        return query.to(call.query), key.to(call.key)
+
+
+def refuse_unkept(call: AttentionCall) -> None:
+    """Raise RuntimeError where a source can't be kept, or taken from what was."""
+    if call.own is None:
+        raise RuntimeError(
+            "this processor writes its probabilities out; a source can be kept only where it "
+            "doesn't: call pipe.unet.set_default_attn_processor() first"
+        )
+    if call.mask is not None:
+        raise RuntimeError("a source can't be kept where attention is masked")
+
+
+class EditedCall(AttentionCall):
+    """A layer's cross-attention with some rows edited.
+
+    Attributes:
+        before: the call that was edited.
+        step: what the step does.
+        source: the source's queries and keys, where it isn't in the batch.
+    """
+
+    def __init__(self, before: AttentionCall, step: CrossStep, source: QueryKey | None) -> None:
+        super().__init__(
+            before.query, before.key, before.value, before.mask, before.scale, before.own
+        )
+        self.before = before
+        self.step = step
+        self.source = source
+        self._edited: dict[bool, Tensor] = {}
+
+    def output(self) -> Tensor:
+        """Return the layer's output, in the form that measures faster."""
+        if self._output is None:
+            if prefers_probabilities(self.query):
+                self._output = on_probabilities(self.before, self.step, self.edited())
+            else:
+                self._output = on_values(self.before, self.step, self.source)
+        return self._output
+
+    def prepare(self) -> None:
+        """Make the output now, where it isn't the processor's own affair."""
+        if self.own is not None:
+            self.output()
+
+    def scores(self) -> Tensor:
+        """Return an explicit processor's probabilities with some rows edited."""
+        own = self.before.scores()
+        whole = own.unflatten(0, self.query.shape[:2])  # (batch, heads, queries, tokens)
+        return self.step.rows.joined(whole, self.edited().to(own.dtype)).flatten(0, 1)
+
+    def edited(self) -> Tensor:
+        """Return the edited rows' probabilities, (rows, heads, queries, tokens); computed once."""
+        known = torch.is_grad_enabled()
+        if known not in self._edited:
+            rows = self.step.rows
+            taken = (
+                self._of_source()
+                if self.source is not None
+                else self.before.probabilities(rows.span)
+            )
+            own = self._own() if self.step.owns else None
+            self._edited[known] = edited_probabilities(self.step, taken, own)
+        return self._edited[known]
+
+    def _of_source(self) -> Tensor:
+        assert self.source is not None
+        return kept_probs(*self.source, None, self.scale, slice(None))
+
+    def _own(self) -> Tensor:
+        rows = self.step.rows
+        if rows.first is not None:
+            return self.before.probabilities(slice(rows.first, len(self.query)))
+        between = self.before.probabilities(rows.bounds)
+        return between.index_select(0, rows.edited - rows.bounds.start)
+
+    def probabilities(self, rows: slice) -> Tensor:
+        """Return probabilities as they are in effect, float32 (rows, heads, queries, tokens)."""
+        span, first = self.step.rows.span, self.step.rows.first
+        if (
+            self.source is None
+            and first == span.stop
+            and rows == slice(span.start, len(self.query))
+        ):
+            return torch.cat([self.before.probabilities(span), self.edited()])
+        probs = self.before.probabilities(rows)
+        edited = self.step.rows.edited
+        return probs.index_copy(0, edited - rows.start, self.edited())
+
+    def maps(self, rows: slice, tokens: Tokens) -> Tensor:
+        """Return some tokens' maps as they are in effect, (rows, heads, tokens, queries)."""
+        known = (rows.start, rows.stop, torch.is_grad_enabled())
+        if known not in self._probs:
+            self._probs[known] = self.probabilities(rows)
+        return picked(self._probs[known], tokens, -1).transpose(-1, -2)
+
+
+class CrossEditing(Handler):
+    """Edit one layer's cross-attention.
 
     Attributes:
         step: what the step does; None where every row takes the model's own call.
-        origin: what is kept of the source, or was; None where it is in the batch.
-        words: where LocalBlend's layers add their maps, float32 (rows, tokens, height, width).
-        words_share: what this layer adds of its mean over heads.
+        kept: the source, where it was kept of an earlier run; None where it is in the batch.
     """
 
-    def __init__(self, name: str, heads: int) -> None:
-        super().__init__(name, heads)
+    edits = True
+
+    def __init__(self) -> None:
+        super().__init__()
         self.step: CrossStep | None = None
-        self.origin: Origin | None = None
-        self.words: Tensor | None = None
-        self.words_share = 1.0
+        self.kept: KeptCalls | None = None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        compute: Compute,
-    ) -> Tensor:
-        """Gives the layer's output, edited where the step says so."""
-        self.seen = True
-        origin = source_of(self.origin, query, key, mask)
-        if self.words is None and self.step is None and self.buffer is not None:
-            return super().attend(query, key, value, mask, scale, compute)
-        if self.buffer is not None or self.words is not None:
-            span = self.rows[0]
-            part = mask if mask is None or len(mask) == 1 else mask[span]
-            probs = kept_probs(query[span], key[span], part, scale, slice(None))
-            taken = None if origin is None else kept_probs(*origin, None, scale, slice(None))
-            self.write_all(self.edited(probs, taken))
+    def transform(self, call: AttentionCall) -> AttentionCall:
+        """Return the call with its edited rows exchanged."""
         if self.step is None:
-            return compute(query, key, value, mask)
-        return edited_cross_attention(query, key, value, mask, self.step, compute, origin, scale)
+            return call
+        return EditedCall(call, self.step, None if self.kept is None else self.kept.read(call))
 
-    def edited(self, probs: Tensor, origin: Tensor | None = None) -> Tensor:
-        """Gives probabilities of the conditional rows as they are in effect.
 
-        Args:
-            probs: float32 (rows, heads, queries, tokens).
-            origin: the source's, where it isn't among them.
-        """
-        step = self.step
-        if step is None:
-            return probs
-        first = self.rows[0].start
-        taken = (
-            probs.index_select(0, step.rows.sources - first)
-            if origin is None
-            else origin.index_select(0, step.rows.sources)
+class FollowingCall(AttentionCall):
+    """A layer's self-attention with some rows attending as their source does.
+
+    Attributes:
+        before: the call that was edited.
+        rows: the rows that follow.
+        source: the source's queries and keys, where it isn't in the batch.
+    """
+
+    def __init__(self, before: AttentionCall, rows: EditedRows, source: QueryKey | None) -> None:
+        super().__init__(
+            before.query, before.key, before.value, before.mask, before.scale, before.own
         )
-        if step.mix is not None:
-            taken = taken @ step.mix[:, None].to(taken.dtype)
-        if step.owns:
-            own = probs.index_select(0, step.rows.edited - first)
-            taken = taken + own * step.own[:, None, None]
-        return probs.index_copy(0, step.rows.edited - first, taken)
+        self.before = before
+        self.rows = rows
+        self.source = source
 
-    def write_all(self, probs: Tensor) -> None:
-        """Writes (rows, heads, queries, tokens) where they are kept."""
-        if self.words is not None:
-            heat = probs.mean(1).transpose(-1, -2)  # (rows, tokens, queries)
-            self.words.add_(heat.unflatten(-1, self.words.shape[-2:]), alpha=self.words_share)
-        if self.buffer is not None:
-            self.write(probs[..., self.tokens])
+    def output(self) -> Tensor:
+        """Return SDPA(q_src, k_src, v) for the rows that follow, the model's own for the rest."""
+        if self._output is None:
+            self._output = followed(self.before, self.rows, self.source)
+        return self._output
 
-    def scores(
-        self,
-        attn: Any,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    ) -> Tensor:
-        """Gives an explicit processor's probabilities (batch x heads, queries, tokens), edited."""
-        self.seen = True
-        _refuse_kept(self.origin, self.name)
-        probs = compute(query, key, mask)
-        whole = probs.unflatten(0, (-1, self.heads))  # (batch, heads, queries, tokens)
-        edited = self.edited(at_least_float32(whole[self.rows[0]]))
-        if self.buffer is not None or self.words is not None:
-            self.write_all(edited.detach().float())
-        if self.step is None:
-            return probs
-        span = self.rows[0]
-        parts = [whole[: span.start], edited.to(probs.dtype), whole[span.stop :]]
-        return torch.cat(parts).flatten(0, 1)
+    def prepare(self) -> None:
+        """Make the output now, where it isn't the processor's own affair."""
+        if self.own is not None:
+            self.output()
+
+    def scores(self) -> Tensor:
+        """Return an explicit processor's probabilities, the source's for rows that follow."""
+        own = self.before.scores()
+        whole = own.unflatten(0, self.query.shape[:2])  # (batch, heads, queries, queries)
+        return self.rows.joined(whole, self.rows.taken(whole)).flatten(0, 1)
+
+    def probabilities(self, rows: slice) -> Tensor:
+        """Return probabilities as they are in effect, float32 (rows, heads, queries, queries)."""
+        probs = self.before.probabilities(rows)
+        if self.source is None:
+            taken = self.before.probabilities(self.rows.span)
+        else:
+            taken = kept_probs(*self.source, None, self.scale, slice(None))
+        edited = self.rows.edited - (rows.start or 0)
+        return probs.index_copy(0, edited, self.rows.spread(taken))
+
+    def maps(self, rows: slice, tokens: Tokens) -> Tensor:
+        """Return some keys' maps as they are in effect, (rows, heads, keys, queries)."""
+        return picked(self.probabilities(rows), tokens, -1).transpose(-1, -2)
 
 
-class SelfEditing(LayerHandler):
-    """Has some rows attend as their source does in one self-attention layer.
+class SelfEditing(Handler):
+    """Have some rows attend as their source does in one self-attention layer.
 
     No queries x queries matrix is made beyond what the model's own call makes.
 
     Attributes:
         follow: the rows that follow their source; None where none does.
-        origin: what is kept of the source, or was; None where it is in the batch.
+        kept: the source, where it was kept of an earlier run; None where it is in the batch.
     """
 
-    def __init__(self, name: str, heads: int) -> None:
-        super().__init__(name, heads)
-        self.follow: Rows | None = None
-        self.origin: Origin | None = None
+    edits = True
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        compute: Compute,
-    ) -> Tensor:
-        """Gives SDPA(q_src, k_src, v) for the rows that follow, the model's own for the rest."""
-        self.seen = True
-        origin = source_of(self.origin, query, key, mask)
+    def __init__(self) -> None:
+        super().__init__()
+        self.follow: EditedRows | None = None
+        self.kept: KeptCalls | None = None
+
+    def transform(self, call: AttentionCall) -> AttentionCall:
+        """Return the call with its following rows exchanged."""
         if self.follow is None:
-            return compute(query, key, value, mask)
-        return followed(query, key, value, mask, self.follow, compute, origin)
-
-    def scores(
-        self,
-        attn: Any,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    ) -> Tensor:
-        """Gives an explicit processor's probabilities, the source's for rows that follow."""
-        self.seen = True
-        _refuse_kept(self.origin, self.name)
-        probs = compute(query, key, mask)
-        if self.follow is None:
-            return probs
-        whole: Tensor = probs.unflatten(0, (-1, self.heads))  # (batch, heads, queries, queries)
-        taken = whole.index_select(0, self.follow.sources)
-        return whole.index_copy(0, self.follow.edited, taken).flatten(0, 1)
+            return call
+        return FollowingCall(call, self.follow, None if self.kept is None else self.kept.read(call))
 
 
-def source_of(
-    origin: Origin | None, query: Tensor, key: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """Keeps the source's queries and keys of a call, or gives those that were kept."""
-    if origin is None:
-        return None
-    if mask is not None:
-        raise RuntimeError("a source can't be kept where attention is masked")
-    if origin.rows is not None:
-        origin.keep(query, key)
-        return None
-    return origin.read(query)
+class Keeping(Handler):
+    """Keep the source's queries and keys of one layer for later edits.
+
+    Attributes:
+        pairs: where they go, a pair for each denoiser call.
+        rows: the source's rows of the batch.
+    """
+
+    edits = True  # a sliced processor's calls bring a few rows each
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[QueryKey] = []
+        self.rows = slice(None)
+
+    def observe(self, call: AttentionCall) -> None:
+        """Keep a call's queries (images, heads, queries, channels) and keys."""
+        refuse_unkept(call)
+        query, key = call.query[self.rows], call.key[self.rows]
+        self.pairs.append((query.detach().clone(), key.detach().clone()))
 
 
-def _refuse_kept(origin: Origin | None, name: str) -> None:
-    if origin is not None:
-        raise RuntimeError(
-            f"layer {name} writes its probabilities out; a source can be kept only where it "
-            "doesn't: call pipe.unet.set_default_attn_processor() first"
-        )
+class Blending(Handler):
+    """Add one layer's maps of every token to a sum, for LocalBlend's masks.
+
+    Attributes:
+        rows: the rows of the batch that follow the prompts.
+        total: float32 (rows, tokens, height, width), where the mean over heads is added.
+        share: what this layer adds of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = slice(None)
+        self.total: Tensor | None = None
+        self.share = 1.0
+
+    def observe(self, call: AttentionCall) -> None:
+        """Add the maps that are in effect."""
+        if self.total is None:
+            return
+        call.prepare()
+        with torch.no_grad():
+            maps = call.maps(self.rows, slice(None)).mean(1)  # (rows, tokens, queries)
+            self.total.add_(maps.unflatten(-1, self.total.shape[-2:]), alpha=self.share)

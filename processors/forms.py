@@ -1,6 +1,12 @@
-"""The two forms of an edited cross-attention call: on values, and on probabilities.
+"""Prompt-to-prompt inside the attention call (Hertz et al. 2022, section 3), in two forms.
 
-Everything that an edit does to probabilities is linear in them, so both give the same numbers.
+Everything that an edit does to probabilities is linear in them, so nothing has to be materialised:
+
+    A · mix · V + B · own · V  =  SDPA(q_src, k_src, mix · V) + SDPA(q, k, own · V)
+
+with A the source's probabilities, B the edited row's own, V its values, and ``mix`` and ``own`` as
+``EditPlan.cross`` has them. Cross-attention of few queries is faster with explicit probabilities,
+and takes that form. Rows of the batch that aren't edited in a step go through the model's own call.
 """
 
 from __future__ import annotations
@@ -10,24 +16,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn.processors.call import Compute
-from xattn.processors.probabilities import softmax_probs
+from xattn.processors.call import AttentionCall
+
+QueryKey = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Rows:
+class EditedRows:
     """Rows of the batch that are edited, and for each the source's row of the same image.
 
     Attributes:
         edited: the edited rows, sibling after sibling.
         sources: their sources', counted in the batch, or in what was kept of an earlier run.
         span: the source's rows, of which ``sources`` names each once for every sibling.
+        bounds: the batch from the first edited row to the last; some between may not be edited.
         first: the first edited row, where all that follow are edited; None where others do.
     """
 
     edited: Tensor
     sources: Tensor
     span: slice
+    bounds: slice
     first: int | None = None
 
     @classmethod
@@ -40,8 +49,8 @@ class Rows:
         *,
         kept: bool = False,
         batch: int | None = None,
-    ) -> Rows:
-        """Gives the rows of some siblings.
+    ) -> EditedRows:
+        """Return the rows of some siblings.
 
         Args:
             siblings: which, from 0.
@@ -59,42 +68,33 @@ class Rows:
             torch.tensor(edited, device=device),
             torch.tensor(sources, device=device),
             slice(source, source + images),
+            slice(min(edited), max(edited) + 1),
             edited[0] if last else None,
         )
 
     def taken(self, tensor: Tensor) -> Tensor:
-        """Gives the sources' rows of (rows, ...), without copying them where that can be."""
-        source = tensor[self.span]
+        """Return the sources' rows of (rows, ...), without copying them where that can be."""
+        return self.spread(tensor[self.span])
+
+    def spread(self, source: Tensor) -> Tensor:
+        """Return the source's (images, ...) once for each edited row."""
         if len(source) == len(self.edited):
             return source
         if len(source) == 1:
             return source.expand(len(self.edited), *source.shape[1:])
-        return tensor.index_select(0, self.sources)
+        return source.index_select(0, self.sources - self.span.start)
 
+    def chosen(self, tensor: Tensor) -> Tensor:
+        """Return the edited rows of (rows, ...)."""
+        if self.first is None:
+            return tensor.index_select(0, self.edited)
+        return tensor[self.first :]
 
-class Origin:
-    """The source's queries and keys in one layer, kept in one run and read in later ones.
-
-    Attributes:
-        calls: for each denoiser call the queries (images, heads, queries, channels) and keys.
-        call: which call is under way.
-        rows: where the source's rows are in the batch, while keeping; None while reading.
-    """
-
-    def __init__(self, calls: list[tuple[Tensor, Tensor]], rows: slice | None = None) -> None:
-        self.calls = calls
-        self.call = 0
-        self.rows = rows
-
-    def keep(self, query: Tensor, key: Tensor) -> None:
-        """Keeps a call's."""
-        assert self.rows is not None
-        self.calls.append((query[self.rows].detach().clone(), key[self.rows].detach().clone()))
-
-    def read(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the queries and keys of the call under way."""
-        one, two = self.calls[self.call]
-        return one.to(query), two.to(query)
+    def joined(self, tensor: Tensor, edited: Tensor) -> Tensor:
+        """Return (rows, ...) with its edited rows exchanged."""
+        if self.first is None:
+            return tensor.index_copy(0, self.edited, edited)
+        return torch.cat([tensor[: self.first], edited])
 
 
 @dataclass(frozen=True)
@@ -109,44 +109,14 @@ class CrossStep:
         owns: whether any takes anything from its own.
     """
 
-    rows: Rows
+    rows: EditedRows
     mix: Tensor | None
     own: Tensor
     owns: bool
 
 
-def edited_cross_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    step: CrossStep,
-    compute: Compute,
-    origin: tuple[Tensor, Tensor] | None,
-    scale: float,
-) -> Tensor:
-    """Gives the layer's output with some rows edited, in the form that measures faster.
-
-    Args:
-        query: (batch, heads, queries, channels).
-        key: (batch, heads, tokens, channels).
-        value: (batch, heads, tokens, channels).
-        mask: the call's own.
-        step: what to do.
-        compute: the model's own call.
-        origin: the source's queries and keys, where it isn't in the batch.
-        scale: the attention's.
-
-    Returns:
-        (batch, heads, queries, channels)
-    """
-    if prefers_probabilities(query):
-        return on_probabilities(query, key, value, mask, step, compute, origin, scale)
-    return on_values(query, key, value, mask, step, compute, origin)
-
-
 def prefers_probabilities(query: Tensor) -> bool:
-    """Tells whether explicit probabilities are faster than values for a call.
+    """Return whether explicit probabilities are faster than values for a call.
 
     On the CPU they are where there are fewer queries than twice a head's channels, in float32 and
     in bfloat16 (``python -m benchmarks.attention_forms``). On CUDA, where each operation is a
@@ -155,113 +125,98 @@ def prefers_probabilities(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.shape[2] < 2 * query.shape[3]
 
 
-def on_values(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    step: CrossStep,
-    compute: Compute,
-    origin: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Gives ``edited_cross_attention`` with the edit moved from the probabilities to the values.
+def on_values(call: AttentionCall, step: CrossStep, source: QueryKey | None = None) -> Tensor:
+    """Return the edited output with the edit moved from the probabilities to the values.
 
     One call of the model's own where rows take all of their attention from the source, and a
     second one, for the edited rows alone, where they keep some of theirs.
+
+    Args:
+        call: the layer's, unedited.
+        step: what to do.
+        source: the source's queries and keys, where it isn't in the batch.
+
+    Returns:
+        (batch, heads, queries, channels)
     """
-    rows = step.rows
+    rows, value = step.rows, call.value
     if step.mix is None:
-        return followed(query, key, value, mask, rows, compute, origin)
-    own_value = _edited(value, rows)  # (rows, heads, tokens, channels)
+        return followed(call, rows, source)
+    own_value = rows.chosen(value)  # (rows, heads, tokens, channels)
     mixed = step.mix.to(value.dtype)[:, None] @ own_value  # (rows, heads, source tokens, channels)
     if not step.owns:
-        return followed(query, key, value, mask, rows, compute, origin, mixed)
+        return followed(call, rows, source, mixed)
     kept = own_value * step.own.to(value.dtype)[:, None, :, None]
-    out = compute(query, key, _joined(value, kept, rows), mask)
-    from_query, from_key = origin or (query, key)
-    taken = compute(rows.taken(from_query), rows.taken(from_key), mixed, _of_sources(mask, rows))
+    out = call.attend(rows.joined(value, kept))
+    taken = _following(call, rows, source, mixed)
     if torch.is_grad_enabled():
         return out.index_add(0, rows.edited, taken)
     return out.index_add_(0, rows.edited, taken)  # ours alone, so that nothing is copied
 
 
-def on_probabilities(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    step: CrossStep,
-    compute: Compute,
-    origin: tuple[Tensor, Tensor] | None,
-    scale: float,
-) -> Tensor:
-    """Gives ``edited_cross_attention`` by a softmax in float32 or more of the rows that it takes.
+def on_probabilities(call: AttentionCall, step: CrossStep, edited: Tensor) -> Tensor:
+    """Return the edited output by the edited rows' probabilities.
 
-    The rows that aren't edited go through the model's own call.
+    Args:
+        call: the layer's, unedited.
+        step: what to do.
+        edited: ``edited_probabilities``, float32 (edited rows, heads, queries, tokens).
+
+    Returns:
+        (batch, heads, queries, channels)
     """
-    rows = step.rows
-    from_query, from_key = (rows.taken(t) for t in origin or (query, key))
-    probs = softmax_probs(from_query, from_key, _of_sources(mask, rows), scale)
+    result = edited.to(call.value.dtype) @ step.rows.chosen(call.value)
+    return _beside(result, call, step.rows)
+
+
+def edited_probabilities(step: CrossStep, taken: Tensor, own: Tensor | None) -> Tensor:
+    """Return the edited rows' probabilities as they are in effect.
+
+    Args:
+        step: what to do.
+        taken: the source's, float32 (images, heads, queries, source tokens).
+        own: the edited rows' own; None where they keep nothing of them.
+
+    Returns:
+        float32 (edited rows, heads, queries, tokens)
+    """
+    probs = step.rows.spread(taken)
     if step.mix is not None:
-        probs = probs @ step.mix[:, None].to(probs.dtype)  # (rows, heads, queries, tokens)
-    if step.owns:
-        part = mask if mask is None or len(mask) == 1 else _edited(mask, rows)
-        own = softmax_probs(_edited(query, rows), _edited(key, rows), part, scale)
-        probs = probs + own * step.own[:, None, None]
-    result = probs.to(value.dtype) @ _edited(value, rows)
-    return _beside(result, query, key, value, mask, rows, compute)
+        probs = probs @ step.mix[:, None].to(probs.dtype)
+    return probs if own is None else probs + own * step.own[:, None, None]
 
 
 def followed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rows: Rows,
-    compute: Compute,
-    origin: tuple[Tensor, Tensor] | None = None,
+    call: AttentionCall,
+    rows: EditedRows,
+    source: QueryKey | None = None,
     values: Tensor | None = None,
 ) -> Tensor:
-    """Gives the model's own call with some rows attending as their source does.
+    """Return the model's own call with some rows attending as their source does.
 
     That is SDPA(q_src, k_src, v) for these rows, of their own values or of those given.
     """
-    from_query, from_key = (rows.taken(t) for t in origin or (query, key))
-    values = _edited(value, rows) if values is None else values
-    result = compute(from_query, from_key, values, _of_sources(mask, rows))
-    return _beside(result, query, key, value, mask, rows, compute)
+    values = rows.chosen(call.value) if values is None else values
+    return _beside(_following(call, rows, source, values), call, rows)
 
 
-def _beside(
-    result: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rows: Rows,
-    compute: Compute,
+def _following(
+    call: AttentionCall, rows: EditedRows, source: QueryKey | None, values: Tensor
 ) -> Tensor:
-    """Gives the whole batch: the edited rows' result, and the model's own call for the others."""
+    query, key = (rows.taken(t) for t in source or (call.query, call.key))
+    return call.own(query, key, values, _of_sources(call, rows))  # type: ignore[no-any-return]
+
+
+def _beside(result: Tensor, call: AttentionCall, rows: EditedRows) -> Tensor:
+    """Return the whole batch: the edited rows' result, and the model's own call for the others."""
     if rows.first is None:
-        return compute(query, key, value, mask).index_copy(0, rows.edited, result)
-    query, key, value = (t[: rows.first] for t in (query, key, value))
-    part = mask if mask is None or len(mask) == 1 else mask[: rows.first]
-    return torch.cat([compute(query, key, value, part), result])
+        return call.attend(call.value).index_copy(0, rows.edited, result)
+    before = slice(0, rows.first)
+    query, key, value = (t[before] for t in (call.query, call.key, call.value))
+    return torch.cat([call.own(query, key, value, call.mask_of(before)), result])
 
 
-def _edited(tensor: Tensor, rows: Rows) -> Tensor:
-    """Gives the edited rows of (rows, ...)."""
-    if rows.first is None:
-        return tensor.index_select(0, rows.edited)
-    return tensor[rows.first :]
-
-
-def _joined(tensor: Tensor, edited: Tensor, rows: Rows) -> Tensor:
-    """Gives (rows, ...) with its edited rows exchanged."""
-    if rows.first is None:
-        return tensor.index_copy(0, rows.edited, edited)
-    return torch.cat([tensor[: rows.first], edited])
-
-
-def _of_sources(mask: Tensor | None, rows: Rows) -> Tensor | None:
-    return mask if mask is None or len(mask) == 1 else rows.taken(mask)
+def _of_sources(call: AttentionCall, rows: EditedRows) -> Tensor | None:
+    if call.mask is None or call.mask.ndim < 4 or len(call.mask) == 1:
+        return call.mask
+    return rows.taken(call.mask)

@@ -1,110 +1,159 @@
-"""Probabilities of kept rows and tokens, beside a fused attention call."""
+"""Attention probabilities in float32, of what is kept and nothing else.
+
+PyTorch's fused attention has the logarithms of the softmax's sums and throws them away. Called by
+its own name, the operator returns them beside the very same output, and a kept token's
+probabilities are then exp(query keyᵀ scale - sums): work for that token alone, and no matrix of
+queries x keys.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xattn.processors.call import Compute
+Tokens = slice | Tensor
+"""Positions along an axis: a slice where they follow one another."""
+
+_FLASH = 1  # SDPBackend.FLASH_ATTENTION
+_CHUNK = 2**24  # logits at a time where only their sums are wanted: 64 MB
 
 
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, compute: Compute
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Any
 ) -> tuple[Tensor, Tensor] | None:
-    """Gives the model's own output, and the logarithms of its softmax's sums.
+    """Return the model's own output, and the logarithms of its softmax's sums.
 
-    On the CPU, PyTorch's fused attention has these sums and throws them away; this is the operator
-    that its ``scaled_dot_product_attention`` would choose, called by its own name. Maps then cost
-    work for the kept tokens alone, and no matrix of queries x tokens is made.
+    The operator is the one that ``scaled_dot_product_attention`` would choose on the CPU.
+
+    Args:
+        query: (batch, heads, queries, channels).
+        key: (batch, heads, keys, channels).
+        value: (batch, heads, keys, channels).
+        mask: the call's own, boolean or additive.
+        own: the model's own call, an ``OwnCall``.
 
     Returns:
         (batch, heads, queries, channels) and float32 (batch, heads, queries), or None where
         PyTorch would compute otherwise, or somebody else watches its calls.
     """
     if (
-        mask is not None
-        or query.device.type != "cpu"
-        or not getattr(compute, "usual", False)
+        query.device.type != "cpu"
+        or not getattr(own, "usual", False)
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_function_stack()
         or type(query) is not Tensor
+        or (mask is not None and mask.requires_grad)
     ):
         return None
-    scale = compute.scale  # type: ignore[attr-defined]
-    if torch._fused_sdp_choice(query, key, value, scale=scale) != _FLASH:
+    if torch._fused_sdp_choice(query, key, value, mask, scale=own.scale) != _FLASH:
         return None
     output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, scale=scale
+        query, key, value, attn_mask=_additive(mask, query.dtype), scale=own.scale
     )
     return output, sums.detach().float()  # double where the queries are
 
 
-_FLASH = 1  # SDPBackend.FLASH_ATTENTION
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a mask as numbers that are added to the logits."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 def kept_maps(
-    query: Tensor, key: Tensor, scale: float, sums: Tensor, tokens: slice | Tensor
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    sums: Tensor,
+    tokens: Tokens,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Gives exp(query keyᵀ scale - sums) in float32, of the kept tokens alone.
+    """Return exp(query keyᵀ scale + mask - sums) in float32, of the kept tokens alone.
 
     Args:
-        query: (images, heads, queries, channels).
-        key: (images, heads, tokens, channels).
+        query: (rows, heads, queries, channels).
+        key: (rows, heads, keys, channels).
         scale: the attention's.
-        sums: logarithms of the softmax's sums, float32 (images, heads, queries).
-        tokens: which positions are kept.
+        sums: logarithms of the softmax's sums, (rows, heads, queries).
+        tokens: which keys are kept.
+        mask: boolean or additive, broadcastable to (rows, heads, queries, keys).
 
     Returns:
-        (images, heads, kept tokens, queries)
+        (rows, heads, kept tokens, queries)
     """
-    key = key[:, :, tokens] if isinstance(tokens, slice) else key.index_select(2, tokens)
-    images = len(key)
-    query, key = query.detach().float().flatten(0, 1), key.detach().float().flatten(0, 1)
-    sums = sums.flatten(0, 1)[:, None]  # (images x heads, 1, queries)
-    logits = torch.baddbmm(sums, key, query.transpose(1, 2), beta=-1, alpha=scale)
-    maps: Tensor = logits.exp_().unflatten(0, (images, -1))
-    return maps
+    key = picked(key, tokens, 2)
+    rows = len(key)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = query.float().flatten(0, 1), key.float().flatten(0, 1)
+        sums = sums.float().flatten(0, 1)[:, None]  # (rows x heads, 1, queries)
+        logits = torch.baddbmm(sums, key, query.transpose(1, 2), beta=-1, alpha=scale)
+        logits = logits.unflatten(0, (rows, -1))
+        if mask is not None:
+            mask = mask if mask.shape[-1] == 1 else picked(mask, tokens, -1)
+            logits = _masked(logits, mask.transpose(-1, -2))
+    return logits.exp() if logits.requires_grad else logits.exp_()
 
 
 def kept_probs(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, tokens: slice | Tensor
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, tokens: Tokens
 ) -> Tensor:
-    """Gives softmax(query keyᵀ scale) in float32, of the kept tokens: (..., queries, tokens).
+    """Return softmax(query keyᵀ scale + mask) in float32 or more, of the kept tokens.
 
-    The softmax runs over every key; no gradients flow through what is kept.
-    """
-    query, key = query.detach().float(), key.detach().float()
-    probs = softmax_probs(query, key, None if mask is None else mask.detach(), scale).float()
-    return probs[..., tokens] if isinstance(tokens, slice) else probs.index_select(-1, tokens)
-
-
-def softmax_probs(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return softmax(query keyᵀ scale) in float32, or float64 of such queries, with gradients.
-
-    Autocast, which would turn float32 into bfloat16 here, is off.
+    The softmax runs over every key; autocast, which would turn float32 into bfloat16 here, is off.
+    Gradients flow where they are on.
 
     Returns:
-        (..., queries, tokens)
+        (..., queries, kept tokens)
     """
     with torch.autocast(query.device.type, enabled=False):
-        query, key = at_least_float32(query), at_least_float32(key)
-        logits = torch.matmul(query * scale, key.transpose(-1, -2))
-        if mask is not None:
-            if mask.dtype == torch.bool:
-                logits = logits.masked_fill(~mask, float("-inf"))
-            else:
-                logits = logits + mask
-        return logits.softmax(-1)
+        logits = _logits(precise(query), precise(key), mask, scale)
+        probs = logits.softmax(-1)
+    return picked(probs, tokens, -1)
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
+def log_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return the logarithms of the softmax's sums, some queries at a time.
+
+    Returns:
+        float32 (rows, heads, queries)
+    """
+    rows, heads, queries = query.shape[:3]
+    step = max(1, _CHUNK // max(1, rows * heads * key.shape[2]))
+    parts = []
+    with torch.autocast(query.device.type, enabled=False):
+        keys = key.float()
+        for start in range(0, queries, step):
+            span = slice(start, start + step)
+            part = mask if mask is None or mask.shape[-2] == 1 else mask[..., span, :]
+            parts.append(_logits(query[:, :, span].float(), keys, part, scale).logsumexp(-1))
+    return torch.cat(parts, -1)
+
+
+def precise(tensor: Tensor) -> Tensor:
     """Return a tensor in float32, or as it is where it has more digits."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def pick_rows(tensor: Tensor, rows: tuple[slice, ...]) -> Tensor:
-    """Return the given rows of a batch."""
-    if len(rows) == 1:
-        return tensor[rows[0]]
-    return torch.cat([tensor[span] for span in rows])
+def picked(tensor: Tensor, tokens: Tokens, axis: int) -> Tensor:
+    """Return a tensor's entries at some positions of an axis; a slice copies nothing."""
+    if not isinstance(tokens, slice):
+        return tensor.index_select(axis, tokens)
+    if tokens == slice(None):
+        return tensor
+    start, stop, _ = tokens.indices(tensor.shape[axis])
+    return tensor.narrow(axis, start, stop - start)
+
+
+def _logits(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return _masked(torch.matmul(query * scale, key.transpose(-1, -2)), mask)
+
+
+def _masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return logits
+    if mask.dtype == torch.bool:
+        return logits.masked_fill(~mask, float("-inf"))
+    return logits + mask

@@ -5,7 +5,7 @@ attention call: ``torch.nn.functional.scaled_dot_product_attention``, seen throu
 ``TorchFunctionMode``, and ``attn.get_attention_scores`` of diffusers' explicit and sliced
 processors. A mode sees every torch function of a layer's call, which costs a small model several
 per cent; so the processor that nearly every model has runs its own code with that one name bound to
-the handler.
+the handlers.
 """
 
 from __future__ import annotations
@@ -21,25 +21,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xattn.processors.call import Handler, OwnCall
+from xattn.processors.call import AttentionCall, Chain, OwnCall
 
 _SDPA = "scaled_dot_product_attention"
-
-
 _SCORES = "get_attention_scores"
 
 
 class Interception(TorchFunctionMode):
-    """Hands the first scaled dot-product attention of a layer's call to its handler.
+    """Hand one scaled dot-product attention of a layer's call to its chain of handlers.
 
-    The first is the text's (or, in a self-attention layer, the image's); what an IP-Adapter adds
-    after it passes unseen.
+    Mostly the first: the text's (or, in a self-attention layer, the image's); what an IP-Adapter
+    adds after it passes unseen.
     """
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, chain: Chain) -> None:
         super().__init__()
-        self.handler = handler
-        self.seen = False
+        self.chain = chain
+        self.count = 0
 
     def __torch_function__(
         self,
@@ -49,14 +47,16 @@ class Interception(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or self.seen:
+        if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        self.seen = True
-        return _attend(self.handler, *args, **kwargs)
+        self.count += 1
+        if self.count != self.chain.nth + 1:
+            return func(*args, **kwargs)
+        return _attend(self.chain, *args, **kwargs)
 
 
 def _attend(
-    handler: Handler,
+    chain: Chain,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -70,11 +70,12 @@ def _attend(
     if enable_gqa:
         extra["enable_gqa"] = True
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return handler.attend(query, key, value, attn_mask, factor, OwnCall(extra))
+    return chain.attend(
+        AttentionCall(query, key, value, attn_mask, factor, OwnCall(extra), chain.locate)
+    )
 
 
 _classes: dict[type, type] = {}
-
 
 _STARS: dict[Any, str] = {
     inspect.Parameter.VAR_POSITIONAL: "*",
@@ -82,8 +83,8 @@ _STARS: dict[Any, str] = {
 }
 
 
-def wrap(inner: Any, handler: Handler) -> Any:
-    """Gives a processor that runs ``inner`` and lets ``handler`` attend in its middle.
+def wrap(inner: Any, chain: Chain) -> Any:
+    """Return a processor that runs ``inner`` and lets ``chain`` attend in its middle.
 
     To everything else it looks like ``inner``: class, attributes, weights, parameter names.
 
@@ -94,38 +95,38 @@ def wrap(inner: Any, handler: Handler) -> Any:
     _refuse_unseen(innermost(inner))
     if kind not in _classes:
         _classes[kind] = _wrapper_class(inner)
-    return _classes[kind](inner, handler)
+    return _classes[kind](inner, chain)
 
 
 def unwrap(processor: Any) -> Any:
-    """Gives the processor that an xattn processor wraps, or the processor itself."""
+    """Return the processor that an xattn processor wraps, or the processor itself."""
     return (
         object.__getattribute__(processor, "_xattn_inner") if is_wrapped(processor) else processor
     )
 
 
 def innermost(processor: Any) -> Any:
-    """Gives the processor under every wrapper of ours, however many are nested."""
+    """Return the processor under every wrapper of ours, however many are nested."""
     while is_wrapped(processor):
         processor = unwrap(processor)
     return processor
 
 
 def is_wrapped(processor: Any) -> bool:
-    """Tells whether a processor is one of ours (``type`` and not ``__class__`` knows)."""
+    """Return whether a processor is one of ours (``type`` and not ``__class__`` knows)."""
     return issubclass(type(processor), Wrapper)
 
 
-def handler_of(processor: Any) -> Handler | None:
-    """Gives the handler of an xattn processor."""
+def chain_of(processor: Any) -> Chain | None:
+    """Return the chain of an xattn processor; None of any other."""
     if not is_wrapped(processor):
         return None
-    handler: Handler = object.__getattribute__(processor, "_xattn_handler")
-    return handler
+    chain: Chain = object.__getattribute__(processor, "_xattn_chain")
+    return chain
 
 
 def _names(kind: type) -> set[str]:
-    """The attribute names that the processor's call uses, one function deep."""
+    """Return the attribute names that the processor's call uses, one function deep."""
     names: set[str] = set()
     for method in ("__call__", "forward"):
         code = getattr(getattr(kind, method, None), "__code__", None)
@@ -150,12 +151,12 @@ def _refuse_unseen(inner: Any) -> None:
 
 
 class Wrapper:
-    """Looks like the processor it wraps; see ``wrap``."""
+    """A processor that looks like the one it wraps; see ``wrap``."""
 
-    def __init__(self, inner: Any, handler: Handler) -> None:
+    def __init__(self, inner: Any, chain: Chain) -> None:
         object.__setattr__(self, "_xattn_inner", inner)
-        object.__setattr__(self, "_xattn_handler", handler)
-        object.__setattr__(self, "_xattn_direct", _direct(inner, handler))
+        object.__setattr__(self, "_xattn_chain", chain)
+        object.__setattr__(self, "_xattn_direct", _direct(inner, chain))
 
     @property  # type: ignore[misc]  # what isinstance() and unload_ip_adapter() ask
     def __class__(self) -> Any:
@@ -181,40 +182,36 @@ class Wrapper:
         return object.__getattribute__(self, "_xattn_inner").__reduce_ex__(protocol)
 
 
-def _run(inner: Any, handler: Handler, attn: Any, *args: Any, **kwargs: Any) -> Any:
-    if not handler.live:
+def _run(inner: Any, chain: Chain, attn: Any, *args: Any, **kwargs: Any) -> Any:
+    if not chain.live:
         return inner(attn, *args, **kwargs)
-    handler.opened()
-    with Interception(handler):
-        result = inner(attn, *args, **kwargs)
-    handler.closed()
-    return result
+    chain.opened()
+    with Interception(chain):
+        return inner(attn, *args, **kwargs)
 
 
-def _run_direct(direct: Any, inner: Any, handler: Handler, *args: Any, **kwargs: Any) -> Any:
-    if not handler.live or torch.compiler.is_compiling():
-        return _run(inner, handler, *args, **kwargs)
-    handler.opened()
-    result = direct(inner, *args, **kwargs)
-    handler.closed()
-    return result
+def _run_direct(direct: Any, inner: Any, chain: Chain, *args: Any, **kwargs: Any) -> Any:
+    if not chain.live or torch.compiler.is_compiling():
+        return _run(inner, chain, *args, **kwargs)
+    chain.opened()
+    return direct(inner, *args, **kwargs)
 
 
 class _Functional:
-    """Stands where a processor's code finds ``torch.nn.functional``: one name leads elsewhere."""
+    """Stand where a processor's code finds ``torch.nn.functional``: one name leads elsewhere."""
 
-    def __init__(self, handler: Handler) -> None:
-        self.handler = handler
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
 
     def scaled_dot_product_attention(self, *args: Any, **kwargs: Any) -> Tensor:
-        return _attend(self.handler, *args, **kwargs)
+        return _attend(self.chain, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(F, name)
 
 
 def _has_direct(kind: type) -> bool:
-    """Tells whether a processor makes one attention call, and as ``F.scaled_...``."""
+    """Return whether a processor makes one attention call, and as ``F.scaled_...``."""
     usual = ("diffusers.models.attention_processor", "AttnProcessor2_0")
     call = kind.__call__
     return (
@@ -226,44 +223,44 @@ def _has_direct(kind: type) -> bool:
     )
 
 
-def _direct(inner: Any, handler: Handler) -> Any:
-    """Gives the processor's own code with ``F`` bound to the handler's; None where it isn't safe.
+def _direct(inner: Any, chain: Chain) -> Any:
+    """Return the processor's own code with ``F`` bound to the chain's; None where it isn't safe.
 
     What it computes can't differ: it is the same code object.
     """
     if not _has_direct(type(inner)):
         return None
     call = type(inner).__call__
-    names = {**call.__globals__, "F": _Functional(handler)}
+    names = {**call.__globals__, "F": _Functional(chain)}
     direct = FunctionType(call.__code__, names, call.__name__, call.__defaults__)
     direct.__kwdefaults__ = call.__kwdefaults__
     return direct
 
 
-def _run_explicit(inner: Any, handler: Handler, attn: Any, *args: Any, **kwargs: Any) -> Any:
-    if not handler.live:
-        return inner(attn, *args, **kwargs)
-    compute = attn.get_attention_scores
+def _run_explicit(
+    inner: Any, chain: Chain, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    if not chain.live:
+        return inner(attn, hidden_states, *args, **kwargs)
+    compute, batch = attn.get_attention_scores, len(hidden_states)
 
     def scores(query: Tensor, key: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return handler.scores(attn, query, key, attention_mask, compute)
+        return chain.scores(query, key, attention_mask, attn.scale, batch, compute)
 
     shadowed = attn.__dict__.get("get_attention_scores")
     attn.get_attention_scores = scores
-    handler.opened()
+    chain.opened()
     try:
-        result = inner(attn, *args, **kwargs)
+        return inner(attn, hidden_states, *args, **kwargs)
     finally:
         if shadowed is None:
             del attn.get_attention_scores
         else:
             attn.get_attention_scores = shadowed
-    handler.closed()
-    return result
 
 
 def _wrapper_class(inner: Any) -> type:
-    """Makes the wrapper of a processor class, with that class's own parameter list.
+    """Make the wrapper of a processor class, with that class's own parameter list.
 
     ``Attention.forward`` passes only the keyword arguments that the signature of ``__call__``
     names, and torch.compile follows neither a patched ``__signature__`` nor a ``__call__`` set on
@@ -293,7 +290,7 @@ def _wrapper_class(inner: Any) -> type:
         passed.append(f"{p.name}={p.name}" if keyword else f"{star}{p.name}")
     source = (
         f"def __call__(self, {', '.join(declared)}):\n"
-        f"    return _runner({first}self._xattn_inner, self._xattn_handler, {', '.join(passed)})\n"
+        f"    return _runner({first}self._xattn_inner, self._xattn_chain, {', '.join(passed)})\n"
     )
     exec(source, names)
     return type(f"Xattn{kind.__name__}", (Wrapper,), {"__call__": names["__call__"]})

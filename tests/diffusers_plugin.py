@@ -6,7 +6,6 @@ without it has to pass with it. ``tests/against_diffusers.py`` compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,57 +13,32 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 
-from xattn.processors.call import Compute
-from xattn.processors.probabilities import kept_probs
+from xattn.processors.call import AttentionCall, Chain, Handler
 from xattn.processors.wrapping import is_wrapped, wrap
 
 
-class Watching:
-    """Computes every probability, sees that rows sum to one, and changes nothing."""
+class Watching(Handler):
+    """Compute every probability, see that rows sum to one, and change nothing."""
 
-    live = True
-    over = False
-
-    def opened(self) -> None:
-        """Does nothing."""
-
-    def closed(self) -> None:
-        """Does nothing."""
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scale: float,
-        compute: Compute,
-    ) -> torch.Tensor:
-        """Gives the model's own output."""
-        if query.shape[1] == key.shape[1]:  # not where groups of heads share keys
-            self.check(kept_probs(query, key, mask, scale, slice(None)))
-        return compute(query, key, value, mask)
-
-    def scores(
-        self,
-        attn: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
-    ) -> torch.Tensor:
-        """Gives the model's own probabilities."""
-        self.check(kept_probs(query, key, mask, attn.scale, slice(None)))
-        return compute(query, key, mask)
-
-    def check(self, probs: torch.Tensor) -> None:
-        """Raises where rows don't sum to one."""
-        sums = probs.sum(-1)
+    def observe(self, call: AttentionCall) -> None:
+        """Raise where rows don't sum to one."""
+        if call.query.shape[1] != call.key.shape[1]:
+            return  # groups of heads share keys
+        sums = call.probabilities(slice(0, len(call.query))).sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-4, rtol=0, equal_nan=True)
 
 
+def watched(heads: int) -> Chain:
+    """Return a chain that watches every call of a layer."""
+    watching = Watching()
+    watching.live = True
+    chain = Chain("watched", heads, [watching])
+    chain.wake()
+    return chain
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Wraps what any attention layer is given as its processor."""
+    """Wrap what any attention layer is given as its processor."""
     for cls in (Attention, AttentionModuleMixin):
         _wrap_setter(cls)
 
@@ -76,7 +50,7 @@ def _wrap_setter(cls: Any) -> None:
         original(self, processor, *args, **kwargs)
         found = self.processor
         if found is not None and not is_wrapped(found):
-            wrapped = wrap(found, Watching())
+            wrapped = wrap(found, watched(int(getattr(self, "heads", 1))))
             if "processor" in self._modules:
                 self._modules["processor"] = wrapped
             else:

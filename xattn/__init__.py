@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers, which can't read the table below
     from xattn.results.heatmap import HeatMap as HeatMap
     from xattn.results.trace import Trace as Trace
     from xattn.results.trace import load as load
+    from xattn.session.loop import Loop as Loop
     from xattn.text.prompt import WordError as WordError
     from xattn.toyland import demo as demo
 
@@ -45,6 +46,7 @@ _HOMES = {
         "results.evolution": "Evolution",
         "results.heatmap": "HeatMap",
         "results.trace": "Trace load",
+        "session.loop": "Loop",
         "text.prompt": "WordError",
         "toyland": "demo",
     }.items()

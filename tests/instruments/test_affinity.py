@@ -13,8 +13,9 @@ from torch import Tensor
 import xattn
 from tests import tiny
 from tests.runs import make_run
-from xattn.instruments import recorder
+from xattn.instruments import affinity
 from xattn.maps import daam, refine
+from xattn.models import family_of
 from xattn.records import room
 from xattn.results.trace import Trace
 
@@ -63,7 +64,7 @@ def test_it_is_the_mean_over_heads_layers_and_calls(family: str, options: Any) -
     assert found.dtype == torch.float16
     height, width = found.shape[1:3]
     assert found.shape == (1, height, width, height, width)
-    assert height * width <= recorder.AFFINITY_CELLS
+    assert height * width <= affinity.CELLS
     seen: dict[int, list[Tensor]] = {}
     watching = Watching(seen)
     names = pipe.unet.attn_processors
@@ -71,8 +72,11 @@ def test_it_is_the_mean_over_heads_layers_and_calls(family: str, options: Any) -
         {name: watching if ".attn1." in name else AttnProcessor() for name in names}
     )
     draw(pipe, **options)
-    sites = [s for s in recorder.find_sites(pipe.unet) if s.kind == "self"]
-    heads = next(s.heads for s in sites if s.grid(trace.run.latent) == (height, width))
+    family = family_of(pipe.unet)
+    own = [each for each in family.layers(pipe.unet) if each.role == "self"]
+    heads = next(
+        each.heads for each in own if family.grid(each, trace.run.latent) == (height, width)
+    )
     layers = [probs.unflatten(0, (-1, heads))[-1].mean(0) for probs in seen[height * width]]
     want = torch.stack(layers).mean(0).view(height, width, height, width)
     torch.testing.assert_close(found[0].float(), want, atol=2e-4, rtol=2e-3)
@@ -164,27 +168,29 @@ def test_it_is_saved_and_loaded(tmp_path: Path, folder: bool) -> None:
         xattn.load(path)
 
 
+def test_sliced_attention_has_the_affinities_of_whole_attention() -> None:
+    pipe = tiny.sd1()
+    with xattn.record(pipe, affinity=True) as whole:
+        draw(pipe)
+    pipe.enable_attention_slicing(1)
+    with xattn.record(pipe, affinity=True) as sliced:
+        draw(pipe)
+    assert whole.run.affinity is not None
+    torch.testing.assert_close(sliced.run.affinity, whole.run.affinity, atol=2e-3, rtol=0)
+
+
 def test_what_can_not_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tiny.sd1()
     with pytest.raises(ValueError, match=r"record with affinity=True"):
         Trace([make_run()]).heatmap("red", refined=True)
     with (
-        pytest.raises(ValueError, match="negative=True can't be had"),
+        pytest.raises(ValueError, match="negative=True cannot be combined"),
         xattn.record(pipe, affinity=True, negative=True),
     ):
         pass
-    pipe.enable_attention_slicing(1)
-    before = dict(pipe.unet.attn_processors)
-    with (
-        pytest.raises(RuntimeError, match=r"disable_attention_slicing\(\) first"),
-        xattn.record(pipe, affinity=True),
-    ):
-        draw(pipe)
-    assert all(pipe.unet.attn_processors[name] is before[name] for name in before)
-    pipe.disable_attention_slicing()
     usual = room.check_room_for
     monkeypatch.setattr(room, "free_bytes", lambda *_: (10_000_000, "here"))
-    monkeypatch.setattr(room, "check_room_for", lambda w, n, d: usual(w, 100 * n, d))
+    monkeypatch.setattr(affinity, "check_room_for", lambda w, n, d: usual(w, 100 * n, d))
     with (
         pytest.raises(MemoryError, match=r"affinities take .* and here has 10\.0 MB free"),
         xattn.record(pipe, affinity=True),

@@ -19,15 +19,16 @@ from xattn.api.edit import edit, sweep
 from xattn.api.editing import editing
 from xattn.edits.kinds import LocalBlend, Refine, Replace, Reweight
 from xattn.edits.plan import make_plan
-from xattn.processors.editing import SelfEditing
+from xattn.processors.call import AttentionCall
+from xattn.processors.editing import CrossEditing, EditedCall, SelfEditing
 from xattn.processors.forms import (
     CrossStep,
-    Rows,
-    edited_cross_attention,
+    EditedRows,
     on_probabilities,
     on_values,
 )
 from xattn.results.edit import EditResult
+from xattn.session.loop import Loop
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize
 
@@ -131,7 +132,7 @@ def test_every_edit_follows_its_definition(family: str) -> None:
     reference = dense.Dense([make() for _, _, make in CASES.values()], STEPS, (32, 32))
     want = reference.run(pipe, texts, 0, num_inference_steps=STEPS)
     got = run(pipe, *(edits for edits, _, _ in CASES.values()))
-    assert got.prompts == texts
+    assert list(got.prompts) == texts
     assert close(got.source, want[0])
     for name, one, two in zip(CASES, got.images, want[1:], strict=True):
         assert close(one, two), name
@@ -201,7 +202,7 @@ def test_both_forms_equal_the_definition(
     )
     mix, own, _ = made.cross(0, 10)
     start = 3 * images
-    rows = Rows.of([0, 1], images, start, torch.device("cpu"), batch=len(query))
+    rows = EditedRows.of([0, 1], images, start, torch.device("cpu"), batch=len(query))
     assert (rows.first is not None) == last
     per_row = [j for j in range(2) for _ in range(images)]
     step = CrossStep(rows, mix[per_row], own[per_row], bool(own.any()))
@@ -214,9 +215,12 @@ def test_both_forms_equal_the_definition(
             want[row] = probs[start + i] @ mix[j] + probs[row] * own[j]
     untouched = [row for row in range(len(query)) if row not in rows.edited.tolist()]
     plain_out = _own_call(query, key, value, mask)
-    got = edited_cross_attention(query, key, value, mask, step, _own_call, None, 0.25)
-    values = on_values(query, key, value, mask, step, _own_call, None)
-    explicit = on_probabilities(query, key, value, mask, step, _own_call, None, 0.25)
+    call = AttentionCall(query, key, value, mask, 0.25, _own_call)
+    editing_ = CrossEditing()
+    editing_.step = step
+    got = editing_.transform(call).output()
+    values = on_values(call, step)
+    explicit = on_probabilities(call, step, EditedCall(call, step, None).edited())
     assert torch.equal(got, explicit if queries < 32 else values)  # of 16 channels
     for form in (values, explicit):
         assert torch.allclose(form, want @ value, atol=1e-5)
@@ -230,8 +234,8 @@ def test_both_forms_equal_the_definition(
             step.owns,
         )
         for form in (
-            on_values(query, key, value, None, apart, _own_call, origin),
-            on_probabilities(query, key, value, None, apart, _own_call, origin, 0.25),
+            on_values(call, apart, origin),
+            on_probabilities(call, apart, EditedCall(call, apart, origin).edited()),
         ):
             assert torch.allclose(form, want @ value, atol=1e-5)
 
@@ -250,13 +254,14 @@ def test_both_forms_have_the_gradients_of_finite_differences(
     if follows and owns:
         mix = torch.eye(3)[None]
     own_share = torch.rand(1, 3, generator=g) if owns else torch.zeros(1, 3)
-    rows = Rows.of([0], 1, 1, torch.device("cpu"), batch=3)
+    rows = EditedRows.of([0], 1, 1, torch.device("cpu"), batch=3)
     step = CrossStep(rows, mix, own_share, owns)
 
     def edited(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        call = AttentionCall(query, key, value, mask, 2**-0.5, _own_call)
         if form == "values":
-            return on_values(query, key, value, mask, step, _own_call, None)
-        return on_probabilities(query, key, value, mask, step, _own_call, None, 2**-0.5)
+            return on_values(call, step)
+        return on_probabilities(call, step, EditedCall(call, step, None).edited())
 
     assert torch.autograd.gradcheck(edited, [t.requires_grad_() for t in inputs])
 
@@ -305,13 +310,13 @@ class LargestShapes(TorchDispatchMode):
 
 
 def test_no_queries_by_queries_matrix_is_made_in_self_attention() -> None:
-    layer = SelfEditing("attn1", 2)
-    layer.follow = Rows.of([0, 1], 1, 3, torch.device("cpu"))
+    layer = SelfEditing()
+    layer.follow = EditedRows.of([0, 1], 1, 3, torch.device("cpu"))
     torch.manual_seed(0)
     query, key, value = (torch.randn(6, 2, 1024, 16) for _ in range(3))
 
     with LargestShapes() as seen:
-        got = layer.attend(query, key, value, None, 0.25, _own_call)
+        got = layer.transform(AttentionCall(query, key, value, None, 0.25, _own_call)).output()
     assert not [s for s in seen.shapes if list(s).count(1024) > 1]
     assert (6, 2, 1024, 16) in seen.shapes  # it does look
     probs = (query @ key.transpose(-1, -2) / 4).softmax(-1)
@@ -504,8 +509,8 @@ def test_a_source_is_kept_alone_bit_for_bit_and_edited_later(generator: Generato
     want = run(pipe, edits)
     alone = run(pipe, keep_source=True)
     assert torch.equal(alone.source, pipe(CAR, generator=generator(), **QUIET).images[0])
-    assert alone.images == []
-    assert alone.prompts == [CAR]
+    assert alone.images == ()
+    assert alone.prompts == (CAR,)
     assert alone.trace is not None
     assert alone.trace.prompts == (CAR,)
     assert str(alone.plan) == f"source: {CAR}"
@@ -541,7 +546,7 @@ def test_callbacks_are_not_kept_with_a_source() -> None:
 def test_the_bytes_of_a_kept_source_are_known_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, asked = tiny.sd1(), []
     monkeypatch.setattr(
-        "xattn.records.room.check_room_for", lambda what, nbytes, *_: asked.append(nbytes)
+        "xattn.instruments.keeper.check_room_for", lambda what, nbytes, *_: asked.append(nbytes)
     )
     options = {"height": 64, "width": 96, "generator": [torch.Generator(), torch.Generator()]}
     kept = run(pipe, keep_source=True, **options).kept
@@ -808,7 +813,7 @@ def test_a_sweep_has_a_sibling_for_each_weight(generator: Generator) -> None:
     pipe = tiny.sd1()
     options = {"generator": generator(), "num_inference_steps": 3}
     got = sweep(pipe, CAR, "red", [-1, 0, 1, 2], **options)
-    assert got.labels == ["red x -1", "red x 0", "red x 1", "red x 2"]
+    assert got.labels == ("red x -1", "red x 0", "red x 1", "red x 2")
     assert got.images[2].tobytes() == got.source.tobytes()
     assert got.images[0].tobytes() != got.source.tobytes()
     assert got.strip(64).width > 4 * 64
@@ -856,8 +861,9 @@ def loop(
 def own(pipe: Any, *edits: Any, **options: Any) -> Any:
     """Edits a loop of one's own."""
     pipe.scheduler.set_timesteps(STEPS)
-    known = {"tokenizer": pipe.tokenizer, "scheduler": pipe.scheduler}
-    return editing(pipe.unet, CAR, *edits, **(known | options))
+    said = {name: options.pop(name) for name in ("rows", "embeds", "images") if name in options}
+    own_loop = Loop(pipe.unet, tokenizer=pipe.tokenizer, scheduler=pipe.scheduler, **said)
+    return editing(own_loop, CAR, *edits, **options)
 
 
 def unchanged(latents: Tensor) -> Tensor:
@@ -1039,11 +1045,11 @@ def test_no_step_waits_for_the_device_but_the_first_of_its_phase(edits: Any) -> 
     unet, blends, handlers = pipe.unet, [], []
     with own(pipe, edits) as session:
         states, _ = encoded(pipe, session.prompts)
-        editor = session._editor
+        editor = session._block.instruments[0]
         waits: list[list[str]] = []
 
         def called(*args: Any) -> Any:
-            handlers.append(editor.cross[0].handler.step)
+            handlers.append(next(iter(editor.cross.values())).step)
             return original(*args)
 
         def blend(latents: Tensor) -> Tensor:
@@ -1208,15 +1214,17 @@ def test_pipelines_without_text_cross_attention_are_refused() -> None:
     class Other:
         pass
 
-    with pytest.raises(TypeError, match="Other has no UNet"):
+    with pytest.raises(TypeError, match="Other has no denoiser"):
         edit(Other(), CAR, Replace("red", "blue"))
     with pytest.raises(TypeError, match="for a UNet"):
         edit(tiny.unet(), CAR, Replace("red", "blue"))
     with pytest.raises(ValueError, match="text and image in one call"), editing(
-        tiny.added_kv_unet(), CAR, [], tokenizer=_tokenizer, scheduler=tiny.make_scheduler()
+        Loop(tiny.added_kv_unet(), tokenizer=_tokenizer, scheduler=tiny.make_scheduler()), CAR, []
     ):  # fmt: skip
         pass
-    with pytest.raises(ValueError, match="tokenizer= and scheduler="), editing(
-        tiny.unet(), CAR, []
+    with pytest.raises(TypeError, match=r"xattn\.Loop"), editing(tiny.unet(), CAR, []):
+        pass
+    with pytest.raises(ValueError, match="needs its scheduler"), editing(
+        Loop(tiny.unet(), tokenizer=_tokenizer), CAR, []
     ):  # fmt: skip
         pass

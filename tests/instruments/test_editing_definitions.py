@@ -361,7 +361,7 @@ def test_every_edit_follows_its_definition_in_float32() -> None:
     for layer, one, two in calls:
         assert apart(one, two) <= CALL, layer
     want = made.run(pipe, texts(CASES), 0, **SMALL)
-    assert got.prompts == texts(CASES)
+    assert list(got.prompts) == texts(CASES)
     holds(got, want, made, CASES, RUN * size(want))
     for name, masks in zip(CASES, made.masks, strict=True):
         assert not masks or 0.01 < float(masks[-1].float().mean()) < 0.99, name

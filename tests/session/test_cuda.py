@@ -119,7 +119,9 @@ def test_no_step_waits_for_the_device(to: str, keep: tuple[str, ...]) -> None:
     with no_synchronisation(), torch.no_grad():  # the UNet itself waits for nothing
         pipe.unet(latents, times[1], encoder_hidden_states=states)
     with xattn.record(
-        pipe.unet, tokenizer=pipe.tokenizer, prompt=PROMPT, scheduler=pipe.scheduler,
+        xattn.Loop(
+            pipe.unet, tokenizer=pipe.tokenizer, prompt=PROMPT, scheduler=pipe.scheduler
+        ),
         to=to, keep=keep,
     ) as trace, torch.no_grad():  # fmt: skip
         pipe.unet(latents, times[0], encoder_hidden_states=states)  # the buffers are made here

@@ -26,6 +26,7 @@ import xattn
 from tests import tiny
 from xattn.maps import select
 from xattn.session.clock import Schedule
+from xattn.session.loop import Loop
 
 PROMPT = "a red car on a green lawn"
 OTHER = "two cats"
@@ -256,7 +257,7 @@ def test_added_keys_are_recorded_over_text_and_image_keys() -> None:
     sample = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         plain = unet(sample, 10, states).sample
-        with xattn.record(unet, tokenizer=tiny.tokenizer(), prompt=prompt) as trace:
+        with xattn.record(Loop(unet, tokenizer=tiny.tokenizer(), prompt=prompt)) as trace:
             recorded = unet(sample, 10, states).sample
     assert torch.equal(plain, recorded)
     sums = trace.run.maps(0).sum(3)
@@ -637,9 +638,8 @@ def own_loop(pipe: Any, steps: int = 3) -> torch.Tensor:
 def test_a_loop_of_ones_own_is_recorded(sd1: Any, scheduled: bool) -> None:
     plain = own_loop(sd1)
     scheduler = sd1.scheduler if scheduled else None
-    with xattn.record(
-        sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT, scheduler=scheduler
-    ) as trace:
+    loop = Loop(sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT, scheduler=scheduler)
+    with xattn.record(loop) as trace:
         recorded = own_loop(sd1)
         own_loop(sd1)
     assert torch.equal(plain, recorded)
@@ -653,14 +653,19 @@ def test_a_loop_of_ones_own_is_recorded(sd1: Any, scheduled: bool) -> None:
 def test_gradients_flow_and_are_not_kept(sd1: Any) -> None:
     positive, _ = sd1.encode_prompt(PROMPT, "cpu", 1, False)
     latents = torch.randn(1, 4, 32, 32).requires_grad_()
-    with xattn.record(sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT) as trace:
+    with xattn.record(Loop(sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT)) as trace:
         sd1.unet(latents, 5, encoder_hidden_states=positive).sample.sum().backward()
     assert latents.grad is not None
     assert not trace.run.maps(0).requires_grad
 
 
 def test_a_unet_alone_needs_tokenizer_and_prompt(sd1: Any) -> None:
-    with pytest.raises(ValueError, match="tokenizer= and prompt="), xattn.record(sd1.unet):
+    with pytest.raises(TypeError, match=r"xattn\.Loop"), xattn.record(sd1.unet):
+        pass
+    with pytest.raises(ValueError, match="needs tokenizer="):
+        Loop(sd1.unet, prompt=PROMPT)
+    loop = Loop(sd1.unet, tokenizer=sd1.tokenizer)
+    with pytest.raises(ValueError, match="brings its prompt"), xattn.record(loop):
         pass
 
 
@@ -670,10 +675,6 @@ def test_a_unet_alone_needs_tokenizer_and_prompt(sd1: Any) -> None:
         ({"keep": "steps"}, "step, layer, head"),
         ({"keep": ["head"]}, 'needs "layer"'),
         ({"layers": []}, r"layers=\[\] records nothing"),
-        ({"tokenizer": tiny.tokenizer()}, "tokenizer= can't be given with a pipeline"),
-        ({"scheduler": tiny.make_scheduler()}, "scheduler= can't be given with a pipeline"),
-        ({"embeds": torch.zeros(1, 77, 32)}, "embeds= can't be given with a pipeline"),
-        ({"rows": slice(1)}, "rows= can't be given with a pipeline"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -684,23 +685,21 @@ def test_options_that_make_no_sense_are_refused(
 
 
 def test_a_unet_has_no_negative_prompt(sd1: Any) -> None:
-    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT}
-    refused = xattn.record(sd1.unet, negative=True, **own)
+    refused = xattn.record(Loop(sd1.unet, tokenizer=sd1.tokenizer, prompt=PROMPT), negative=True)
     with pytest.raises(ValueError, match="negative=True needs a pipeline"), refused:
         pass
 
 
 def test_what_has_no_unet_is_not_recorded() -> None:
-    with pytest.raises(TypeError, match="no UNet"), xattn.record(object()):
+    with pytest.raises(TypeError, match="no denoiser"), xattn.record(object()):
         pass
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"images": 2, "rows": slice(2)}, "images=, rows= can't be given with a pipeline"),
-        ({"tokenizer": tiny.tokenizer()}, "tokenizer= can't be given with a pipeline"),
-        ({"scheduler": tiny.make_scheduler()}, "scheduler= can't be given with a pipeline"),
+        ({"scale": 2.5}, "scale=2.5 must be a whole number"),
+        ({"trace": {"previews": True}}, "'previews' is none of keep"),
         ({"side": 0}, "side=0 must be a whole number"),
     ],
 )
@@ -753,7 +752,7 @@ def test_previews_and_affinities_keep_no_gradients(sd1: Any) -> None:
     sd1.scheduler.set_timesteps(1)
     own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT, "scheduler": sd1.scheduler}
     latents = torch.randn(1, 4, 32, 32).requires_grad_()
-    with xattn.record(sd1.unet, previews=True, affinity=True, **own) as trace:
+    with xattn.record(Loop(sd1.unet, **own), previews=True, affinity=True) as trace:
         sd1.unet(latents, sd1.scheduler.timesteps[0], positive).sample.sum().backward()
     assert latents.grad is not None
     assert not trace.run.estimates.requires_grad  # type: ignore[union-attr]
@@ -1157,12 +1156,13 @@ def test_guidance_in_two_passes_needs_and_takes_the_embeddings(sd1: Any) -> None
                 high = sd1.unet(latents, t, positive).sample
                 latents = sd1.scheduler.step(low + 7.5 * (high - low), t, latents).prev_sample
 
-    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT, "dtype": torch.float32}
+    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT}
     for scheduler in (sd1.scheduler, None):
-        refused = xattn.record(sd1.unet, scheduler=scheduler, **own)
+        refused = xattn.record(Loop(sd1.unet, scheduler=scheduler, **own))
         with pytest.raises(RuntimeError, match="embeds="), refused:
             loop()
-        with xattn.record(sd1.unet, scheduler=scheduler, embeds=positive, **own) as trace:
+        known = Loop(sd1.unet, scheduler=scheduler, embeds=positive, **own)
+        with xattn.record(known, dtype=torch.float32) as trace:
             loop()
         assert [run.done for run in trace.runs] == [3]
         with xattn.record(sd1, dtype=torch.float32) as expected:
@@ -1216,27 +1216,29 @@ def test_two_passes_are_told_apart_where_their_texts_share_memory(
                 latents = sd1.scheduler.step(low + 7.5 * (high - low), t, latents).prev_sample
 
     own = {
-        "tokenizer": sd1.tokenizer, "prompt": PROMPT, "dtype": torch.float32,
+        "tokenizer": sd1.tokenizer, "prompt": PROMPT,
         "scheduler": sd1.scheduler if scheduled else None,
     }  # fmt: skip
-    with xattn.record(sd1.unet, embeds=positive, **own) as expected:
+    known = Loop(sd1.unet, embeds=positive, **own)
+    with xattn.record(known, dtype=torch.float32) as expected:
         loop(lambda states: states)
-    with xattn.record(sd1.unet, embeds=positive, **own) as trace:
+    with xattn.record(known, dtype=torch.float32) as trace:
         loop(texts())
     assert [run.done for run in expected.runs] == [run.done for run in trace.runs] == [steps]
     for i in range(len(trace.run.layers)):
         torch.testing.assert_close(trace.run.maps(i), expected.run.maps(i))
-    with pytest.raises(RuntimeError, match="embeds="), xattn.record(sd1.unet, **own):
+    with pytest.raises(RuntimeError, match="embeds="), xattn.record(Loop(sd1.unet, **own)):
         loop(texts())
 
 
 def test_several_images_of_one_prompt_in_a_loop_are_the_second_half(sd1: Any) -> None:
     positive, negative = sd1.encode_prompt(PROMPT, "cpu", 2, True)
     sample = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT, "dtype": torch.float32}
-    with torch.no_grad(), xattn.record(sd1.unet, **own) as trace:
+    own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT}
+    exact = {"dtype": torch.float32}
+    with torch.no_grad(), xattn.record(Loop(sd1.unet, **own), **exact) as trace:
         sd1.unet(sample, 5, torch.cat([negative, positive]))
-    with torch.no_grad(), xattn.record(sd1.unet, rows=slice(0, 2), **own) as alone:
+    with torch.no_grad(), xattn.record(Loop(sd1.unet, rows=slice(0, 2), **own), **exact) as alone:
         sd1.unet(sample[2:], 5, positive)
     assert trace.run.rows == alone.run.rows == (0, 0)
     torch.testing.assert_close(trace.run.maps(0), alone.run.maps(0))
@@ -1244,7 +1246,7 @@ def test_several_images_of_one_prompt_in_a_loop_are_the_second_half(sd1: Any) ->
 
 def test_videos_are_refused(sd1: Any) -> None:
     own = {"tokenizer": sd1.tokenizer, "prompt": PROMPT}
-    with pytest.raises(RuntimeError, match="no video"), xattn.record(sd1.unet, **own):
+    with pytest.raises(RuntimeError, match="no video"), xattn.record(Loop(sd1.unet, **own)):
         sd1.unet(torch.randn(1, 4, 2, 32, 32), 5, torch.randn(1, 77, 32))
 
 

@@ -244,11 +244,10 @@ def test_the_page_of_an_edit_shows_its_own_seed(tmp_path):
             source=Image.new("RGB", (8, 8), (n, 0, 0)),
             images=[Image.new("RGB", (8, 8), (0, 0, 200))],
             prompts=texts, plan="plan", masks=[mask], trace=trace, labels=["red to blue"],
+            seed=n, of=2,
         )
         for n in range(2)
     ]  # fmt: skip
-    for result in results:
-        result.seeds = results
     report.write_edit(tmp_path / "edit.html", results[1])
     data = data_of((tmp_path / "edit.html").read_text())
     assert [s["title"] for s in data["subjects"]] == ["source", "red to blue"]

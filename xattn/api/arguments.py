@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xattn.api.editing import Session
-from xattn.session.generators import Given, Streams, streams
+from xattn.session.generators import Given, RowGenerators, row_generators
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Batch:
 
     prompts: list[str]
     images: int
-    generators: Streams
+    generators: RowGenerators
 
     @classmethod
     def of(cls, pipe: Any, texts: list[str], generator: Given, options: Mapping[str, Any]) -> Batch:
@@ -38,7 +38,7 @@ class Batch:
                 "for each image"
             )
         device = torch.device(pipe._execution_device)
-        return cls(texts, images, streams(generator, images, len(texts), device))
+        return cls(texts, images, row_generators(generator, images, len(texts), device))
 
     @property
     def rows(self) -> int:

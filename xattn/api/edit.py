@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from xattn.api.arguments import Batch, refuse_unknown
 from xattn.api.editing import Session, TraceOptions, session_of
 from xattn.edits.kinds import Edits, Reweight
-from xattn.instruments.keeper import OF_ONE_CALL, KeptSource, Maker
+from xattn.instruments.keeper import OF_ONE_CALL, Fingerprint, KeptSource
 from xattn.results.edit import EditResult
 from xattn.session import patching
 from xattn.session.generators import Given
@@ -25,6 +26,7 @@ def edit(
     trace: TraceOptions | None = None,
     keep_source: bool = False,
     source: EditResult | None = None,
+    labels: Sequence[str] | None = None,
     **options: Any,
 ) -> EditResult:
     """Draws a prompt and edited siblings of it, from the same noise (Hertz et al. 2022).
@@ -54,6 +56,7 @@ def edit(
             scheduler: its source isn't sampled again, which halves the work of a single edit.
             Seed and options are that run's, but for ``callback_on_step_end``, and nothing is
             recorded: ``result.trace`` is None. The result can be a ``source=`` in its turn.
+        labels: a name for each sibling; by default what its edit does.
         **options: the pipeline's own; others are refused. A negative prompt, an image, a mask
             image go to all rows; ``latents`` are those of the source.
 
@@ -80,12 +83,12 @@ def edit(
     if source is not None:
         if trace is not None and trace is not False:
             raise ValueError(f"trace={trace!r}: nothing is recorded with source=; leave it out")
-        return _edit_kept(pipe, prompt, edits, source, generator, side, options)
+        return _edit_kept(pipe, prompt, edits, source, generator, side, options, labels)
     refuse_unknown(pipe, options)
     kept = None
     if keep_source:
         drawn = {name: value for name, value in options.items() if name not in OF_ONE_CALL}
-        kept = KeptSource(prompt, 1, drawn, Maker.of(pipe))
+        kept = KeptSource(prompt, 1, drawn, Fingerprint.of(pipe))
     records = True if trace is None else trace
     with session_of(pipe, prompt, edits, side=side, trace=records, kept=kept) as session:
         rows = Batch.of(pipe, session.prompts, generator, options)
@@ -96,7 +99,7 @@ def edit(
     images = _by_prompt(output.images, rows.images)
     if kept is not None:
         kept.pictures = images[0]
-    return _result(session, images[0], images[1:], [_label(e) for e in edits], kept)
+    return _result(session, images[0], images[1:], _labels(edits, labels), kept)
 
 
 def _refuse_compiled(pipe: Any) -> None:
@@ -116,6 +119,7 @@ def _edit_kept(
     generator: Given,
     side: int | None,
     options: dict[str, Any],
+    labels: Sequence[str] | None,
 ) -> EditResult:
     """Draws the siblings of a source that was kept."""
     kept = source.kept
@@ -127,8 +131,8 @@ def _edit_kept(
     if generator is not None or drawn:
         names = ", ".join([*(["generator"] if generator is not None else []), *drawn])
         raise ValueError(f"{names}: seed and options are those of source's run; leave them out")
-    if kept.maker is not None:
-        kept.maker.check(pipe)
+    if kept.made_by is not None:
+        kept.made_by.check(pipe)
     with session_of(pipe, prompt, edits, side=side, trace=False, kept=kept, reads=True) as session:
         generators = kept.generators
         given = generators[0] if len(generators) == 1 else generators
@@ -136,7 +140,7 @@ def _edit_kept(
         rows = Batch.of(pipe, session.prompts, given, wanted)
         output = pipe(**rows.arguments(pipe, session, wanted))
     images = _by_prompt(output.images, rows.images)
-    return _result(session, kept.pictures, images, [_label(e) for e in edits], kept)
+    return _result(session, kept.pictures, images, _labels(edits, labels), kept)
 
 
 def sweep(
@@ -162,10 +166,8 @@ def sweep(
         raise ValueError("weights has none: give some, such as [-1, 0, 1, 2, 4]")
     timing = {name: options.pop(name) for name in ("cross_steps", "self_steps") if name in options}
     edits = [Reweight({word: weight}, **timing) for weight in weights]
-    result = edit(pipe, prompt, *edits, **options)
-    for one in (result, *result.seeds):
-        one.labels = [f"{word} x {weight:g}" for weight in weights]
-    return result
+    labels = [f"{word} x {weight:g}" for weight in weights]
+    return edit(pipe, prompt, *edits, labels=labels, **options)
 
 
 def _by_prompt(images: Any, each: int) -> list[list[Any]]:
@@ -181,21 +183,28 @@ def _result(
     kept: KeptSource | None,
 ) -> EditResult:
     masks = session.masks
-    results = [
+    first, *others = [
         EditResult(
             source=one,
-            images=[images[i] for images in siblings],
-            prompts=session.plan.texts,
+            images=tuple(images[i] for images in siblings),
+            prompts=tuple(session.plan.texts),
             plan=session.plan,
-            masks=[None if mask is None else mask[:, i] for mask in masks],
+            masks=tuple(None if mask is None else mask[:, i] for mask in masks),
             trace=session.trace,
-            labels=list(labels),
+            labels=tuple(labels),
+            seed=i,
+            of=len(sources),
             kept=kept,
         )
         for i, one in enumerate(sources)
     ]
-    results[0].seeds = results
-    return results[0]
+    return replace(first, others=tuple(others))
+
+
+def _labels(edits: Sequence[Edits], given: Sequence[str] | None) -> Sequence[str]:
+    if given is not None and len(given) != len(edits):
+        raise ValueError(f"{len(given)} labels for {len(edits)} edits: give one each")
+    return [_label(each) for each in edits] if given is None else list(given)
 
 
 def _label(edits: Edits) -> str:

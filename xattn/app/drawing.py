@@ -24,10 +24,9 @@ from xattn.app.changes import Change, make_edits
 from xattn.app.script import script
 from xattn.app.settings import Limits, Settings
 from xattn.edits.kinds import Edit, LocalBlend
-from xattn.records.options import Options
 from xattn.results.edit import EditResult
 from xattn.results.trace import Trace
-from xattn.session.pipeline import PipelineSource
+from xattn.session.pipeline import PipelineOrigin
 
 Progress = Callable[[int, int], None]
 
@@ -126,7 +125,7 @@ class Studio:
         limits: Limits | None = None,
         root: Path | None = None,
     ) -> None:
-        PipelineSource(pipe, Options())  # says early what can't be recorded
+        PipelineOrigin(pipe)  # says early what can't be recorded
         self.pipe = pipe
         self.model = model
         self.limits = limits or Limits()

@@ -59,7 +59,7 @@ def demo(
     with o.watched(progress, "editing") as watch:
         arguments = request.arguments(pipe)
         result = xattn.edit(pipe, PROMPT, *edits, callback_on_step_end=watch, **arguments)
-    result.labels = ["red -> blue", "at night", "red x 2"]
+    result = result.labelled("red -> blue", "at night", "red x 2")
     with progress.status("writing"):
         edited = Folder(out / "edit")
         write_edit(edited, result)

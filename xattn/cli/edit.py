@@ -279,7 +279,7 @@ def draw(
         result = xattn.edit(pipe, prompt, *edits, callback_on_step_end=watch, **arguments)
     with progress.status("writing"):
         if labels is not None:
-            result.labels = list(labels)
+            result = result.labelled(*labels)
         write_edit(folder, result)
     if as_json:
         done = result.trace.run.done if result.trace is not None else request.steps

@@ -1,9 +1,9 @@
-"""A source that was run before, kept so that later edits needn't sample it again."""
+"""Keeper: a source's run kept, so that later edits needn't sample it again."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Pairs = list[tuple[Tensor, Tensor]]
+from xattn.instruments.reach import area_limit, middle_grid
+from xattn.models import family_of_pipeline
+from xattn.models.family import AttentionLayer, DenoiserCall
+from xattn.processors.call import Handler
+from xattn.processors.editing import Keeping
+from xattn.records.room import check_room_for
+from xattn.session.clock import Schedule
+from xattn.session.instrument import Instrument
+from xattn.session.sampling import Sampling
 
+Pairs = list[tuple[Tensor, Tensor]]
 
 OF_ONE_CALL = (
     "callback_on_step_end",
@@ -22,9 +31,11 @@ OF_ONE_CALL = (
 )
 """Options of a pipeline that watch one call of it, and say nothing about what it draws."""
 
+_SMALLER = "; draw fewer steps or images, give a smaller side=, or leave keep_source=True out"
+
 
 @dataclass(frozen=True)
-class Maker:
+class Fingerprint:
     """What a source was drawn by: what is kept of it fits nothing else.
 
     Attributes:
@@ -42,15 +53,16 @@ class Maker:
     config: dict[str, str]
 
     @classmethod
-    def of(cls, pipe: Any) -> Maker:
-        """Reads it from a pipeline."""
+    def of(cls, pipe: Any) -> Fingerprint:
+        """Read it from a pipeline."""
         config = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
-        model = getattr(pipe.unet, "_orig_mod", pipe.unet)
+        denoiser: Any = family_of_pipeline(pipe).denoisers(pipe)[0]
+        model = getattr(denoiser, "_orig_mod", denoiser)
         return cls(type(pipe), weakref.ref(model), model.dtype, type(pipe.scheduler), config)
 
     def check(self, pipe: Any) -> None:
-        """Raises ValueError where a pipeline isn't the one that it was."""
-        now = Maker.of(pipe)
+        """Raise ValueError where a pipeline isn't the one that it was."""
+        now = Fingerprint.of(pipe)
         if now.pipeline is not self.pipeline:
             was = f"by a {self.pipeline.__name__}, and this is a {now.pipeline.__name__}"
         elif now.model() is not self.model():
@@ -79,7 +91,7 @@ class KeptSource:
         prompt: the source's prompt.
         images: how many images it has, one for each seed.
         options: what the pipeline was called with, less its callbacks.
-        maker: what it was drawn by; nothing else can go on from it.
+        made_by: what it was drawn by; nothing else can go on from it.
         timesteps: of each denoiser call.
         generators: as they stood before the run.
         layers: for each layer the source's queries and keys at each denoiser call.
@@ -91,7 +103,7 @@ class KeptSource:
     prompt: str
     images: int
     options: dict[str, Any] = field(default_factory=dict)
-    maker: Maker | None = None
+    made_by: Fingerprint | None = None
     timesteps: tuple[float, ...] = ()
     generators: list[torch.Generator] = field(default_factory=list)
     layers: dict[str, Pairs] = field(default_factory=dict)
@@ -106,8 +118,30 @@ class KeptSource:
         distinct = {t.data_ptr(): t.nbytes for t in [*tensors, *self.latents, *self.maps]}
         return sum(distinct.values())
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Raise ValueError where a run has another schedule than the source's."""
+        if self.timesteps != schedule.at:
+            raise ValueError(
+                f"source was drawn in {len(self.timesteps)} denoiser calls from timestep "
+                f"{self.timesteps[0]:g} on, and the scheduler now has {schedule.calls} from "
+                f"{schedule.at[0]:g} on: draw it again with keep_source=True"
+            )
+
+    def of_layer(self, name: str, side: int | None) -> Pairs:
+        """Return a layer's queries and keys.
+
+        Raises:
+            ValueError: the layer wasn't kept.
+        """
+        if name not in self.layers:
+            raise ValueError(
+                f"side={side} reaches layer {name}, which the source didn't "
+                "keep; run it again with keep_source=True and the same side"
+            )
+        return self.layers[name]
+
     def share_keys(self, layers: Iterable[str]) -> None:
-        """Has keys that stayed as they were from call to call (the text's) take room once.
+        """Store keys that do not change between calls (the text's) only once.
 
         Meant for the end of the run: comparing waits for the device.
         """
@@ -120,3 +154,91 @@ class KeptSource:
             for i, equal in enumerate(same, start=1):
                 if equal:
                     calls[i] = calls[i][0], calls[i - 1][1]
+
+
+class Keeper(Instrument):
+    """Keep the source's queries and keys in every layer that edits may touch.
+
+    It stands before the editor; latents and maps are kept by the blender.
+
+    Args:
+        kept: where they go.
+        prompts: how many prompts the batch has.
+        tokens: the length of the token axis.
+        side: as for the editor.
+    """
+
+    def __init__(
+        self, kept: KeptSource, *, prompts: int, tokens: int, side: int | None = None
+    ) -> None:
+        self.kept = kept
+        self.prompts = prompts
+        self.tokens = tokens
+        self.side = side
+        self.layers: dict[AttentionLayer, Keeping] = {}
+
+    def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
+        """Return a handler for each of the denoiser's cross- and self-attention layers."""
+        own = [layer for layer in layers if not layer.component]
+        self.layers = {layer: Keeping() for layer in own}
+        return self.layers
+
+    def begin(self, sampling: Sampling) -> None:
+        """Refuse to keep a source that wouldn't fit.
+
+        Raises:
+            MemoryError: before the first step.
+        """
+        assert sampling.schedule is not None
+        nbytes = self._nbytes(sampling, sampling.schedule)
+        check_room_for("keeping the source takes", nbytes, sampling.device, _SMALLER)
+        self.kept.timesteps = sampling.schedule.at
+        for layer in self._reached(sampling):
+            self.layers[layer].pairs = self.kept.layers[layer.name] = []
+
+    def _reached(self, sampling: Sampling) -> list[AttentionLayer]:
+        most = area_limit(sampling.latent, self.side)
+        sizes = {layer: sampling.grid(layer) for layer in self.layers}
+        return [layer for layer, (h, w) in sizes.items() if layer.role == "cross" or h * w <= most]
+
+    def _nbytes(self, sampling: Sampling, schedule: Schedule) -> int:
+        """Return the bytes that keeping the source takes while it runs.
+
+        Afterwards less: the text's keys, the same in every call, are then kept once.
+        """
+        kind, sample = sampling.device.type, sampling.sample
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else sample.dtype
+        numbers = 0
+        for layer in self._reached(sampling):
+            (height, width), attn = sampling.grid(layer), _widths(layer.module)
+            keys = self.tokens if layer.role == "cross" else height * width
+            numbers += height * width * attn[0] + keys * attn[1]
+        cross = [sampling.grid(layer) for layer in self.layers if layer.role == "cross"]
+        height, width = middle_grid(cross, sampling.latent, self.side)
+        maps = 4 * self.tokens * height * width
+        latents = (
+            sample.element_size() * sampling.channels * sampling.latent[0] * sampling.latent[1]
+        )
+        each = schedule.calls * numbers * dtype.itemsize + len(schedule.timesteps) * (
+            maps + latents
+        )
+        return sampling.images // self.prompts * each
+
+    def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
+        """Aim the layers at the source's rows."""
+        if call.component:
+            return
+        first, images = call.conditional[0].start, sampling.images // self.prompts
+        for layer in self._reached(sampling):
+            self.layers[layer].rows = slice(first, first + images)
+            self.layers[layer].live = True
+
+    def end(self, sampling: Sampling) -> None:
+        """Store the text's keys once."""
+        cross = [layer.name for layer in self.layers if layer.role == "cross"]
+        self.kept.share_keys(cross)
+
+
+def _widths(module: Any) -> tuple[int, int]:
+    """Return the channels of a layer's queries and keys, heads together."""
+    return int(module.inner_dim), int(module.inner_kv_dim)

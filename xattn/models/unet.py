@@ -1,94 +1,104 @@
-"""Where a denoiser attends to text: the layers, their heads, and the grid of their queries."""
+"""UNets with cross-attention: Stable Diffusion 1, 2, XL, ControlNet, DeepFloyd IF."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-Kind = Literal["cross", "self", "added"]
+from xattn.models.family import AttentionLayer, Axis, DenoiserCall, Encoded, Role
+from xattn.models.noise import clean_latents
 
 
 @dataclass(frozen=True)
-class Site:
-    """One attention layer of a denoiser.
+class UNets:
+    """The family of UNets: text in cross-attention layers of several grids."""
 
-    Attributes:
-        name: the module's name, for example ``mid_block.attentions.0.transformer_blocks.0.attn2``;
-            with ``controlnet.`` before it for a ControlNet's.
-        module: the attention module that holds the processor.
-        heads: its number of heads.
-        depth: how often the latent grid was halved on the way to it.
-        kind: "cross" where keys are text, "self" where they are the image's, "added" where the
-            keys are text first and the image's own after it (DeepFloyd IF, Kandinsky 2).
-    """
+    classes: tuple[str, ...] = ("UNet2DConditionModel", "ControlNetModel", "UNetMotionModel")
+    map_layers: tuple[str, ...] | None = None
+    edits: frozenset[str] = frozenset(("replace", "refine", "reweight", "blend", "self"))
 
-    name: str
-    module: nn.Module
-    heads: int
-    depth: int
-    kind: Kind
+    def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
+        """Return the UNet."""
+        return (pipe.unet,)
 
-    def grid(self, latent: tuple[int, int]) -> tuple[int, int]:
-        """Gives (height, width) of the queries for latents of (height, width)."""
+    def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
+        """Return every attention layer of a UNet or a ControlNet.
+
+        Raises:
+            TypeError: the model's layout is not a UNet's.
+        """
+        model: Any = getattr(denoiser, "_orig_mod", denoiser)
+        # asked of the class: on the instance the property would walk the whole model
+        if not hasattr(type(model), "attn_processors") or not hasattr(model, "down_blocks"):
+            raise TypeError(
+                f"{type(model).__name__} has no layers of text cross-attention that xattn knows; "
+                "expected a UNet2DConditionModel or a ControlNetModel"
+            )
+        found = []
+        for path in model.attn_processors:
+            name = path.removesuffix(".processor")
+            module = model.get_submodule(name)
+            role = _role(module)
+            if role is not None:
+                heads, depth = int(module.heads), _depth(model, name)
+                found.append(
+                    AttentionLayer(component + name, module, heads, role, component, depth)
+                )
+        return tuple(found)
+
+    def grid(self, layer: AttentionLayer, latent: tuple[int, int]) -> tuple[int, int]:
+        """Return the latent grid, halved as often as on the way to the layer."""
         height, width = latent
-        for _ in range(self.depth):
+        for _ in range(layer.depth):
             # a stride-2 convolution with padding 1 rounds up
             height, width = -(-height // 2), -(-width // 2)
         return height, width
 
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call ``unet(sample, timestep, encoder_hidden_states)``.
 
-def find_sites(denoiser: nn.Module, prefix: str = "") -> tuple[Site, ...]:
-    """Lists every attention layer of a UNet or a ControlNet, in the order of its definition.
+        Raises:
+            RuntimeError: the sample is not one of images.
+        """
+        sample: Tensor = arguments["sample"]
+        if sample.ndim != 4:
+            raise RuntimeError(
+                f"the denoiser's sample has {sample.ndim} axes; xattn records images, "
+                "(rows, channels, height, width), and no video yet"
+            )
+        latent = (int(sample.shape[-2]), int(sample.shape[-1]))
+        states = text_states(arguments.get("encoder_hidden_states"))
+        return DenoiserCall(sample, latent, arguments["timestep"], states, component)
 
-    Raises:
-        TypeError: the model isn't of a family whose layout is known.
-    """
-    model: Any = getattr(denoiser, "_orig_mod", denoiser)
-    # asked of the class: on the instance the property would walk the whole model
-    if not hasattr(type(model), "attn_processors") or not hasattr(model, "down_blocks"):
-        raise TypeError(
-            f"{type(model).__name__} has no layers of text cross-attention that xattn knows; "
-            "expected a UNet2DConditionModel or a ControlNetModel"
-        )
-    sites = []
-    for path in model.attn_processors:
-        name = path.removesuffix(".processor")
-        module = model.get_submodule(name)
-        kind = _kind(module)
-        if kind is not None:
-            depth = _depth(model, name)
-            sites.append(Site(prefix + name, module, int(module.heads), depth, kind))
-    return tuple(sites)
+    def places(self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int) -> None:
+        """Return None: all queries are the image's, and the first keys the text's."""
 
+    def axes(self, pipe: Any) -> tuple[Axis, ...]:
+        """Return the one axis that the pipeline's tokenizers share."""
+        named = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
+        tokenizers = tuple(t for t in named if t is not None)
+        return (Axis(tokenizers, convert=getattr(pipe, "maybe_convert_prompt", None)),)
 
-def text_sites(sites: Sequence[Site], wanted: str | Sequence[str] | None = None) -> list[Site]:
-    """Picks the layers that attend to text, and of those the ones whose names fit the globs.
+    def encoded(self, result: Any) -> Encoded:
+        """Read (positive, negative, ...)."""
+        return Encoded(result[0], result[1] if len(result) > 1 else None)
 
-    Raises:
-        ValueError: a glob fits none; the error lists the layers there are.
-    """
-    text = [s for s in sites if s.kind != "self"]
-    if not text:
-        raise ValueError("this model has no layer that attends to text: nothing can be recorded")
-    if wanted is None:
-        return text
-    globs = [wanted] if isinstance(wanted, str) else list(wanted)
-    idle = [glob for glob in globs if not any(_fits(s.name, glob) for s in text)]
-    if idle or not globs:
-        names, asked = ", ".join(s.name for s in text), idle[0] if idle else wanted
-        raise ValueError(f"layers={asked!r} fits none of the layers that attend to text: {names}")
-    return [s for s in text if any(_fits(s.name, glob) for glob in globs)]
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Return the clean latents that a predicted noise, velocity or sample means."""
+        return clean_latents(scheduler, sample, output, timestep)
 
 
-def _fits(name: str, glob: str) -> bool:
-    return fnmatchcase(name, glob) or name.startswith(f"{glob}.")
+def text_states(states: Any) -> Tensor | None:
+    """Return the text's part of ``encoder_hidden_states`` (IP-Adapter makes it a tuple)."""
+    if isinstance(states, tuple | list):
+        states = states[0]
+    return states if isinstance(states, Tensor) else None
 
 
-def _kind(module: Any) -> Kind | None:
+def _role(module: Any) -> Role | None:
     if getattr(module, "added_kv_proj_dim", None) is not None:
         return "added"
     is_cross = getattr(module, "is_cross_attention", None)
@@ -99,7 +109,7 @@ def _kind(module: Any) -> Kind | None:
 
 
 def _depth(model: Any, name: str) -> int:
-    """Counts the samplers that stand before a layer: down blocks add one, up blocks take one."""
+    """Return how many samplers stand before a layer: down blocks add one, up blocks take one."""
     place, _, rest = name.partition(".")
     downs = [getattr(block, "downsamplers", None) is not None for block in model.down_blocks]
     if place == "down_blocks":

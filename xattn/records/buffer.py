@@ -12,7 +12,7 @@ from xattn.records.shape import Shape, views
 from xattn.records.stores import FolderWriter, RowStore
 
 
-class Tape:
+class Buffer:
     """Takes each denoiser call's maps from fixed buffers and keeps them as was asked.
 
     Layers write float32 into ``heads_of(...)``'s views during a call; ``end_call`` averages the

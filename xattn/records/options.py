@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from xattn.records.run import AXES
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
+ACCELERATORS = ("cuda", "mps", "xpu")
+"""Kinds of devices whose names are never folders' names, also where there are none of them."""
 
-@dataclass(frozen=True, eq=False)
+_OF_TRACE = ("keep", "words", "layers", "dtype", "to")
+
+
+@dataclass(frozen=True)
 class Options:
     """What a recording keeps, and where; see ``record``."""
 
@@ -24,10 +30,7 @@ class Options:
     dtype: torch.dtype = torch.float16
     to: str | torch.device | Path = "cpu"
     negative: bool = False
-    prompt: tuple[str, ...] | None = None
-    rows: slice | None = None
     previews: bool = False
-    embeds: Tensor | None = None
     affinity: bool = False
 
     def __post_init__(self) -> None:
@@ -46,15 +49,51 @@ class Options:
         if self.layers is not None and not self.layers:
             raise ValueError("layers=[] records nothing; leave layers= out to record every layer")
         if self.previews and self.negative:
-            raise ValueError("previews=True and negative=True can't be had in one recording")
+            raise ValueError("previews=True and negative=True cannot be combined")
         if self.affinity and self.negative:
-            raise ValueError("affinity=True and negative=True can't be had in one recording")
+            raise ValueError("affinity=True and negative=True cannot be combined")
         if isinstance(self.to, Path) and self.to.exists() and not self.to.is_dir():
             raise ValueError(f"to={os.fspath(self.to)!r} is a file; maps are streamed to a folder")
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        keep: str | Iterable[str] = ("step", "layer"),
+        words: str | int | Sequence[str | int] | None = None,
+        layers: str | Sequence[str] | None = None,
+        to: str | os.PathLike[str] | torch.device = "cpu",
+        **given: Any,
+    ) -> Options:
+        """Return options as users write them: one word or several, a device or a folder.
 
-ACCELERATORS = ("cuda", "mps", "xpu")
-"""Kinds of devices whose names are never folders' names, also where there are none of them."""
+        Raises:
+            ValueError: an option makes no sense.
+        """
+        return cls(
+            keep=frozenset((keep,) if isinstance(keep, str) else keep),
+            words=None if words is None else _several(words),
+            layers=layers if layers is None or isinstance(layers, str) else tuple(layers),
+            to=place(to),
+            **given,
+        )
+
+    @classmethod
+    def of_trace(cls, trace: bool | Mapping[str, Any]) -> Options:
+        """Return an edit's ``trace=``: whether it is recorded, or the options for it.
+
+        Raises:
+            ValueError: an option is none of those that an edit's recording has.
+        """
+        given = dict(trace) if isinstance(trace, Mapping) else {}
+        unknown = sorted(set(given) - set(_OF_TRACE))
+        if unknown:
+            raise ValueError(f"trace={trace!r}: {unknown[0]!r} is none of {', '.join(_OF_TRACE)}")
+        return cls.of(**{name: value for name, value in given.items() if value is not None})
+
+
+def _several(words: str | int | Sequence[str | int]) -> tuple[str | int, ...]:
+    return (words,) if isinstance(words, str | int) else tuple(words)
 
 
 def place(to: str | os.PathLike[str] | torch.device) -> torch.device | Path:

@@ -15,7 +15,7 @@ import torch
 Given = torch.Generator | Sequence[torch.Generator] | None
 
 
-class Streams(list[torch.Generator]):
+class RowGenerators(list[torch.Generator]):
     """A generator for each row, prompt-major: all images of the source, then of each sibling.
 
     Args:
@@ -66,11 +66,11 @@ class Streams(list[torch.Generator]):
             generator.set_state(super().__getitem__(last).get_state())
 
 
-def streams(given: Given, images: int, prompts: int, device: torch.device) -> Streams:
+def row_generators(given: Given, images: int, prompts: int, device: torch.device) -> RowGenerators:
     """Gives the rows' generators; without one given, they start as torch's own of the device."""
     if given is None:
         given = _default(device)
-    return Streams(given, images, prompts)
+    return RowGenerators(given, images, prompts)
 
 
 def _clone(generator: torch.Generator) -> torch.Generator:

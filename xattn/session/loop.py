@@ -1,71 +1,213 @@
-"""A sampling loop of the user's own as the source of a run."""
+"""Somebody's own sampling loop: what it must say, and what its calls mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from xattn.models.noise import clean_latents
-from xattn.records.options import Options
-from xattn.session.clock import Clock, clock_of
-from xattn.session.source import Asked
-from xattn.text import tokenize
+from xattn.models import family_of
+from xattn.models.family import DenoiserCall
+from xattn.session import events
+from xattn.session.clock import clock_of, timestep_of
+from xattn.session.origin import Following, Turn, untimely
+from xattn.session.rows import PromptMajor, RowFinder
+from xattn.session.sampling import Asked
+from xattn.text.prompt import Prompt
+from xattn.text.tokenize import tokenize_all
 
 
-class LoopSource:
-    """Knows the runs of somebody's own sampling loop, as far as they say."""
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """A sampling loop of one's own: its UNet, and what can't be seen from its calls.
 
-    def __init__(self, unet: nn.Module, options: Options, tokenizer: Any, scheduler: Any) -> None:
-        self.denoiser = unet
-        self.options = options
-        self.scheduler = scheduler
-        tokenizers = tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer]
-        texts = options.prompt or ()
-        found = tuple(tokenize.tokenize_all(tokenizers, text) for text in texts)
-        self.asked: Asked | None = Asked(found, tuple(range(len(found))), options.embeds)
-        self.on_prompt: Callable[[], None] = lambda: None
-        self.on_asked: Callable[[Asked], None] = lambda asked: None
-        self.on_end: Callable[[], None] = lambda: None
-        self.on_pictures: Callable[[], None] = lambda: None
-        self.pictures: list[Any] | None = None
+    Args:
+        unet: the denoiser.
+        tokenizer: the tokenizer, or both of SDXL's.
+        prompt: the prompts, one for each image of the batch or for as many as divide it. For
+            ``editing``, which knows them, nothing.
+        scheduler: after ``set_timesteps``, so that the steps, and with them the bytes, are known
+            ahead. Without it every new timestep counts as a step. ``editing`` needs it.
+        rows: which rows of the UNet's batch follow the prompts. By default all of them where there
+            are as many as prompts, else the second half, diffusers' [negative, positive].
+        embeds: the prompts' embeddings, (images, tokens, channels): the rows that follow them are
+            then known by comparing. Guidance in two passes needs it.
+        images: for ``editing``, images of each prompt; the batch is prompt-major.
+
+    Raises:
+        TypeError: unet is not a module.
+        ValueError: images is not a whole number, 1 or more.
+
+    Example:
+        >>> loop = xattn.Loop(unet, tokenizer=tokenizer, prompt="a red car", scheduler=scheduler)
+        >>> with xattn.record(loop) as trace:
+        ...     for t in scheduler.timesteps:
+        ...         noise = unet(scheduler.scale_model_input(latents, t), t, states).sample
+        ...         latents = scheduler.step(noise, t, latents).prev_sample
+    """
+
+    unet: nn.Module
+    tokenizer: Any = None
+    prompt: str | Sequence[str] | None = None
+    scheduler: Any = None
+    rows: slice | None = None
+    embeds: Tensor | None = None
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.unet, nn.Module):
+            raise TypeError(f"unet must be the denoiser, a module, not {type(self.unet).__name__}")
+        if self.tokenizer is None:
+            raise ValueError("a loop needs tokenizer=, to know its words")
+        if isinstance(self.images, bool) or int(self.images) != self.images or self.images < 1:
+            raise ValueError(f"images={self.images!r} must be a whole number, 1 or more")
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers that share the token axis."""
+        several = isinstance(self.tokenizer, list | tuple)
+        return list(self.tokenizer) if several else [self.tokenizer]
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts as text."""
+        if self.prompt is None:
+            return []
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+
+
+class LoopOrigin:
+    """The runs of a loop of one's own.
+
+    Args:
+        loop: what it says.
+        prompts: the edited prompts, the source's first; by default the loop's, to be recorded.
+    """
+
+    loop = True
+
+    def __init__(self, loop: Loop, prompts: Sequence[Prompt] | None = None) -> None:
+        self.given = loop
+        self.denoiser = loop.unet
+        self.family = family_of(loop.unet)
+        self.edited = prompts is not None
+        if prompts is None:
+            prompts = [tokenize_all(loop.tokenizers, text) for text in loop.texts]
+        each = loop.images if self.edited else 1
+        prompt_of = tuple(j for j in range(len(prompts)) for _ in range(each))
+        if self.edited and loop.embeds is not None and len(loop.embeds) != len(prompt_of):
+            raise ValueError(
+                f"embeds has {len(loop.embeds)} rows; {len(prompts)} prompts x images={each} are "
+                f"{len(prompt_of)}"
+            )
+        self._asked = Asked(tuple(prompts), prompt_of, loop.embeds)
+        self._before: Tensor | None = None  # the text of the call before
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler, or None where the loop doesn't say."""
+        return self.given.scheduler
 
     def components(self) -> dict[str, nn.Module]:
-        """Gives the UNet alone."""
+        """Return the UNet alone."""
         return {"": self.denoiser}
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Has nothing to listen to."""
+    def watched(self, receive: events.Receive) -> Iterator[None]:
+        """Do nothing: a loop has no pipeline to watch."""
         yield
 
-    def clock(self, timestep: Any) -> Clock | None:
-        """Gives the scheduler's clock, or None where no scheduler was passed."""
-        if self.scheduler is None:
-            return None
-        return clock_of(self.scheduler, None, timestep)
+    def asked(self) -> Asked:
+        """Return what every run of the loop is asked for."""
+        return self._asked
 
-    def clean(self, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Gives the clean latents that a denoiser's output means."""
-        return clean_latents(self.scheduler, sample, output, timestep)
+    def turn(
+        self,
+        call: DenoiserCall,
+        following: Following | None,
+        asked: Asked | None,
+        fresh: Asked | None,
+    ) -> Turn:
+        """Return what a call means: where steps and runs end, and which calls count."""
+        turn = self._turn(call, following)
+        if turn is not Turn.PASS and self.given.embeds is None and call.states is not None:
+            self._before = call.states.detach().clone()  # a loop may write into its own
+        return turn
+
+    def _turn(self, call: DenoiserCall, following: Following | None) -> Turn:
+        if self.given.embeds is not None:
+            rows = self._finder(self._asked) if following is None else following.rows
+            if rows.find(call) is None:
+                return Turn.PASS  # guidance's other pass
+        if following is None:
+            return Turn.FIRST
+        if following.clock is not None:
+            if following.clock.is_at(following.number, call.timestep):
+                return Turn.NEXT
+            if not following.clock.is_at(0, call.timestep) or self._two_passes(call):
+                raise RuntimeError(
+                    untimely(call, following.clock.plan, following.number)
+                    + "; guidance in two passes needs embeds="
+                )
+            return Turn.FIRST  # broken off, and begun anew
+        timestep = timestep_of(call.timestep)
+        if timestep == following.timestep and self._two_passes(call):
+            raise RuntimeError(
+                f"the UNet was called twice at timestep {timestep:g} with different texts: "
+                "pass embeds=, the prompts' embeddings, to tell which of them counts"
+            )
+        return Turn.FIRST if timestep > following.timestep else Turn.NEXT
+
+    def _two_passes(self, call: DenoiserCall) -> bool:
+        """Return whether a call has another text than the one before."""
+        if self.given.embeds is not None or self.given.rows is not None:
+            return False
+        states, before = call.states, self._before
+        if states is None or before is None:
+            return False
+        return states.shape != before.shape or not torch.equal(states, before)
+
+    def follow(self, call: DenoiserCall, asked: Asked) -> Following:
+        """Return a run that begins with a call, on the scheduler's clock where there is one."""
+        asked = asked if self.edited else self._as_many_images(asked, call.rows)
+        clock = None if self.scheduler is None else clock_of(self.scheduler, None, call.timestep)
+        return Following(asked, clock, self._finder(asked))
+
+    def _finder(self, asked: Asked) -> RowFinder:
+        rows = self.given.rows
+        if not self.edited:
+            return RowFinder(asked, rows)
+        batch = PromptMajor(asked, [p.text for p in asked.prompts], rows)
+        return RowFinder(asked, rows, batch.check_size, batch.check)
+
+    def _as_many_images(self, asked: Asked, batch: int) -> Asked:
+        """Return the rows' prompts: as many images of each as the batch has room for."""
+        wanted = len(asked.prompt_of)
+        if self.given.rows is not None:
+            images = len(range(*self.given.rows.indices(batch)))
+        elif asked.embeds is not None:
+            images = len(asked.embeds)
+        elif batch in (wanted, 2 * wanted) or batch % (2 * wanted):
+            images = wanted
+        else:
+            images = batch // 2
+        if images % len(asked.prompts):
+            raise RuntimeError(
+                f"{images} rows follow the prompts, which are {len(asked.prompts)}: give "
+                "prompt= a text for each row"
+            )
+        each = images // len(asked.prompts)
+        return replace(asked, prompt_of=tuple(i // each for i in range(images)))
 
     def facts(self) -> dict[str, Any]:
-        """Gives what is worth knowing about a run, as plain JSON values."""
+        """Return what is worth knowing about a run, as plain JSON values."""
         return {
             "pipeline": "own loop",
             "model": type(self.denoiser).__name__,
-            "scheduler": type(self.scheduler).__name__ if self.scheduler is not None else None,
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "guidance_scale": None,
         }
-
-
-def refuse_own_loops(options: Mapping[str, Any]) -> None:
-    """Raises ValueError where a pipeline came with what only a loop of one's own needs."""
-    given = [f"{name}=" for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} can't be given with a pipeline, which brings its own: leave it "
-            "out, or pass the UNet for a sampling loop of your own"
-        )

@@ -1,55 +1,67 @@
-"""A pipeline as the source of runs: its prompts, calls and images."""
+"""A pipeline's calls: prompts by its ``encode_prompt``, steps by its scheduler."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from xattn.models.noise import clean_latents
-from xattn.records.options import Options
-from xattn.session import patching
-from xattn.session.clock import Clock, clock_of
-from xattn.session.loop import LoopSource
-from xattn.session.rows import Encoded, encoded
-from xattn.session.source import Asked
-from xattn.text import prompt, tokenize
+from xattn.models import family_of_pipeline
+from xattn.models.family import DenoiserCall
+from xattn.models.family import Encoded as Embeddings
+from xattn.session import events
+from xattn.session.clock import clock_of
+from xattn.session.origin import Following, Turn, untimely
+from xattn.session.patching import StandIn, replaced
+from xattn.session.rows import RowFinder, conditional_block
+from xattn.session.sampling import Asked
+from xattn.text.prompt import Prompt
+from xattn.text.tokenize import tokenize_common
 
 _TWO_TEXTS = "two different texts share one token axis (prompt and prompt_2)"
 
 
-class PipelineSource:
-    """Knows a pipeline's runs: prompts by its ``encode_prompt``, steps by its scheduler."""
+class PipelineOrigin:
+    """A pipeline's runs.
 
-    def __init__(self, pipe: Any, options: Options) -> None:
-        denoiser = getattr(pipe, "unet", None)
-        if denoiser is None or not hasattr(pipe, "encode_prompt"):
-            raise TypeError(
-                f"{type(pipe).__name__} has no UNet with a text encoder; xattn records Stable "
-                "Diffusion and SDXL pipelines (or pass the UNet, tokenizer= and prompt=)"
-            )
+    Args:
+        pipe: a pipeline of a known family.
+        prompt: the texts, for prompts that are passed as embeddings.
+        negative: whether negative prompts are recorded, too.
+
+    Raises:
+        TypeError: the pipeline's denoiser isn't of a known family.
+    """
+
+    loop = False
+
+    def __init__(
+        self, pipe: Any, prompt: Sequence[str] | None = None, *, negative: bool = False
+    ) -> None:
+        self.family = family_of_pipeline(pipe)
         self.pipe = pipe
-        self.options = options
-        self.denoiser: nn.Module = denoiser
-        self.asked: Asked | None = None
-        self.on_prompt: Callable[[], None] = lambda: None
-        self.on_asked: Callable[[Asked], None] = lambda asked: None
-        self.on_end: Callable[[], None] = lambda: None
-        self.on_pictures: Callable[[], None] = lambda: None
-        self.pictures: list[Any] | None = None
+        self.prompt = prompt
+        self.negative = negative
+        self.denoiser: nn.Module = self.family.denoisers(pipe)[0]
 
     @property
     def model_name(self) -> str:
-        """The hub id that the pipeline came from, or the folder's name."""
+        """The hub id that the pipeline came from, or the name of its folder."""
         given = str(getattr(self.pipe.config, "_name_or_path", "") or "")
         return name_of_model(given) or type(self.pipe).__name__
 
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler, as it is now."""
+        return self.pipe.scheduler
+
     def components(self) -> dict[str, nn.Module]:
-        """Gives the models that attend to text, by the prefix of their layers' names."""
+        """Return the models that attend to text, by the prefix of their layers' names."""
         found = {"": self.denoiser}
         nets = getattr(self.pipe, "controlnet", None)
         if nets is not None:
@@ -58,99 +70,127 @@ class PipelineSource:
                 found["controlnet." if several is None else f"controlnet.{i}."] = net
         return found
 
+    def asked(self) -> None:
+        """Return None: the pipeline will say."""
+
+    # -- events ------------------------------------------------------------------------------------
+
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Listens to the pipeline's ``encode_prompt``, where a run begins."""
+    def watched(self, receive: events.Receive) -> Iterator[None]:
+        """Listen to ``encode_prompt``, where a run begins, and to its end and its pictures."""
         pipe, encode = self.pipe, self.pipe.encode_prompt
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            self.on_prompt()
+            self._check_denoiser()
+            receive(events.Asking())
             result = encode(*args, **kwargs)
-            self.on_asked(self._asked(encoded(encode, args, kwargs, result)))
+            receive(events.Encoded(self._asked(_arguments(encode, args, kwargs), result)))
             return result
 
+        def ending(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                receive(events.Ended())
+            finally:
+                result = method(*args, **kwargs)
+            return result
+
+        def drawing(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            images = method(*args, **kwargs)
+            if isinstance(images, list):
+                receive(events.Pictures(images))
+            return images
+
         with ExitStack() as stack:
-            self._replace(stack, pipe, "encode_prompt", encode_prompt)
-            self._replace(stack, pipe, "maybe_free_model_hooks", self._ending)
-            processor = getattr(pipe, "image_processor", None)
-            if processor is not None:
-                self._replace(stack, processor, "postprocess", self._keeping_pictures)
+            stack.enter_context(
+                replaced(pipe, "encode_prompt", StandIn(pipe, encode, encode_prompt))
+            )
+            _wrap(stack, pipe, "maybe_free_model_hooks", ending)
+            if getattr(pipe, "image_processor", None) is not None:
+                _wrap(stack, pipe.image_processor, "postprocess", drawing)
             yield
 
-    def _replace(self, stack: ExitStack, owner: Any, name: str, call: Callable[..., Any]) -> None:
-        method = getattr(owner, name)
-        if name != "encode_prompt":
-            call = functools.partial(call, method)
-        stack.enter_context(patching.replaced(owner, name, patching.StandIn(owner, method, call)))
+    def _check_denoiser(self) -> None:
+        if self.family.denoisers(self.pipe)[0] is not self.denoiser:
+            raise RuntimeError(
+                "pipe.unet was exchanged inside the block, and the new one isn't recorded; "
+                "exchange it first, then record(pipe)"
+            )
 
-    def _ending(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            self.on_end()
-        finally:
-            result = method(*args, **kwargs)
-        return result
-
-    def _keeping_pictures(self, postprocess: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        images = postprocess(*args, **kwargs)
-        if self.pictures is not None and isinstance(images, list):
-            self.pictures[:] = images
-            self.pictures = None  # what is drawn afterwards isn't this run's
-            self.on_pictures()
-        return images
-
-    def _asked(self, call: Encoded) -> Asked:
-        given = call.arguments
-        texts = _texts(given.get("prompt")) or list(self.options.prompt or ())
-        images = call.rows
+    def _asked(self, given: dict[str, Any], result: Any) -> Asked:
+        embeds = self.family.encoded(result)
+        texts = _texts(given.get("prompt")) or list(self.prompt or ())
+        images, length = len(embeds.positive), embeds.positive.shape[1]
         second = _texts(given.get("prompt_2"))
-        found = self._tokenized(texts, call.prompt_embeds.shape[1], images)
-        if second and second != texts:
-            found = [prompt.Prompt.clashing(p.text, p.length, _TWO_TEXTS) for p in found]
+        found = self._tokenized(texts, length, images, bool(second and second != texts))
         per_prompt = images // len(found)
-        asked = [i // per_prompt for i in range(images)]
-        if self.options.negative and call.negative_embeds is not None:
+        prompt_of = [i // per_prompt for i in range(images)]
+        if self.negative and embeds.negative is not None:
             negatives = _texts(given.get("negative_prompt")) or [""]
-            more = self._tokenized(negatives, call.prompt_embeds.shape[1], images)
-            if (_texts(given.get("negative_prompt_2")) or negatives) != negatives:
-                more = [prompt.Prompt.clashing(p.text, p.length, _TWO_TEXTS) for p in more]
-            asked += [len(found) + i * len(more) // images for i in range(images)]
+            two = (_texts(given.get("negative_prompt_2")) or negatives) != negatives
+            more = self._tokenized(negatives, length, images, two)
+            prompt_of += [len(found) + i * len(more) // images for i in range(images)]
             found += more
-        return Asked(tuple(found), tuple(asked), call.prompt_embeds, call.negative_embeds)
+        return _asked(found, prompt_of, embeds)
 
-    def _tokenized(self, texts: list[str], length: int, images: int) -> list[prompt.Prompt]:
+    def _tokenized(
+        self, texts: list[str], length: int, images: int, two_texts: bool
+    ) -> list[Prompt]:
         if not texts:
-            return [prompt.Prompt.anonymous(length)]
+            return [Prompt.anonymous(length)]
         if images % len(texts):
             raise ValueError(
                 f"{images} embeddings were passed and {len(texts)} prompts: give one each"
             )
-        tokenizers = [
-            t
-            for t in (
-                getattr(self.pipe, "tokenizer", None),
-                getattr(self.pipe, "tokenizer_2", None),
-            )
-            if t is not None
-        ]
-        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        axis = self.family.axes(self.pipe)[0]
         # a T5 pipeline reads fewer tokens than its tokenizer could
-        length = min(length, min(int(t.model_max_length) for t in tokenizers))
-        return [
-            tokenize.tokenize_common(tokenizers, text, max_length=length, convert=convert)
+        length = min(length, min(int(t.model_max_length) for t in axis.tokenizers))
+        found = [
+            tokenize_common(axis.tokenizers, text, max_length=length, convert=axis.convert)
             for text in texts
         ]
+        if two_texts:
+            return [Prompt.clashing(p.text, p.length, _TWO_TEXTS) for p in found]
+        return found
 
-    def clock(self, timestep: Any) -> Clock | None:
-        """Gives the clock of the run whose first denoiser call is about to be made."""
+    # -- calls -------------------------------------------------------------------------------------
+
+    def turn(
+        self,
+        call: DenoiserCall,
+        following: Following | None,
+        asked: Asked | None,
+        fresh: Asked | None,
+    ) -> Turn:
+        """Return what a call means, by its timestep and its text."""
+        if following is None or following.clock is None:
+            return Turn.FIRST if asked is not None and _matches(asked, call) else Turn.PASS
+        ours = following.rows.find(call) is not None
+        timely = following.clock.is_at(following.number, call.timestep)
+        begins = fresh is not None and _matches(fresh, call)
+        if ours and timely and not (begins and following.number == 0):
+            return Turn.NEXT
+        if begins:
+            return Turn.FRESH
+        if not ours and following.rows.is_negative(call):
+            return Turn.PASS
+        if ours:
+            raise RuntimeError(untimely(call, following.clock.plan, following.number))
+        if timely:
+            raise RuntimeError(
+                "the denoiser follows a text that this call of the pipeline didn't ask for "
+                "(were the embeddings changed during the run?): its words would be labelled "
+                "wrong; record the UNet itself, with xattn.Loop(unet, rows=, prompt= ...)"
+            )
+        return Turn.PASS  # another pipeline's, which shares the denoiser
+
+    def follow(self, call: DenoiserCall, asked: Asked) -> Following:
+        """Return a run that begins with a call, on the clock of the pipeline's scheduler."""
         calls = getattr(self.pipe, "_num_timesteps", None)
-        return clock_of(self.pipe.scheduler, calls, timestep)
-
-    def clean(self, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Gives the clean latents that a denoiser's output means."""
-        return clean_latents(self.pipe.scheduler, sample, output, timestep)
+        clock = clock_of(self.pipe.scheduler, calls, call.timestep)
+        return Following(asked, clock, RowFinder(asked))
 
     def facts(self) -> dict[str, Any]:
-        """Gives what is worth knowing about a run, as plain JSON values."""
+        """Return what is worth knowing about a run, as plain JSON values."""
         guidance = getattr(self.pipe, "_guidance_scale", None)
         return {
             "pipeline": type(self.pipe).__name__,
@@ -158,9 +198,6 @@ class PipelineSource:
             "scheduler": type(self.pipe.scheduler).__name__,
             "guidance_scale": None if guidance is None else float(guidance),
         }
-
-
-Source = PipelineSource | LoopSource
 
 
 def name_of_model(given: str) -> str:
@@ -172,6 +209,28 @@ def name_of_model(given: str) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
     return path.name
+
+
+def _asked(prompts: list[Prompt], prompt_of: list[int], embeds: Embeddings) -> Asked:
+    return Asked(tuple(prompts), tuple(prompt_of), embeds.positive, embeds.negative)
+
+
+def _arguments(method: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _wrap(stack: ExitStack, owner: Any, name: str, call: Callable[..., Any]) -> None:
+    method = getattr(owner, name)
+    stand_in = StandIn(owner, method, functools.partial(call, method))
+    stack.enter_context(replaced(owner, name, stand_in))
+
+
+def _matches(asked: Asked, call: DenoiserCall) -> bool:
+    if call.states is None or asked.embeds is None:
+        return False
+    return conditional_block(call.states, asked.embeds) is not None
 
 
 def _texts(given: Any) -> list[str]:

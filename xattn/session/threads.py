@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Owner:
+class ThreadGuard:
     """Refuses a second thread while a run of the first is under way."""
 
     thread: int | None = None

@@ -104,7 +104,7 @@ def write_edit(path: str | os.PathLike[str], result: Any) -> None:
         result: an ``EditResult``, or what has its ``source`` and ``images`` (pictures),
             ``prompts`` (texts, the source's first), ``plan`` (shown by ``str``), ``masks`` (for
             each edit (steps, height, width), of which the last is shown, or ``None``), ``trace``,
-            and, where there are, ``labels`` and ``seeds``.
+            and, where there are, ``labels``, and which ``seed`` it is ``of`` how many.
 
     Raises:
         ValueError: the images are no pictures.
@@ -127,9 +127,8 @@ def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
     """Gives the recorded images of an edit; with several seeds, those of the result's own."""
     if result.trace is None or not result.trace.runs or not result.trace.runs[-1].done:
         return []
-    run, seeds = result.trace.runs[-1], getattr(result, "seeds", None) or [result]
-    seed = next((n for n, one in enumerate(seeds) if one is result), 0)
-    rows = range(seed, len(run.rows), len(seeds))
+    run = result.trace.runs[-1]
+    rows = range(getattr(result, "seed", 0), len(run.rows), getattr(result, "of", 1))
     pictures = [result.source, *result.images]
     return [
         Subject(run, row, picture, title)

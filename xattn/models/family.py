@@ -1,0 +1,186 @@
+"""What a kind of denoiser is like: the only knowledge of model classes that xattn has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from xattn.processors.call import Place
+
+Role = Literal["cross", "self", "joint", "added"]
+Pass = Literal["any", "unconditional"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayer:
+    """One attention layer of a denoiser.
+
+    Attributes:
+        name: the module's name, for example ``mid_block.attentions.0.transformer_blocks.0.attn2``;
+            with the component's before it.
+        module: the attention module that holds the processor.
+        heads: its number of heads.
+        role: "cross" where keys are text, "self" where they are the image's, "joint" where text
+            and image attend to both, "added" where the image attends to both (DeepFloyd IF).
+        component: of which of the pipeline's models, "" for the denoiser, or "controlnet.".
+        depth: how often the latent grid was halved on the way to it.
+        nth: which of the layer's attention calls reads the text.
+    """
+
+    name: str
+    module: nn.Module
+    heads: int
+    role: Role
+    component: str = ""
+    depth: int = 0
+    nth: int = 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether words are among its keys."""
+        return self.role != "self"
+
+
+@dataclass
+class DenoiserCall:
+    """One call of a denoiser, as its family reads it, and what the session knows about it.
+
+    Attributes:
+        sample: the latents that are denoised, (rows, ...).
+        latent: (height, width) of the latents before any packing.
+        timestep: as the scheduler counts.
+        states: the text's embeddings, (rows, tokens, channels), or None.
+        component: "" for the denoiser, else whose call it is.
+        kind: "unconditional" for guidance's own pass, where the family can tell.
+        layout: what else the family needs to find places; private to it.
+        number: how many calls of the run came before.
+        step: the step of the schedule that it belongs to.
+        begins_step: whether it is its step's first.
+        ends_step: whether it is known to be its step's last.
+        conditional: the rows that follow the prompts, first of all those of the positive ones.
+        output: what the denoiser gave; None before the end of the call.
+    """
+
+    sample: Tensor
+    latent: tuple[int, int]
+    timestep: Any
+    states: Tensor | None
+    component: str = ""
+    kind: Pass = "any"
+    layout: Any = None
+    number: int = 0
+    step: int = 0
+    begins_step: bool = False
+    ends_step: bool = False
+    conditional: tuple[slice, ...] = ()
+    output: Any = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the batch has."""
+        return len(self.sample)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a pipeline's ``encode_prompt`` returned for the denoiser's text input.
+
+    Attributes:
+        positive: the prompts' embeddings, (images, tokens, channels).
+        negative: the negative prompts', or None.
+    """
+
+    positive: Tensor
+    negative: Tensor | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of the denoiser's text positions and who divides the text into them.
+
+    Attributes:
+        tokenizers: one, or several that share the positions, as SDXL's two do.
+        length: how many positions there are; None for what the tokenizers say.
+        offset: the first of them on the whole axis.
+        convert: what the pipeline does to the text first.
+    """
+
+    tokenizers: tuple[Any, ...]
+    length: int | None = None
+    offset: int = 0
+    convert: Callable[..., str] | None = None
+
+
+class Family(Protocol):
+    """What a kind of denoiser is like; one frozen object for each family.
+
+    Attributes:
+        classes: the names of the denoisers' classes; subclasses are of the family, too.
+        map_layers: globs of the layers whose maps are the default; None for the usual selection.
+        edits: the kinds of edits that make sense.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def map_layers(self) -> tuple[str, ...] | None: ...  # noqa: D102
+
+    @property
+    def edits(self) -> frozenset[str]: ...  # noqa: D102
+
+    def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
+        """Return the pipeline's denoisers, in the order of their use."""
+
+    def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
+        """Return the attention layers, in the order of their definition; refiners left out."""
+
+    def grid(self, layer: AttentionLayer, latent: tuple[int, int]) -> tuple[int, int]:
+        """Return (height, width) of a layer's image queries for latents of (height, width)."""
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read one call's arguments, given by name."""
+
+    def places(
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> Sequence[Place] | None:
+        """Return where text and image stand in each row; None where all keys are text's."""
+
+    def axes(self, pipe: Any) -> tuple[Axis, ...]:
+        """Return the stretches of the token axis."""
+
+    def encoded(self, result: Any) -> Encoded:
+        """Read what ``encode_prompt`` returned."""
+
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Return the clean latents that a denoiser's output means."""
+
+
+def choose(
+    layers: Sequence[AttentionLayer], wanted: str | Sequence[str] | None
+) -> list[AttentionLayer]:
+    """Return the layers that read text, and of those the ones whose names match the globs.
+
+    Raises:
+        ValueError: a glob matches no layer; the error lists the layers there are.
+    """
+    text = [layer for layer in layers if layer.reads_text]
+    if not text:
+        raise ValueError("this model has no layer that attends to text: nothing can be recorded")
+    if wanted is None:
+        return text
+    globs = [wanted] if isinstance(wanted, str) else list(wanted)
+    idle = [glob for glob in globs if not any(matches(layer.name, glob) for layer in text)]
+    if idle or not globs:
+        names, asked = ", ".join(layer.name for layer in text), idle[0] if idle else wanted
+        raise ValueError(f"layers={asked!r} does not match any layer; the layers are: {names}")
+    return [layer for layer in text if any(matches(layer.name, glob) for glob in globs)]
+
+
+def matches(name: str, glob: str) -> bool:
+    """Return whether a layer's name matches a glob, or stands under the module that it names."""
+    return fnmatchcase(name, glob) or name.startswith(f"{glob}.")

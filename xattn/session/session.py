@@ -1,0 +1,304 @@
+"""The block: install, follow the calls, drive the instruments, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from xattn.models.family import AttentionLayer, DenoiserCall
+from xattn.processors.call import Chain
+from xattn.processors.install import install, remove, remove_stored
+from xattn.processors.wrapping import chain_of, innermost, is_wrapped, unwrap
+from xattn.session import events
+from xattn.session.instrument import Instrument
+from xattn.session.origin import Following, Origin, Turn
+from xattn.session.patching import around_calls, is_compiled
+from xattn.session.sampling import Asked, Sampling
+from xattn.session.threads import ThreadGuard
+
+
+@contextmanager
+def opened(origin: Origin, instruments: Sequence[Instrument]) -> Iterator[Block]:
+    """Install instruments in a denoiser, drive them by its calls, and restore it at the end.
+
+    Raises:
+        TypeError: a layer computes attention where it can't be seen.
+    """
+    block = Block(origin, instruments)
+    with block.installed():
+        yield block
+
+
+class Block:
+    """What happens between ``with`` and its end: one or more runs, and instruments that act.
+
+    Attributes:
+        sampling: the run under way; None between runs.
+    """
+
+    def __init__(self, origin: Origin, instruments: Sequence[Instrument]) -> None:
+        self.origin = origin
+        self.instruments = tuple(instruments)
+        self.guard = ThreadGuard()
+        self.layers: tuple[AttentionLayer, ...] = tuple(
+            layer
+            for component, model in origin.components().items()
+            for layer in origin.family.layers(model, component)
+        )
+        self.chains = _chains(self.layers, self.instruments)
+        self.sampling: Sampling | None = None
+        self._following: Following | None = None
+        self._asked = origin.asked()
+        self._fresh: Asked | None = None  # of an encode_prompt while a run was under way
+        self._calls: dict[str, DenoiserCall] = {}  # under way, by component
+        self._ended_step: int | None = None  # that waits for after_step
+        self._undrawn: Sampling | None = None  # whose pictures are still to come
+
+    # -- installing and restoring ------------------------------------------------------------------
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Put the processors and hooks in, and take them out whatever happens."""
+        with ExitStack() as stack:
+            stack.callback(self._eject)
+            self._inject()
+            for component, model in self.origin.components().items():
+                stack.enter_context(
+                    around_calls(model, self._before(component), self._after(component))
+                )
+            stack.enter_context(self.origin.watched(self.receive))
+            stack.callback(self.end)
+            yield
+
+    def _inject(self) -> None:
+        for layer, chain in self.chains.items():
+            install(layer.module, chain)
+
+    def _eject(self) -> None:
+        for layer, chain in self.chains.items():
+            remove(layer.module, chain)
+        for model in self.origin.components().values():
+            remove_stored(model)
+
+    def _refuse_inside_edits(self) -> None:
+        """Refuse to stand between a layer and those who edit it: they call it by parts."""
+        for layer, chain in self.chains.items():
+            below = layer.module.processor
+            while is_wrapped(below) and chain_of(below) is not chain:
+                below = unwrap(below)
+            while is_wrapped(below := unwrap(below)):
+                other = chain_of(below)
+                if other is not None and other.edits:
+                    raise RuntimeError(
+                        "a recording or an edit was begun inside editing(), where rows are edited "
+                        "already: begin the recording first, or read session.trace"
+                    )
+
+    # -- the pipeline's events ---------------------------------------------------------------------
+
+    def receive(self, event: events.Event) -> None:
+        """Take an event of the pipeline."""
+        match event:
+            case events.Asking():
+                # claimed from here on: two pipelines can share one denoiser
+                self.guard.claim() if self.sampling is None else self.guard.check()
+            case events.Encoded(asked):
+                if self.sampling is None:
+                    self._asked = asked
+                else:  # the run under way was broken off, or somebody only wants embeddings
+                    self._fresh = asked
+            case events.Pictures(images):
+                drawn, self._undrawn = self._undrawn, None  # what comes later isn't this run's
+                if drawn is not None:
+                    for instrument in self.instruments:
+                        instrument.pictures(drawn, images, ended=self.sampling is None)
+            case events.Ended():
+                self.end()
+                self.check_stepped()
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def _before(self, component: str) -> Any:
+        return lambda arguments: self.before_call(component, arguments)
+
+    def _after(self, component: str) -> Any:
+        return lambda output: self.after_call(component, output)
+
+    def before_call(self, component: str, arguments: Mapping[str, Any]) -> None:
+        """Get ready for a denoiser call; at a run's first, lay out all of its axes and bytes."""
+        if self._asked is not None or self._fresh is not None:
+            self.guard.check()
+        self._calls.pop(component, None)
+        chains = [chain for layer, chain in self.chains.items() if layer.component == component]
+        for chain in chains:
+            chain.sleep()
+        call = self.origin.family.read(arguments, component)
+        turn = self.origin.turn(call, self._following, self._asked, self._fresh)
+        if turn is Turn.PASS:
+            return
+        self._inject()  # whoever replaced processors in between is wrapped in turn
+        self._refuse_inside_edits()
+        if turn is not Turn.NEXT:
+            self._begin(turn, call)
+        assert self.sampling is not None
+        self._place(call)
+        self.check_stepped()
+        for instrument in self.instruments:
+            instrument.before_call(self.sampling, call)
+        for chain in chains:
+            chain.wake()
+        self._calls[component] = call
+
+    def _begin(self, turn: Turn, call: DenoiserCall) -> None:
+        asked = self._fresh if turn is Turn.FRESH else self._asked
+        self.end()
+        assert asked is not None
+        self._asked, self._fresh = asked, None
+        following = self.origin.follow(call, asked)
+        sampling = Sampling(
+            family=self.origin.family,
+            denoiser=self.origin.denoiser,
+            asked=following.asked,
+            schedule=following.schedule,
+            sample=call.sample,
+            latent=call.latent,
+            scheduler=self.origin.scheduler,
+            compiled=is_compiled(self.origin.denoiser),
+            loop=self.origin.loop,
+            facts=self.origin.facts(),
+        )
+        self._ended_step = None
+        self._following = following
+        begun: list[Instrument] = []
+        try:
+            if following.rows.find(call) is None:
+                raise RuntimeError("the denoiser follows another text than the prompts'")
+            for instrument in self.instruments:
+                begun.append(instrument)
+                instrument.begin(sampling)
+        except BaseException:
+            self._following = None
+            for instrument in begun:
+                instrument.end(sampling)
+            raise
+        self.sampling = self._undrawn = sampling
+        self.guard.claim()
+
+    def _place(self, call: DenoiserCall) -> None:
+        """Write into a call which one it is, which rows count, and where text and image stand."""
+        following = self._following
+        assert following is not None
+        following.place(call)
+        rows = following.rows.find(call)
+        assert rows is not None
+        call.conditional = rows
+        family = self.origin.family
+        for layer, chain in self.chains.items():
+            if layer.component == call.component and layer.role == "joint":
+                chain.locate = _Locator(family, call, layer)
+
+    def after_call(self, component: str, output: Any) -> None:
+        """Hand on what a denoiser call left, and end the run with its last call."""
+        call = self._calls.get(component)
+        if call is None or component or self.sampling is None or not self.guard.is_here:
+            return  # asleep, a ControlNet's, or the end of a call that another thread began
+        call.output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        self._check_seen(call)
+        for instrument in self.instruments:
+            instrument.after_call(self.sampling, call)
+        following = self._following
+        assert following is not None
+        following.number += 1
+        schedule = following.schedule
+        if call.ends_step:
+            self._ended_step = call.step
+        if schedule is not None and following.number >= schedule.calls:
+            self.end()
+
+    def _check_seen(self, call: DenoiserCall) -> None:
+        for layer, chain in self.chains.items():
+            if not chain.blind:
+                continue
+            if call.number and not chain.edits:
+                raise RuntimeError(
+                    f"layer {layer.name} was left out of a denoiser call (is its attention cached "
+                    "or skipped?): its maps would be those of another step; record without it"
+                )
+            name = type(innermost(layer.module.processor)).__name__
+            raise RuntimeError(
+                f"layer {layer.name} computes attention where xattn can't see it ({name}); call "
+                "pipe.unet.set_default_attn_processor() or pipe.unet.set_attention_backend"
+                '("native") first'
+            )
+
+    def end(self) -> None:
+        """Complete the run under way, whole or cut short."""
+        self._asked, self._fresh = self.origin.asked(), None
+        sampling, self.sampling, self._following = self.sampling, None, None
+        if sampling is None:
+            return
+        for chain in self.chains.values():
+            chain.sleep()
+        self._calls.clear()
+        self.guard.release()
+        for instrument in self.instruments:
+            instrument.end(sampling)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def after_step(self, latents: Tensor) -> Tensor:
+        """Return the latents after a step of the scheduler, as the instruments leave them.
+
+        Between the two halves of a second-order step they come back as they are.
+        """
+        step, self._ended_step = self._ended_step, None
+        if step is None:
+            return latents
+        for instrument in self.instruments:
+            latents = instrument.after_step(step, latents)
+        return latents
+
+    def check_stepped(self) -> None:
+        """Raise RuntimeError where a step ended and ``after_step`` was left out."""
+        if not any(instrument.between_steps for instrument in self.instruments):
+            return
+        step, self._ended_step = self._ended_step, None
+        if step is None:
+            return
+        how = (
+            "call latents = session.blend(latents) after each of the scheduler's steps"
+            if self.origin.loop
+            else "call the pipeline with callback_on_step_end=session.callback"
+        )
+        raise RuntimeError(f"step {step} ended and LocalBlend wasn't applied: {how}")
+
+
+def _chains(
+    layers: Sequence[AttentionLayer], instruments: Sequence[Instrument]
+) -> dict[AttentionLayer, Chain]:
+    found = [instrument.handlers(layers) for instrument in instruments]
+    chains = {}
+    for layer in layers:
+        handlers = [each[layer] for each in found if layer in each]
+        if handlers:
+            chains[layer] = Chain(layer.name, layer.heads, handlers, layer.nth)
+    return chains
+
+
+class _Locator:
+    """Where text and image stand in one layer's call; asked once for each pair of lengths."""
+
+    def __init__(self, family: Any, call: DenoiserCall, layer: AttentionLayer) -> None:
+        self.family = family
+        self.call = call
+        self.layer = layer
+        self._known: tuple[int, int, Any] | None = None
+
+    def __call__(self, queries: int, keys: int) -> Any:
+        if self._known is None or self._known[:2] != (queries, keys):
+            found = self.family.places(self.call, self.layer, queries, keys)
+            self._known = (queries, keys, found)
+        return self._known[2]
