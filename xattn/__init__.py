@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for type checkers, which can't read the table below
+if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn import batch as batch
     from xattn.api.edit import edit as edit
     from xattn.api.edit import sweep as sweep
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # for type checkers, which can't read the table below
 
 __version__ = "0.1.0.dev0"
 
-# Imported when they are first asked for: `import xattn` stays light.
+# Imported on first use: `import xattn` stays light.
 _HOMES = {
     name: module
     for module, names in {

@@ -1,4 +1,4 @@
-"""The device of this process, as accelerate tells it."""
+"""The device of this process, according to accelerate."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from packaging.version import Version
 
 
 def process_state() -> Any:
-    """Gives accelerate's ``PartialState``: this process's device, and its place among others.
+    """Return accelerate's ``PartialState``: this process's device and its rank.
 
     Raises:
-        RuntimeError: the process was launched as one of several, but accelerate's state was made
-            before as that of a single one, so that each would do everything.
+        RuntimeError: the process was launched as one of several, but accelerate's state already
+            exists as that of a single process, so each process would do all the work.
     """
     from accelerate import PartialState
 
-    # Accelerate joins processes on CPUs only when it is told that it is CPUs; and one process
-    # may be done hours before another.
+    # Accelerate joins CPU processes only with cpu=True; the long timeout is because one process
+    # may finish hours before another.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     cpu = several and (kind is None or kind.type == "mps")
@@ -32,25 +32,25 @@ def process_state() -> Any:
     if several and state.num_processes == 1:
         raise RuntimeError(
             f"this is one of {os.environ['WORLD_SIZE']} processes, but accelerate's PartialState "
-            "was made as that of a single one; leave that to xattn, or make it with "
+            "was created for a single process; leave that to xattn, or create it with "
             f"PartialState(cpu={cpu})"
         )
     return state
 
 
 def usual_device() -> torch.device:
-    """Gives the device that models are put on by default."""
+    """Return the default device for models."""
     device: torch.device = process_state().device
     return device
 
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
-"""What `from_pretrained` calls the number format; diffusers 0.42 warns at the older name."""
+"""`from_pretrained`'s name for the dtype; diffusers 0.42 warns at the older one."""
 
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Show no bars for parts that are read from the disk; those of a download stay."""
+    """Hide progress bars for parts read from disk; keep those of a download."""
     loggers = (diffusers.utils.logging, transformers.utils.logging)
     shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
     for logger in shown:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """Reads a size in pixels, "512" or "768x512" (width x height), as (height, width).
+    """Parse a size in pixels, "512" or "768x512" (width x height), into (height, width).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither form.
     """
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"{text!r} is no size: give 512, or 768x512 (width x height)")
+        raise ValueError(f"{text!r} is not a size: use 512, or 768x512 (width x height)")
     width, height = int(sides[0]), int(sides[-1])
     return height, width
 
 
 def size_text(nbytes: int) -> str:
-    """Gives a number of bytes as one reads it: ``12.3 MB``."""
+    """Return a number of bytes for people: ``12.3 MB``."""
     value, unit = float(nbytes), "bytes"
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -27,5 +27,5 @@ def size_text(nbytes: int) -> str:
 
 
 def number_text(value: float) -> str:
-    """Gives a number as short as one reads it: ``0.0123``, ``4.1e-07``."""
+    """Return a number rounded for people: ``0.0123``, ``4.1e-07``."""
     return f"{value:.3g}"

@@ -238,7 +238,10 @@ BAD: dict[str, tuple[str, str]] = {
     "zero": ('{"prompt": "a car", "steps": 0}', "steps must be a whole number from 1"),
     "nan": ('{"prompt": "a car", "guidance_scale": NaN}', "NaN is no number"),
     "size": ('{"prompt": "a car", "size": [64]}', r"size must be \[height, width\]"),
-    "sides": ('{"prompt": "a car", "size": "big"}', "size: 'big' is no size: give 512, or 768x512"),
+    "sides": (
+        '{"prompt": "a car", "size": "big"}',
+        "size: 'big' is not a size: use 512, or 768x512",
+    ),
     "large": ('{"prompt": "a car", "size": "64x90000"}', "a side of size must be a whole number"),
     "words": ('{"prompt": "a car", "words": "car"}', "words must be a list of words"),
     "edits": ('{"prompt": "a car", "edits": {"replace": {"a": "b"}}}', "edits must be a list"),

@@ -355,7 +355,7 @@ def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file
     [
         (["record"], 2, "Missing argument"),
         (["record", PROMPT, "--steps", "0"], 2, "--steps"),
-        (["record", PROMPT, "--size", "big"], 2, "'big' is no size"),
+        (["record", PROMPT, "--size", "big"], 2, "'big' is not a size"),
         (["record", PROMPT, "--nonsense"], 2, "--nonsense"),
         (["nonsense"], 2, "nonsense"),
         (["sweep", PROMPT, "red", "--weights", "some"], 2, "'some' is not a number"),
@@ -394,7 +394,7 @@ def test_an_error_is_one_line_and_an_exit_code(xattn_command, tmp_path, words, c
         (["record", PROMPT, "--word", "blue"], "its words are: a, red, car, on, lawn"),
         (["record", PROMPT, "--size", "100"], "multiples of 8"),
         (["record", PROMPT, "--layers", "nowhere"], "nowhere"),
-        (["record", PROMPT, "--keep", "colour"], "the axes are step, layer, head"),
+        (["record", PROMPT, "--keep", "colour"], "expected any of step, layer, head"),
         (["record", PROMPT, "--animate", "blue"], "'blue' is not in the prompt"),
         (["edit", PROMPT, "--replace", "blue=green"], "'blue' is not in the prompt"),
         (["edit", PROMPT, "--replace", "red=\ud800"], "character 2 is a lone surrogate"),

@@ -124,10 +124,10 @@ def test_positions_are_those_of_all_occurrences_or_the_chosen_one() -> None:
         ("blu", None, "word 'blu' is not in the prompt 'a blue car'; its words are: a, blue, car"),
         ("", None, "word '' is empty; its words are: a, blue, car"),
         (" \t", None, "is empty"),
-        ((), None, "is empty: give at least one token position"),
-        ("car", 1, "occurrence=1 of 'car': it stands once in the prompt"),
+        ((), None, "is empty: pass at least one token position"),
+        ("car", 1, "occurrence=1 of 'car': it occurs once in the prompt"),
         ("car", -1, "counted from 0"),
-        (3, 1, "occurrence=1 of 3: it stands once"),
+        (3, 1, "occurrence=1 of 3: it occurs once"),
         (
             0,
             None,
@@ -135,10 +135,10 @@ def test_positions_are_those_of_all_occurrences_or_the_chosen_one() -> None:
         ),
         (4, None, "outside"),
         (-1, None, "outside"),
-        (["blue", "car"], None, "must be a text or token positions"),
-        (True, None, "must be a text or token positions"),
-        (1.5, None, "must be a text or token positions"),
-        (None, None, "must be a text or token positions"),
+        (["blue", "car"], None, "must be a string or token positions"),
+        (True, None, "must be a string or token positions"),
+        (1.5, None, "must be a string or token positions"),
+        (None, None, "must be a string or token positions"),
     ],
 )
 def test_what_can_not_be_found_says_what_can(
@@ -153,7 +153,7 @@ def test_a_part_of_a_token_is_not_a_word() -> None:
     text = "cat ?! ?"
     whole = Token(2, 7, "?!", 4, 6)  # as CLIP's own vocabulary has it
     prompt = Prompt(text, (Token(1, 5, "cat", 0, 3), whole, Token(3, 9, "?", 7, 8)), 77, 4)
-    with pytest.raises(WordError, match=r"'\?' covers only a part of the token '\?!'"):
+    with pytest.raises(WordError, match=r"'\?' covers only part of the token '\?!'"):
         prompt.find("?")
     assert prompt.find("?", 1) == ((3,),)
     assert prompt.find("?!") == ((2,),)
@@ -210,9 +210,9 @@ def test_an_anonymous_prompt_is_addressed_by_position() -> None:
         prompt.find(77)
     with pytest.raises(WordError, match=r"record\(pipe, prompt=...\)"):
         prompt.find("red")
-    with pytest.raises(WordError, match="can't be aligned"):
+    with pytest.raises(WordError, match="cannot be aligned"):
         refine_mapping(prompt, read("a"))
-    with pytest.raises(WordError, match="can't be aligned"):
+    with pytest.raises(WordError, match="cannot be aligned"):
         replace_mapping(read("a"), prompt)
 
 
@@ -245,9 +245,9 @@ def test_all_vectors_of_an_inversion_have_its_name() -> None:
 
 
 def test_a_conversion_that_rewrites_the_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="can't be followed"):
+    with pytest.raises(ValueError, match="cannot be traced"):
         read("a red car", convert=lambda text, tokenizer: text.replace("red", "crimson"))
-    with pytest.raises(ValueError, match="can't be followed"):
+    with pytest.raises(ValueError, match="cannot be traced"):
         read("a red car", convert=lambda text, tokenizer: text + ", best quality")
 
 
@@ -285,7 +285,7 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         is_fast = False
         model_max_length = 77
 
-    with pytest.raises(ValueError, match="Plain knows no character offsets"):
+    with pytest.raises(ValueError, match="Plain does not provide character offsets"):
         tokenize(Plain(), "a")
 
 

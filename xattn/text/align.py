@@ -15,26 +15,26 @@ from xattn.text.prompt import Prompt, WordError
 def replace_mapping(
     source: Prompt, target: Prompt, aligner: Literal["exact", "reference"] = "exact"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gives the token mapping of two prompts with as many words (Hertz et al. 2022, Replace).
+    """Return the token mapping of two prompts of equal word count (Hertz et al. 2022, Replace).
 
-    Words are the stretches between white space. A word maps onto the word in its place: token by
-    token where both have as many, else each of its tokens onto each of the target's t tokens by
-    1/t, so that the word's attention is spread evenly and its sum kept. The end token maps onto
-    the end token, padding follows in order.
+    Words are separated by white space. Each word maps onto the word at the same place in the
+    target: token by token where both have the same number of tokens, otherwise each source token
+    onto each of the word's t target tokens with weight 1/t. This spreads the word's attention
+    evenly and keeps its sum. The end token maps onto the end token; padding follows in order.
 
     Args:
-        source: the prompt whose attention is taken.
-        target: the prompt that takes it.
-        aligner: "reference" does as the paper's code does: behind the last replaced word,
-            position j maps onto position j, so that words are shifted where token counts differ
-            and the last columns can be left with no attention at all.
+        source: the prompt whose attention is injected.
+        target: the prompt that receives it.
+        aligner: "exact", or "reference" to follow the paper's code: after the last replaced word,
+            position j maps onto position j. Words then shift where token counts differ, and the
+            last columns can end up without attention.
 
     Returns:
         The mapping M, float32 (source tokens, target tokens), and for each target token whether
-        it has no source, bool (target tokens,). With "reference" none has: all follow M.
+        it has no source, bool (target tokens,): always False with "reference".
 
     Raises:
-        ValueError: the prompts don't have as many words as each other.
+        ValueError: the prompts differ in their number of words.
     """
     pairs = _word_pairs(source, target)
     mapping = torch.zeros(source.length, target.length)
@@ -54,16 +54,16 @@ def replace_mapping(
 
 
 def refine_mapping(source: Prompt, target: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gives each target token's partner in the source (Hertz et al. 2022, Refine).
+    """Return each target token's partner in the source (Hertz et al. 2022, Refine).
 
-    Global alignment of the token ids (Needleman and Wunsch: match 1, mismatch -1, gap 0). Ties
-    go as in the paper's code: traced from the end, a target token without partner comes before
-    a source token without one, that before a pair. Padding has the padding at its own position
-    for a partner; where the source still has words there, none.
+    Global alignment of the token ids (Needleman and Wunsch: match 1, mismatch -1, gap 0). Ties are
+    broken as in the paper's code, tracing back from the end: prefer an unpaired target token, then
+    an unpaired source token, then a pair. Padding is paired with the padding at its own position;
+    padding where the source still has words has no partner.
 
     Returns:
-        For each target token the position of its partner, long (target tokens,), 0 where it has
-        none; and whether it has one, bool (target tokens,).
+        For each target token the position of its partner, long (target tokens,), 0 without one;
+        and whether it has a partner, bool (target tokens,).
     """
     source_end, target_end = _ends(source, target)
     partner = torch.zeros(target.length, dtype=torch.long)
@@ -77,14 +77,14 @@ def refine_mapping(source: Prompt, target: Prompt) -> tuple[torch.Tensor, torch.
 
 def _ends(source: Prompt, target: Prompt) -> tuple[int, int]:
     if source.end is None or target.end is None:
-        raise WordError("prompts known only by their embeddings can't be aligned: give their text")
+        raise WordError("prompts known only by their embeddings cannot be aligned: pass their text")
     return source.end, target.end
 
 
 def _word_pairs(
     source: Prompt, target: Prompt
 ) -> list[tuple[bool, tuple[int, ...], tuple[int, ...]]]:
-    """Gives for each word whether it is the same in both, and its positions in both."""
+    """Return for each word whether it is the same in both prompts, and its positions in both."""
     _ends(source, target)
     ours, theirs = ([(c[0].start, c[-1].end) for c in chunks(p.text)] for p in (source, target))
     old = [source.text[start:end] for start, end in ours]
@@ -92,10 +92,10 @@ def _word_pairs(
     if len(old) != len(new):
         at = next(i for i, (a, b) in enumerate(zip_longest(old, new)) if a != b)
         raise ValueError(
-            f"Replace needs as many words in both prompts: {source.text!r} has {len(old)}, "
-            f"{target.text!r} has {len(new)}; they differ from {' '.join(old[at:]) or 'the end'!r} "
-            f"against {' '.join(new[at:]) or 'the end'!r} on. Refine takes prompts of different "
-            "lengths"
+            f"Replace needs the same number of words in both prompts: {source.text!r} has "
+            f"{len(old)}, {target.text!r} has {len(new)}; they differ from "
+            f"{' '.join(old[at:]) or 'the end'!r} against {' '.join(new[at:]) or 'the end'!r} on. "
+            "Use Refine for prompts of different lengths"
         )
     return [
         (a == b, _places(source, one), _places(target, two))
@@ -120,7 +120,7 @@ def _map_word(mapping: torch.Tensor, source: Sequence[int], target: Sequence[int
 def _map_as_reference(
     mapping: torch.Tensor, swaps: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> None:
-    """Writes the mapping of the paper's code, given the words that were swapped, in order."""
+    """Write the mapping of the paper's code for the replaced words, given in order."""
     from_place = to_place = 0
     for source, target in swaps:
         for k in range(source[0] - from_place):
@@ -133,14 +133,14 @@ def _map_as_reference(
 
 
 def _ids(prompt: Prompt) -> list[int]:
-    """Gives the ids from the axis' begin to the end token; start and end match their like."""
+    """Token ids from start to end token; the two special tokens align only with themselves."""
     end = [] if prompt.end == prompt.length else [-2]
     return [-1] * prompt._first + [t.id for t in prompt.tokens] + end
 
 
 def _aligned(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
-    """Gives the pairs of a global alignment, from the end to the begin."""
-    # best[i][j]: the score of the first i of the source with the first j of the target.
+    """Return the pairs of a global alignment, from the end to the beginning."""
+    # best[i][j]: score of the first i source tokens against the first j target tokens.
     best = [[0] * (len(target) + 1) for _ in range(len(source) + 1)]
     for i, old in enumerate(source, start=1):
         for j, new in enumerate(target, start=1):

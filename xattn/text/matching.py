@@ -1,4 +1,4 @@
-"""Finding words in text as it was written: case, accents, white space, scripts without spaces."""
+"""Word search in text as written: case, accents, white space, scripts without spaces."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Span = tuple[int, int]
-"""Where something stands in a text: (start, end) in characters."""
+"""Position of a piece of text: (start, end) in characters."""
 
-_JAMO = range(0x1160, 0x1200)  # Hangul vowels and finals: they compose with what precedes them
-_SELECTORS = "\ufe0e\ufe0f"  # ask for the text or emoji form of a character; no one types them
+_JAMO = range(0x1160, 0x1200)  # Hangul vowels and finals: they compose with the character before
+_SELECTORS = "\ufe0e\ufe0f"  # variation selectors (text or emoji form): nobody types them
 _UNSPACED = (
     "CJK",
     "HIRAGANA",
@@ -28,13 +28,13 @@ _UNSPACED = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """A character with the marks on it, or a run of white space: what a match can't divide.
+    """A character with its combining marks, or a run of white space; a match never splits one.
 
     Attributes:
-        start: where it begins in the text.
-        end: where it ends.
+        start: offset of its first character in the text.
+        end: offset after its last character.
         base: its first character.
-        folded: what is compared: composed, without case; one space for white space.
+        folded: the form used for comparison: composed and casefolded; one space for white space.
     """
 
     start: int
@@ -44,28 +44,28 @@ class Cluster:
 
 
 def check_text(text: str, name: str = "the text") -> str:
-    """Return a text that can be encoded, unchanged.
+    """Return the text unchanged if it can be encoded as UTF-8.
 
     Raises:
-        ValueError: it holds a lone surrogate, as texts do that were decoded or cut wrongly.
+        ValueError: it contains a lone surrogate, the mark of text decoded or cut wrongly.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{name} is {text!r}: character {error.start} is a lone surrogate, not a character; "
-            "give text that was decoded as UTF-8"
+            "pass text decoded as UTF-8"
         ) from None
     return text
 
 
 def is_space(char: str) -> bool:
-    """Tells whether Unicode counts a character as white space, as tokenizers do."""
-    return char.isspace() and not "\x1c" <= char <= "\x1f"  # Python's own four
+    """Return whether Unicode counts a character as white space, as tokenizers do."""
+    return char.isspace() and not "\x1c" <= char <= "\x1f"  # str.isspace() alone counts these
 
 
 def clusters(text: str) -> list[Cluster]:
-    """Gives the clusters of a text in order; they cover it."""
+    """Return the clusters of a text in order; together they cover it."""
     borders = [i for i in range(len(text)) if i == 0 or not _joins(text[i - 1], text[i])]
     return [
         Cluster(start, end, text[start], _folded(text[start:end]))
@@ -74,7 +74,7 @@ def clusters(text: str) -> list[Cluster]:
 
 
 def chunks(text: str) -> list[list[Cluster]]:
-    """Gives the stretches between white space."""
+    """Return the stretches between white space."""
     found: list[list[Cluster]] = [[]]
     for cluster in clusters(text):
         if is_space(cluster.base):
@@ -85,9 +85,9 @@ def chunks(text: str) -> list[list[Cluster]]:
 
 
 def words(text: str) -> list[Span]:
-    """Return the stretches between white space, less punctuation and controls around them.
+    """Return the stretches between white space, without surrounding punctuation and controls.
 
-    A stretch of nothing but punctuation, control and format characters is not a word.
+    A stretch of only punctuation, control and format characters is not a word.
     """
     found = []
     for chunk in chunks(text):
@@ -99,11 +99,11 @@ def words(text: str) -> list[Span]:
 
 
 def matches(text: str, word: str) -> Iterator[Span]:
-    """Gives where a word or phrase stands whole in a text, from left to right."""
+    """Yield each whole occurrence of a word or phrase, from left to right."""
     units = clusters(text)
     hay = "".join(unit.folded for unit in units)
     needle = "".join(unit.folded for unit in clusters(word)).strip(" ")
-    first: dict[int, int] = {}  # offset in hay -> the cluster that begins there
+    first: dict[int, int] = {}  # offset in hay -> the cluster that starts there
     last: dict[int, int] = {}  # offset in hay -> the cluster that ends there
     offset = 0
     for number, unit in enumerate(units):
@@ -125,7 +125,7 @@ def matches(text: str, word: str) -> Iterator[Span]:
 
 
 def _joins(before: str, char: str) -> bool:
-    """Tells whether a character belongs to the cluster of the one before it."""
+    """Return whether a character belongs to the cluster of the character before it."""
     if is_space(before) or is_space(char):
         return is_space(before) and is_space(char)
     return unicodedata.category(char).startswith("M") or ord(char) in _JAMO
@@ -139,7 +139,7 @@ def _folded(cluster: str) -> str:
 
 
 def _breaks(left: Cluster, right: Cluster) -> bool:
-    """Tells whether a word can end between two neighbours."""
+    """Return whether a word can end between two neighbouring clusters."""
     pair = (left.base, right.base)
     return not all(map(_in_words, pair)) or any(map(_unspaced, pair))
 

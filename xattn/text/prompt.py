@@ -1,7 +1,7 @@
-"""Words and phrases <-> positions on the token axis, and the alignment of two prompts.
+"""Words and phrases of a prompt, and their positions on the token axis.
 
-Character offsets refer to the prompt as it was written, whatever the tokenizer did to it on the
-way: lower case, Unicode composition, the vectors of a textual inversion.
+Character offsets refer to the prompt as written, whatever the tokenizer changed on the way:
+lower case, Unicode composition, the vectors of a textual inversion.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from xattn.text.matching import Span, matches, words
 
 Words = str | int | Sequence[int]
-"""What a word can be given as: its text, or the positions of its tokens."""
+"""A word: its text, or the positions of its tokens."""
 
 
 class WordError(ValueError):
-    """A word that can't be found, was cut off, or doesn't stand on token borders."""
+    """A word that is not in the prompt, was cut off, or covers only part of a token."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Token:
     Attributes:
         position: its index on the model's token axis.
         id: its number in the tokenizer's vocabulary.
-        text: the slice of the prompt that it stands for. Several byte tokens can share one
-            character, and all vectors of a textual inversion share its name.
-        start: where the slice begins in the prompt, in characters.
-        end: where the slice ends.
+        text: its slice of the prompt. Several byte tokens can share one character, and all vectors
+            of a textual inversion share its name.
+        start: offset of the slice in the prompt, in characters.
+        end: offset after the slice.
     """
 
     position: int
@@ -43,7 +43,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a prompt: a stretch without white space, less the punctuation around it."""
+    """A word of a prompt: a stretch without white space, without surrounding punctuation."""
 
     text: str
     start: int
@@ -56,17 +56,17 @@ class Prompt:
     """A prompt as the model reads it.
 
     Attributes:
-        text: the prompt as it was written.
+        text: the prompt as written.
         tokens: its own tokens in order, without start, end and padding.
         length: the length of the token axis, 77 for CLIP.
-        end: the position of the end token, behind the prompt's own; padding follows it. None
-            where only the embeddings are known.
-        lost: the text that truncation cut off, "" where nothing was.
-        clash: why the lost words have no place of their own on the axis, where it isn't that the
-            model's tokens ran out; "" elsewhere.
+        end: the position of the end token, right after the prompt's own; padding follows it. None
+            if only the embeddings are known.
+        lost: the text cut off by truncation, "" if nothing was.
+        clash: why the lost words have no position of their own on the axis, if the reason is not
+            truncation; otherwise "".
 
     Raises:
-        ValueError: the parts contradict each other.
+        ValueError: the attributes contradict each other.
     """
 
     text: str
@@ -83,26 +83,26 @@ class Prompt:
 
     @classmethod
     def anonymous(cls, length: int) -> Prompt:
-        """Gives a prompt known only by its embeddings: its words are token positions."""
+        """Return a prompt known only by its embeddings: its words are token positions."""
         return cls(text="", tokens=(), length=length, end=None)
 
     @classmethod
     def clashing(cls, text: str, length: int, reason: str) -> Prompt:
-        """Gives a prompt none of whose words has a place of its own on the token axis."""
+        """Return a prompt without any word at a position of its own on the token axis."""
         return cls(text=text, tokens=(), length=length, end=1, lost=text, clash=reason)
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether only the embeddings are known, so that words have no text."""
+        """Whether only the embeddings are known; the words then have no text."""
         return self.end is None
 
     @property
     def words(self) -> tuple[Word, ...]:
-        """The words that the model sees whole, in order; those cut off are left out."""
+        """The words the model reads in full, in order; words cut off are left out."""
         found = []
         for start, end in words(self.text):
             inside = self._touched(start, end)
-            # A token can hold the punctuation too ("!?" and a smiley): then so does the word.
+            # a token can include the punctuation ("!?" and a smiley): then the word does, too
             start = min([start, *(t.start for t in inside)])
             end = max([end, *(t.end for t in inside)])
             if inside and end <= self._cut:
@@ -111,20 +111,20 @@ class Prompt:
         return tuple(found)
 
     def find(self, word: Words, occurrence: int | None = None) -> tuple[tuple[int, ...], ...]:
-        """Gives the token positions of each occurrence of a word or phrase.
+        """Return the token positions of each occurrence of a word or phrase.
 
-        Words are matched whole, without regard to case, the kind of white space and Unicode
-        composition; punctuation can stand around them or belong to them. Scripts without spaces
-        (Chinese, Japanese, Thai ...) match anywhere. Occurrences that truncation cut off don't
-        count: the model never saw them.
+        Only whole words match; case, the kind of white space and Unicode composition do not matter.
+        Punctuation can surround a word or belong to it. In scripts without spaces (Chinese,
+        Japanese, Thai ...) a word matches anywhere. Occurrences lost to truncation are left out:
+        the model never read them.
 
         Args:
-            word: the text; or a token's position, or several that belong together.
-            occurrence: which of the occurrences, counted from 0; all of them by default.
+            word: its text, a token position, or several positions of one word.
+            occurrence: which occurrence, counted from 0; all of them by default.
 
         Raises:
-            WordError: there is no such word, or it covers only a part of a token. The error
-                lists the words there are.
+            WordError: the word is not in the prompt, or covers only part of a token. The error
+                lists the words of the prompt.
 
         Example:
             >>> tokenize(pipe.tokenizer, "a red car and a red boat").find("red")
@@ -136,7 +136,7 @@ class Prompt:
         return tuple(self._covered(word, span) for span in spans)
 
     def positions(self, word: Words, occurrence: int | None = None) -> tuple[int, ...]:
-        """Gives the token positions of a word, ascending; of all its occurrences by default.
+        """Return the token positions of a word, ascending; of all its occurrences by default.
 
         Raises:
             WordError: as in :meth:`find`.
@@ -144,17 +144,17 @@ class Prompt:
         return tuple(sorted({place for group in self.find(word, occurrence) for place in group}))
 
     def on_axis(self, word: Words) -> tuple[int, ...]:
-        """Gives token positions as ``positions`` does, and takes start, end and padding by number.
+        """Return token positions like ``positions``, but accept start, end and padding by number.
 
         Raises:
-            WordError: the word isn't there, or a number lies outside the token axis.
+            WordError: the word is not in the prompt, or a number is outside the token axis.
         """
         if isinstance(word, str):
             return self.positions(word)
         return self._within(word, range(self.length))
 
     def to_json(self) -> dict[str, Any]:
-        """Gives the prompt as plain JSON values; a token is [position, id, start, end]."""
+        """Return the prompt as plain JSON values; a token is [position, id, start, end]."""
         return {
             "text": self.text,
             "tokens": [[t.position, t.id, t.start, t.end] for t in self.tokens],
@@ -166,10 +166,10 @@ class Prompt:
 
     @classmethod
     def from_json(cls, data: Any) -> Prompt:
-        """Gives the prompt that :meth:`to_json` wrote.
+        """Return the prompt written by :meth:`to_json`.
 
         Raises:
-            ValueError: the data aren't a prompt.
+            ValueError: the data do not describe a prompt.
         """
         try:
             names = ("text", "length", "end", "lost", "clash")
@@ -186,7 +186,7 @@ class Prompt:
 
     @property
     def _cut(self) -> int:
-        """Where the text that the model sees ends."""
+        """Offset where the text read by the model ends."""
         return len(self.text) - len(self.lost)
 
     @property
@@ -200,11 +200,11 @@ class Prompt:
         return [t for t in self.tokens if t.start < end and t.end > start]
 
     def _spans(self, word: str) -> list[Span]:
-        """Gives where a word stands, without what was cut off; at least one place."""
+        """Return the spans of a word, without those cut off; at least one."""
         if self.is_anonymous:
             raise WordError(
-                f"word {word!r} can't be found: the prompt is known only by its embeddings; give "
-                "token positions (0, 1, ...) for words, or record(pipe, prompt=...)"
+                f"word {word!r} cannot be found: the prompt is known only by its embeddings; pass "
+                "token positions (0, 1, ...) as words, or use record(pipe, prompt=...)"
             )
         if not word.strip():
             raise WordError(f"word {word!r} is empty; {self._inventory()}")
@@ -214,8 +214,8 @@ class Prompt:
             return kept
         if spans and self.clash:
             raise WordError(
-                f"word {word!r} has no place of its own: {self.clash}; {self._inventory()}; give "
-                "token positions (1, 2, ...) to look all the same"
+                f"word {word!r} has no position of its own: {self.clash}; {self._inventory()}; "
+                "pass token positions (1, 2, ...) to see them anyway"
             )
         if spans:
             raise WordError(
@@ -235,15 +235,15 @@ class Prompt:
         for token in inside:
             if token.start < span[0] or token.end > span[1]:
                 raise WordError(
-                    f"word {word!r} covers only a part of the token {token.text!r} in the prompt "
-                    f"{self.text!r}; a token can't be divided: ask for {token.text!r}"
+                    f"word {word!r} covers only part of the token {token.text!r} in the prompt "
+                    f"{self.text!r}; a token cannot be divided: use {token.text!r}"
                 )
         if not inside:
             raise WordError(f"word {word!r} has no token of its own in the prompt {self.text!r}")
         return tuple(t.position for t in inside)
 
     def _own(self, word: int | Sequence[int]) -> tuple[int, ...]:
-        """Gives token positions that were given as such, checked."""
+        """Return token positions given by number, checked."""
         if self.is_anonymous:
             return self._within(word, range(self.length))
         return self._within(word, range(self._first, self._first + len(self.tokens)))
@@ -251,10 +251,10 @@ class Prompt:
     def _within(self, word: int | Sequence[int], there: range) -> tuple[int, ...]:
         given = word if isinstance(word, Sequence) else [word]
         if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in given):
-            raise WordError(f"word {word!r} must be a text or token positions")
+            raise WordError(f"word {word!r} must be a string or token positions")
         places = tuple(dict.fromkeys(index(place) for place in given))
         if not places:
-            raise WordError("word () is empty: give at least one token position")
+            raise WordError("word () is empty: pass at least one token position")
         for place in places:
             if place not in there:
                 extent = f"{there[0]} to {there[-1]}" if there else "none"
@@ -270,14 +270,14 @@ class Prompt:
         if isinstance(occurrence, bool) or not 0 <= occurrence < len(found):
             count = "once" if len(found) == 1 else f"{len(found)} times"
             raise WordError(
-                f"occurrence={occurrence} of {word!r}: it stands {count} in the prompt "
+                f"occurrence={occurrence} of {word!r}: it occurs {count} in the prompt "
                 f"{self.text!r}; occurrences are counted from 0"
             )
         return (found[occurrence],)
 
 
 def _contradiction(prompt: Prompt) -> str | None:
-    """Says what is wrong with a prompt's parts; the parts may come from a file."""
+    """Return what is wrong with a prompt's attributes (they may come from a file), or None."""
     text: Any = prompt.text
     lost: Any = prompt.lost
     length, end = prompt.length, prompt.end

@@ -1,4 +1,4 @@
-"""A text as a tokenizer reads it: tokens with their places in the text."""
+"""Text as a tokenizer reads it: tokens with their spans in the text."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from xattn.text.matching import Span, check_text, is_space
 from xattn.text.prompt import Prompt, Token
 
 Convert = Callable[[str, Any], str]
-"""What a pipeline does to a prompt before it tokenizes it: ``pipe.maybe_convert_prompt``."""
+"""A pipeline's change to a prompt before tokenizing: ``pipe.maybe_convert_prompt``."""
 
 
 def tokenize(
     tokenizer: Any, text: str, *, max_length: int | None = None, convert: Convert | None = None
 ) -> Prompt:
-    """Gives the prompt that a model with this tokenizer reads.
+    """Tokenize a prompt and locate each token in the text.
 
     Args:
-        tokenizer: any of transformers' tokenizers that knows character offsets (CLIP, T5 ...).
+        tokenizer: a transformers tokenizer with character offsets (CLIP, T5 ...).
         text: one prompt.
         max_length: the length of the token axis; the tokenizer's own by default.
-        convert: what the pipeline does to the text first, ``pipe.maybe_convert_prompt``: it
-            writes a textual inversion's further vectors. All of them get the span of its name.
+        convert: the pipeline's change to the text, ``pipe.maybe_convert_prompt``: it adds the
+            further vectors of a textual inversion. All of them get the span of its name.
 
     Raises:
-        ValueError: the tokenizer has no length of its own, or the conversion can't be followed.
+        ValueError: the tokenizer has no length of its own, or the conversion cannot be traced.
 
     Example:
         >>> tokenize(pipe.tokenizer, "a red car").tokens[1]
@@ -36,8 +36,8 @@ def tokenize(
     if not isinstance(text, str):
         raise ValueError(f"text must be one prompt, a str, not {type(text).__name__}")
     length = tokenizer.model_max_length if max_length is None else max_length
-    if length > 100_000:  # transformers' way of saying that there is none
-        raise ValueError("the tokenizer doesn't say how long its axis is: give max_length=")
+    if length > 100_000:  # transformers' marker for an unlimited length
+        raise ValueError("the tokenizer has no maximum length: pass max_length=")
     check_text(text, "the prompt")
     converted = text if convert is None else convert(text, tokenizer)
     origin = _origin(text, converted, getattr(tokenizer, "added_tokens_encoder", {}))
@@ -45,7 +45,7 @@ def tokenize(
         converted,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        verbose=False,  # no warning about the length: truncation is done below
+        verbose=False,  # no warning about the length: truncation happens below
     )
     special = encoded["special_tokens_mask"]
     first = special.index(0) if 0 in special else max(0, len(special) - 1)  # the end token is last
@@ -68,16 +68,16 @@ def tokenize_all(
     max_length: int | None = None,
     convert: Convert | None = None,
 ) -> Prompt:
-    """Gives the one prompt that several tokenizers agree on, as SDXL's two do.
+    """Return the prompt if all tokenizers divide it alike, as SDXL's two must.
 
-    Ids are the first tokenizer's.
+    Token ids are those of the first tokenizer.
 
     Raises:
-        ValueError: they divide the text differently, so that one axis has two meanings.
+        ValueError: they divide the text differently, so one axis would have two meanings.
     """
     read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
     if not read:
-        raise ValueError("tokenizers must name at least one tokenizer")
+        raise ValueError("tokenizers must hold at least one tokenizer")
     plain = [replace(p, tokens=tuple(replace(t, id=0) for t in p.tokens)) for p in read]
     for number, other in enumerate(plain[1:], start=1):
         if other != plain[0]:
@@ -97,10 +97,10 @@ def tokenize_common(
     max_length: int | None = None,
     convert: Convert | None = None,
 ) -> Prompt:
-    """Gives what several tokenizers agree on: words up to the first that they divide differently.
+    """Return the prompt up to the first word that the tokenizers divide differently.
 
-    CLIP's vocabulary has "!!!" as one token, which SDXL's second tokenizer, padding with "!",
-    divides: what stands behind it lies at two places of one axis.
+    CLIP's vocabulary has "!!!" as one token, but SDXL's second tokenizer, which pads with "!",
+    divides it: the text after it has two positions on one axis.
     """
     read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
     first, number = read[0], 0
@@ -118,23 +118,23 @@ def tokenize_common(
 
 
 def _with_offsets(tokenizer: Any) -> Any:
-    """Gives a tokenizer that knows character offsets, with the same vocabulary."""
+    """Return a tokenizer with character offsets and the same vocabulary."""
     if getattr(tokenizer, "is_fast", True):
         return tokenizer
-    import transformers  # before 5, pipelines carry CLIP's slow tokenizer
+    import transformers  # before transformers 5, pipelines carry CLIP's slow tokenizer
 
     fast = getattr(transformers, f"{type(tokenizer).__name__}Fast", None)
     if fast is None:
-        raise ValueError(f"{type(tokenizer).__name__} knows no character offsets")
+        raise ValueError(f"{type(tokenizer).__name__} does not provide character offsets")
     twin = fast(__slow_tokenizer=tokenizer)
     twin.add_tokens([token for _, token in sorted(tokenizer.added_tokens_decoder.items())])
     return twin
 
 
 def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
-    """Gives for each character of a converted prompt the span that it comes from.
+    """Return the span in the original prompt for each character of a converted one.
 
-    diffusers writes "<cat>" of three vectors as "<cat> <cat>_1 <cat>_2".
+    diffusers writes a "<cat>" of three vectors as "<cat> <cat>_1 <cat>_2".
     """
     origin: list[Span] = []
     at = 0
@@ -154,14 +154,14 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
             break
     if at < len(text) or len(origin) != len(converted):
         raise ValueError(
-            f"convert made {converted!r} of the prompt {text!r}: that can't be followed; only a "
-            "textual inversion's further vectors may be added"
+            f"convert made {converted!r} of the prompt {text!r}: this change cannot be "
+            "traced; only the further vectors of a textual inversion may be added"
         )
     return [*origin, (len(text), len(text))]
 
 
 def _expanded(text: str, at: int, added: Collection[str]) -> list[tuple[str, str]]:
-    """Gives the added tokens of several vectors that stand at a place, longest first."""
+    """Return the added multi-vector tokens at a place, longest first."""
     found = []
     for name in sorted((a for a in added if text.startswith(a, at)), key=len, reverse=True):
         vectors = [name]
@@ -173,10 +173,10 @@ def _expanded(text: str, at: int, added: Collection[str]) -> list[tuple[str, str
 
 
 def _closed(text: str, spans: Sequence[Span]) -> list[Span]:
-    """Gives spans without white space around them that cover all else in the text.
+    """Return spans that cover the whole text, without surrounding white space.
 
-    Where a tokenizer composed characters, its offsets name the first alone: an e with an accent
-    in two characters has the span of the e. What no token covers belongs to the token before it.
+    Where a tokenizer composes characters, its offsets cover only the first: an e with an accent
+    in two characters has the span of the e. Text outside all tokens joins the token before it.
     """
     covered = [is_space(char) for char in text]
     trimmed = []
@@ -187,7 +187,7 @@ def _closed(text: str, spans: Sequence[Span]) -> list[Span]:
             end -= 1
         covered[start:end] = [True] * (end - start)
         trimmed.append((start, end))
-    reach = list(range(len(text) + 1))  # how far a span that ends here goes on
+    reach = list(range(len(text) + 1))  # end of the extended span, for each end
     for place in reversed(range(len(text))):
         if not covered[place]:
             reach[place] = reach[place + 1]
