@@ -246,7 +246,7 @@ def forged(path: Path, change, version: str | None = None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run, t, h: run.update(rows=[1]), "rows name no prompt"),
+        (lambda run, t, h: run.update(rows=[1]), "rows do not match its prompts"),
         (lambda run, t, h: run.update(rows=[]), "no maps"),
         (lambda run, t, h: run.update(positions=[2, 1, 3, 4, 5, 6]), "not ascending"),
         (lambda run, t, h: run.update(positions=[-1, 1, 2, 3, 4, 5]), "negative"),
@@ -349,7 +349,7 @@ def test_a_damaged_folder_is_a_clear_error(tmp_path):
     sound = step.read_bytes()
 
     step.write_bytes((folder / "step-00000.safetensors").read_bytes())
-    with pytest.raises(FileError, match="it is of step 0"):
+    with pytest.raises(FileError, match="it belongs to step 0"):
         load(folder)[0].store.read(0, [1])
 
     for data in (sound[:-1], sound[:-1] + b"!", b"", b"\0" * 20):

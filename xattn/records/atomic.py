@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 
 def aside(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes to a new file beside ``path`` and renames it: whole, or not at all."""
+    """Write to a new file beside ``path``, then rename it: whole, or not at all."""
     tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         tmp.touch()
-        usual = tmp.stat().st_mode  # safetensors would let nobody else read it
+        usual = tmp.stat().st_mode  # safetensors creates files that only their owner can read
         write(str(tmp))
         tmp.chmod(usual)
         tmp.replace(path)
@@ -28,9 +28,9 @@ def aside(path: Path, write: Callable[[str], Any]) -> None:
 def save_ordered(
     tensors: Mapping[str, torch.Tensor], path: str, metadata: Mapping[str, str]
 ) -> None:
-    """Writes safetensors whose bytes follow from what they hold.
+    """Write a safetensors file whose bytes depend only on its content.
 
-    The library writes the metadata's entries in another order each time.
+    The library itself writes the metadata in a random order.
     """
     save_file(dict(tensors), path, metadata=dict(metadata))
     with open(path, "r+b") as file:
@@ -38,7 +38,7 @@ def save_ordered(
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= size:  # padded with spaces, as the library does
+        if len(text) <= size:  # padded with spaces, like the library does
             file.seek(8)
             file.write(text.ljust(size))
 

@@ -1,4 +1,4 @@
-"""Where maps go while a denoiser runs: buffers made once, bytes known ahead, one copy a step."""
+"""Maps while a denoiser runs: buffers allocated once, known size, one copy per step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from xattn.records.stores import FolderWriter, RowStore
 
 
 class Buffer:
-    """Takes each denoiser call's maps from fixed buffers and keeps them as was asked.
+    """Fixed buffers that collect the maps of each denoiser call and pass on finished steps.
 
-    Layers write float32 into ``heads_of(...)``'s views during a call; ``end_call`` averages the
-    calls of a step, and the steps where they aren't kept, in float32, and hands each finished
-    step on. The buffers stay where they are, so a compiled denoiser can write into them.
+    During a call layers write float32 into the views of ``heads_of(...)``. ``end_call`` averages
+    the calls of a step, and the steps if they are not kept, in float32, and passes on each finished
+    step. The buffers never move, so a compiled denoiser can write into them.
     """
 
     def __init__(self, shape: Shape, device: torch.device, to: str | torch.device | Path) -> None:
         self.shape = shape
-        with torch.inference_mode(False):  # a later call may be outside of it
+        with torch.inference_mode(False):  # a later call may run outside inference mode
             self.staging = torch.zeros(shape.numel, dtype=torch.float32, device=device)
         self.views = views(self.staging, shape)
         self.calls = 0
@@ -39,7 +39,7 @@ class Buffer:
         self._grouped = "layer" not in shape.keep
 
     def end_call(self, ends_step: bool) -> None:
-        """Takes what the layers wrote in the call that just ended."""
+        """Collect the maps written by the layers in the call that just ended."""
         self.calls += 1
         if ends_step and self.calls == 1:  # the usual case needs no sum
             self._commit(self.staging)
@@ -51,10 +51,10 @@ class Buffer:
             if ends_step:
                 self.end_step()
         if self._grouped:
-            self.staging.zero_()  # layers add to it
+            self.staging.zero_()  # layers accumulate into it
 
     def end_step(self) -> None:
-        """Completes a step whose end nobody announced; does nothing where none is open."""
+        """Complete a step whose end was not announced; do nothing if none is open."""
         if self.calls:
             self._commit(self.sums / self.calls)
 
@@ -78,7 +78,7 @@ class Buffer:
         writer.write(row, values.to(self.shape.dtype))  # type: ignore[union-attr]
 
     def finish(self) -> None:
-        """Completes what is kept; of a run cut short, the steps that were complete."""
+        """Complete the recording; of a run cut short, keep only the finished steps."""
         if "step" not in self.shape.keep and self.steps:
             self._write(0, self.total / self.steps)
         if isinstance(self.store, RowStore) and "step" in self.shape.keep:

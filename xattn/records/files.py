@@ -1,12 +1,13 @@
 """Recordings on disk: one safetensors file, or a folder that a long run was streamed to.
 
-A file holds the maps as tensors ``<run>/layer/<n>`` and images as PNG bytes ``<run>/image/<n>``;
-its ``__metadata__`` a versioned JSON header with everything else. Checksums cover the header and
-each tensor, so that damage is an error and never a wrong map. Loading runs no code.
+A file holds the maps as tensors ``<run>/layer/<n>`` and the images as PNG bytes
+``<run>/image/<n>``; its ``__metadata__`` is a versioned JSON header with everything else.
+Checksums cover the header and each tensor: damage raises an error instead of giving wrong maps.
+Loading runs no code from the file.
 
-A folder holds ``header.json`` of the same content, one ``step-00000.safetensors`` for each step
-(tensors named "0", "1" ... after the layers) and ``image-00000.png``; its maps are read when they
-are asked for. A folder of several such folders holds several runs.
+A folder holds ``header.json`` with the same content, one ``step-00000.safetensors`` per step
+(tensors named "0", "1" ... by layer) and ``image-00000.png``; maps are read on demand. A folder
+of such folders holds several runs.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from xattn.records.run import MemoryStore, Run
 
 
 def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
-    """Writes the complete steps of runs, and their images, to one safetensors file.
+    """Write the complete steps of runs, and their images, to one safetensors file.
 
-    It is written aside and renamed: what was at ``path`` stays whole until the new file is.
+    Written aside, then renamed: a file already at ``path`` stays whole until the new one is.
 
     Raises:
         ValueError: no run has a complete step.
-        OSError: ``path`` is a folder or is in none, or the file can't be written.
+        OSError: ``path`` is a folder, its folder is missing, or the file cannot be written.
     """
     _check_place(Path(path))
     kept = [run for run in runs if run.done]
@@ -73,11 +74,11 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
 
 
 def load_run(path: str | os.PathLike[str], number: int) -> Run:
-    """Reads one of a file's runs, and nothing of the others.
+    """Read one run of a file, without reading the others.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
-        FileError: it is not a recording, is damaged, or has no such run.
+        FileNotFoundError: nothing exists at ``path``.
+        FileError: it is not a recording, is damaged, or does not have this run.
     """
     path = Path(path)
     if not path.exists():
@@ -90,10 +91,10 @@ def load_run(path: str | os.PathLike[str], number: int) -> Run:
 
 
 def load(path: str | os.PathLike[str]) -> list[Run]:
-    """Reads the runs of a file or a folder.
+    """Read the runs of a file or a folder.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
+        FileNotFoundError: nothing exists at ``path``.
         FileError: it is not a recording, is damaged, or was written by a newer version.
     """
     path = Path(path)
@@ -143,15 +144,15 @@ def _read_run(file: Any, header: Mapping[str, Any], number: int, path: Path) -> 
 
 
 def _check_place(path: Path) -> None:
-    """Raise an error unless a file can be at ``path``: before work is done for it."""
+    """Raise an error unless a file can be written at ``path``, before the work starts."""
     folder = path.parent
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: choose another path, such as one in it")
+        raise IsADirectoryError(f"{path} is a folder: choose another path, such as one inside it")
     if folder.is_dir():
         return
     if any(place.exists() and not place.is_dir() for place in path.parents):
-        raise NotADirectoryError(f"{folder} leads through a file: choose another path")
+        raise NotADirectoryError(f"{folder} passes through a file: choose another path")
     raise FileNotFoundError(
-        f"there is no folder {folder} to save {path.name} in: make it first, as "
-        f"Path({str(folder)!r}).mkdir(parents=True) does, or choose another path"
+        f"the folder {folder} for {path.name} does not exist: make it first with "
+        f"Path({str(folder)!r}).mkdir(parents=True), or choose another path"
     )

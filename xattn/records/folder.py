@@ -1,4 +1,4 @@
-"""Runs streamed to a folder: a header and one file a step."""
+"""Runs streamed to a folder: a header and one file per step."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from xattn.records.run import Run
 
 @dataclass(frozen=True)
 class FolderStore:
-    """Maps in a folder, one safetensors file for each step.
+    """Maps in a folder, one safetensors file per step.
 
     Attributes:
-        folder: where they are; it is made by the first ``write``.
-        shapes: of each layer, (steps, images, heads, tokens, height, width).
-        dtype: of the maps.
+        folder: its path; created by the first ``write``.
+        shapes: for each layer, (steps, images, heads, tokens, height, width).
+        dtype: dtype of the maps.
     """
 
     folder: Path
@@ -51,23 +51,23 @@ class FolderStore:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the maps of all steps take."""
+        """Size of the maps of all steps, in bytes."""
         return sum(torch.Size(s).numel() for s in self.shapes) * self.dtype.itemsize
 
     def write(self, step: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Writes the maps of a step: for each layer (images, heads, tokens, height, width)."""
+        """Write the maps of a step: for each layer (images, heads, tokens, height, width)."""
         named = {str(n): t.detach().to("cpu", self.dtype) for n, t in enumerate(tensors)}
         named = {n: t.contiguous() for n, t in named.items()}
         for t, shape in zip(named.values(), self.shapes, strict=True):
             if tuple(t.shape) != tuple(shape[1:]):
-                raise ValueError(f"a map of {tuple(t.shape)} where {tuple(shape[1:])} is expected")
+                raise ValueError(f"a map has shape {tuple(t.shape)}, expected {tuple(shape[1:])}")
         sums = {n: checksum(raw_bytes(t)) for n, t in named.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         metadata = sealed_header({"step": step, "sums": sums})
         aside(self._file(step), lambda tmp: save_ordered(named, tmp, metadata))
 
     def read(self, layer: int, steps: Sequence[int]) -> torch.Tensor:
-        """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
+        """Return a layer's maps as kept, (steps, images, heads, tokens, height, width)."""
         return torch.stack([self._read(layer, step) for step in steps])
 
     def _read(self, layer: int, step: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ class FolderStore:
             with safe_open(path, framework="pt") as file:
                 header = opened(file.metadata(), path)
                 tensor: torch.Tensor = file.get_tensor(str(layer))
-            check(header["step"] == step, path, f"it is of step {header['step']}")
+            check(header["step"] == step, path, f"it belongs to step {header['step']}")
             check_tensor(path, str(layer), tensor, self.shapes[layer][1:], self.dtype)
             check(
                 header["sums"][str(layer)] == checksum(raw_bytes(tensor)),
@@ -94,9 +94,9 @@ class FolderStore:
 
 
 def write_header(folder: str | os.PathLike[str], run: Run) -> None:
-    """Writes what makes a folder of streamed maps loadable: its header, and the run's images.
+    """Write the header and images that make a folder of streamed maps loadable.
 
-    Call it when the run has ended; again when images have come.
+    Called at the end of the run, and again when images arrive.
     """
     folder, sums = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,11 +113,11 @@ def write_header(folder: str | os.PathLike[str], run: Run) -> None:
 
 
 def load_folders(path: Path) -> list[Run]:
-    """Load the run of a folder, or those of the folders in it."""
+    """Load the run of a folder, or the runs of its subfolders."""
     if (path / HEADER).exists():
         return _load_folder(path)
     parts = sorted(p.parent for p in path.glob(f"*/{HEADER}"))
-    check(bool(parts), path, f"it has no {HEADER}; a recording leaves one when it ends")
+    check(bool(parts), path, f"{HEADER} is missing; a recording writes it at its end")
     return [run for part in parts for run in _load_folder(part)]
 
 

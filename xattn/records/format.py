@@ -1,4 +1,4 @@
-"""The format of a file of runs: a versioned JSON header, checksums, tensors and PNG bytes."""
+"""The file format of runs: a versioned JSON header, checksums, tensors and PNG bytes."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ DAMAGE = (
     LookupError,
     MemoryError,
     OSError,
-    RuntimeError,  # RecursionError too
-    SyntaxError,  # what Pillow raises for a broken PNG
+    RuntimeError,  # includes RecursionError
+    SyntaxError,  # raised by Pillow for a broken PNG
     TypeError,
     ValueError,
 )
 
 
-EXTRAS = ("estimates", "affinity")  # what a run may have beside its maps
+EXTRAS = ("estimates", "affinity")  # optional tensors of a run beside its maps
 
 
 class FileError(ValueError):
-    """A file that is not a recording, is damaged, or is of a newer version."""
+    """A file that is not a recording, is damaged, or was written by a newer version."""
 
 
 @contextmanager
 def damage_named(
     path: Path, what: str = "is damaged, or is not a recording of xattn"
 ) -> Iterator[None]:
-    """Raise FileError for whatever a damaged or missing file leads to."""
+    """Turn any error caused by a damaged or missing file into FileError."""
     try:
         yield
     except FileError:
@@ -66,13 +66,13 @@ def damage_named(
 
 
 def opened(metadata: Mapping[str, str] | None, path: Path) -> dict[str, Any]:
-    """Gives the JSON header out of the metadata around it, once those are in order."""
+    """Return the JSON header from the metadata, after checking format, version and checksum."""
     if not isinstance(metadata, Mapping) or metadata.get("format") != FORMAT:
         raise FileError(f"{path} is not a recording of xattn: its header does not say so")
     version = int(metadata["version"])
     if version > VERSION:
         raise FileError(
-            f"{path} is of version {version} of the format, this xattn reads up to {VERSION}: "
+            f"{path} has format version {version}, this xattn reads up to {VERSION}: "
             "upgrade xattn to read it"
         )
     text = metadata["header"]
@@ -86,7 +86,7 @@ def opened(metadata: Mapping[str, str] | None, path: Path) -> dict[str, Any]:
 def parse_run(
     entry: Mapping[str, Any], path: Path
 ) -> tuple[tuple[tuple[int, ...], ...], torch.dtype, Callable[..., Run]]:
-    """Gives the shapes and dtype that a run's tensors must have, and what makes the run."""
+    """Return the shapes and dtype expected of a run's tensors, and a builder of the run."""
     prompts = tuple(Prompt.from_json(p) for p in entry["prompts"])
     rows, positions = tuple(map(int, entry["rows"])), tuple(map(int, entry["positions"]))
     keep, done = frozenset(entry["keep"]), int(entry["done"])
@@ -99,12 +99,12 @@ def parse_run(
         for x in entry["layers"]
     )
     check(bool(prompts and rows and positions and layers), path, "a run has no maps")
-    check(all(0 <= r < len(prompts) for r in rows), path, "its rows name no prompt")
+    check(all(0 <= r < len(prompts) for r in rows), path, "its rows do not match its prompts")
     check(list(positions) == sorted(set(positions)), path, "its positions are not ascending")
     check(positions[0] >= 0, path, "its positions are negative")
     check(keep.issubset(AXES), path, f"its axes are unknown: {sorted(keep)}")
     check(1 <= done <= len(timesteps), path, f"{done} of {len(timesteps)} steps")
-    check(all(x.heads > 0 for x in layers), path, "a layer has no head")
+    check(all(x.heads > 0 for x in layers), path, "a layer has no heads")
     head = "head" in keep
     shapes = tuple(
         (kept_steps(keep, done), len(rows), x.heads if head else 1, len(positions), *x.grid)
@@ -129,16 +129,16 @@ def _grid(value: Any, path: Path) -> tuple[int, int]:
 def check_tensor(
     path: Path, name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype
 ) -> None:
-    """Raise FileError unless a map has its header's shape and dtype, and holds probabilities."""
+    """Raise FileError unless a map matches the header's shape and dtype and holds probabilities."""
     right = tuple(tensor.shape) == tuple(shape) and tensor.dtype == dtype
     found = f"{tensor.dtype} {tuple(tensor.shape)}"
     check(right, path, f"{name} is {found}, its header says {dtype} {tuple(shape)}")
     sound = bool(torch.isfinite(tensor).all()) and float(tensor.min()) >= 0
-    check(sound, path, f"{name} holds values that are no probabilities")
+    check(sound, path, f"{name} holds values that are not probabilities")
 
 
 def extras_of(run: Run) -> dict[str, torch.Tensor]:
-    """Gives what a run has beside its maps, of complete steps."""
+    """Return a run's optional tensors, cut to the complete steps."""
     found = {}
     if run.estimates is not None:
         found["estimates"] = run.estimates[: run.done].contiguous()
@@ -150,7 +150,7 @@ def extras_of(run: Run) -> dict[str, torch.Tensor]:
 def add_extra(
     run: Run, entry: Mapping[str, Any], name: str, extra: torch.Tensor, path: Path
 ) -> None:
-    """Attach what a run has beside its maps, once its shape is checked."""
+    """Attach an optional tensor to a run after checking its shape."""
     found = tuple(extra.shape)
     if name == "estimates":
         right = (run.done, len(run.rows), *run.latent)
@@ -158,12 +158,12 @@ def add_extra(
     else:
         fits = len(found) == 5 and found[0] == len(run.rows) and found[1:3] == found[3:]
         fits = fits and bool(torch.isfinite(extra).all())
-    check(fits and found == tuple(entry[name]), path, f"{name} of shape {found}")
+    check(fits and found == tuple(entry[name]), path, f"{name} has shape {found}")
     setattr(run, name, extra)
 
 
 def check(right: bool, path: Path, what: str) -> None:
-    """Raise FileError, naming the file as damaged, unless something is right."""
+    """Raise FileError naming the file as damaged, unless ``right``."""
     if not right:
         raise FileError(f"{path} is damaged: {what}")
 
@@ -172,7 +172,7 @@ def check(right: bool, path: Path, what: str) -> None:
 
 
 def describe(run: Run, dtype: str) -> dict[str, Any]:
-    """Return the header's entry of a run, as plain JSON values."""
+    """Return the header entry of a run, as plain JSON values."""
     return {
         "prompts": [prompt.to_json() for prompt in run.prompts],
         "rows": list(run.rows),
@@ -194,10 +194,10 @@ def describe(run: Run, dtype: str) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """Return a fact as JSON can hold it: what JSON has no form for as text.
+    """Return a fact in a form JSON can hold, as text if need be.
 
-    A fact never costs a recording. NaN and infinities become "nan" and "inf", scalars of numpy and
-    torch Python's, anything else its ``str``.
+    An odd fact must not lose a recording. NaN and infinities become "nan" and "inf", numpy and
+    torch scalars become Python's, anything else its ``str``.
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -215,7 +215,7 @@ def json_value(value: Any) -> Any:
 
 
 def sealed_header(header: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metadata of a file: format, version, header, and the header's checksum."""
+    """Return a file's metadata: format, version, header and the header's checksum."""
     text = json.dumps(header, allow_nan=False)
     return {
         "format": FORMAT,
@@ -226,7 +226,7 @@ def sealed_header(header: Mapping[str, Any]) -> dict[str, str]:
 
 
 def kept_steps(keep: frozenset[str], done: int) -> int:
-    """Return how many steps are stored of a run: those done, or one that is their mean."""
+    """Return the number of stored steps: those done, or 1 for their mean."""
     return done if "step" in keep else 1
 
 
@@ -237,19 +237,19 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """Return the checksum of bytes, 32 hexadecimal digits."""
+    """Return a checksum of bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def png_of(image: Image.Image) -> bytes:
-    """Return an image as the bytes of a PNG file."""
+    """Encode an image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def image_of(png: bytes) -> Image.Image:
-    """Return the image of a PNG file's bytes."""
+    """Decode a PNG file."""
     image = Image.open(io.BytesIO(png), formats=["PNG"])
     image.load()
     return image

@@ -15,7 +15,7 @@ from xattn.records.run import AXES
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 ACCELERATORS = ("cuda", "mps", "xpu")
-"""Kinds of devices whose names are never folders' names, also where there are none of them."""
+"""Device types whose names never mean a folder, even if this machine has no such device."""
 
 _OF_TRACE = ("keep", "words", "layers", "dtype", "to")
 
@@ -36,10 +36,10 @@ class Options:
     def __post_init__(self) -> None:
         unknown = self.keep - set(AXES)
         if unknown:
-            raise ValueError(f"keep={sorted(unknown)!r}: the axes are {', '.join(AXES)}")
+            raise ValueError(f"keep={sorted(unknown)!r}: expected any of {', '.join(AXES)}")
         if "head" in self.keep and "layer" not in self.keep:
             raise ValueError(
-                'keep="head" needs "layer" too: heads of different layers have no mean'
+                'keep="head" needs "layer" too: heads of different layers cannot be averaged'
             )
         if self.dtype not in DTYPES:
             names = ", ".join(map(str, DTYPES))
@@ -68,7 +68,7 @@ class Options:
         """Return options as users write them: one word or several, a device or a folder.
 
         Raises:
-            ValueError: an option makes no sense.
+            ValueError: an option is out of its range, or two contradict each other.
         """
         return cls(
             keep=frozenset((keep,) if isinstance(keep, str) else keep),
@@ -80,10 +80,10 @@ class Options:
 
     @classmethod
     def of_trace(cls, trace: bool | Mapping[str, Any]) -> Options:
-        """Return an edit's ``trace=``: whether it is recorded, or the options for it.
+        """Return the options of an edit's ``trace=``, a bool or a mapping.
 
         Raises:
-            ValueError: an option is none of those that an edit's recording has.
+            ValueError: not an option of an edit's recording.
         """
         given = dict(trace) if isinstance(trace, Mapping) else {}
         unknown = sorted(set(given) - set(_OF_TRACE))
@@ -97,18 +97,18 @@ def _several(words: str | int | Sequence[str | int]) -> tuple[str | int, ...]:
 
 
 def place(to: str | os.PathLike[str] | torch.device) -> torch.device | Path:
-    """Tell a device from a folder: "cpu" and "cuda:1" are devices, any other text is a path.
+    """Return the device or folder named by ``to=``: "cpu" and "cuda:1" are devices.
 
-    Torch knows many more names of devices ("meta", "lazy", "xla", "ipu"). They are folders unless
-    memory can be had there.
+    Torch knows many more device names ("meta", "lazy", "xla", "ipu"). They mean folders unless
+    the device can hold tensors here.
 
     Raises:
-        ValueError: a device that can't hold maps here.
+        ValueError: the device cannot hold maps here.
     """
     if isinstance(to, torch.device):
         problem = _problem(to)
         if problem:
-            raise ValueError(f"to={to!r} can hold no maps here ({problem}): give to='cpu'")
+            raise ValueError(f"to={to!r} cannot hold maps here ({problem}): use to='cpu'")
         return to
     if isinstance(to, str):
         device = _device(to)
@@ -117,10 +117,10 @@ def place(to: str | os.PathLike[str] | torch.device) -> torch.device | Path:
             return device
         if device and device.type in ACCELERATORS:
             raise ValueError(
-                f"to={to!r} can hold no maps here ({problem}): give to='cpu', or to='./{to}' for "
+                f"to={to!r} cannot hold maps here ({problem}): use to='cpu', or to='./{to}' for "
                 "a folder of this name"
             )
-    return Path(to).resolve()  # survives a later chdir
+    return Path(to).resolve()  # stays valid after a later chdir
 
 
 def _device(name: str) -> torch.device | None:
@@ -131,12 +131,12 @@ def _device(name: str) -> torch.device | None:
 
 
 def _problem(device: torch.device) -> str:
-    """Return why a device can't hold tensors here; an empty text if it can."""
+    """Return why a device cannot hold tensors here, or ""."""
     if device.type == "meta":
         return "its tensors have no content"
     try:
         torch.empty(1, device=device)
-    except Exception as error:  # each backend that is missing raises a type of its own
+    except Exception as error:  # every missing backend raises its own type
         lines = str(error).splitlines() or [""]
         return f"{type(error).__name__}: {lines[0][:80]}"
     return ""

@@ -1,4 +1,4 @@
-"""Free bytes of devices and disks, and what to do where they don't suffice."""
+"""Free space on devices and disks, and what to change where it is too small."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from xattn.records.shape import Shape
 
 
 def check_room(shape: Shape, device: torch.device, to: str | torch.device | Path) -> None:
-    """Raises MemoryError before the first step when the maps would not fit where they go.
+    """Raise MemoryError before the first step if the maps would not fit.
 
-    The error says which options would make them fit.
+    The error names options that would make them fit.
     """
-    working = 4 * shape.numel  # the float32 buffer that layers write into
+    working = 4 * shape.numel  # the float32 buffer the layers write into
     free, place = free_bytes(device, device)
     if working > free:
         raise MemoryError(
             f"recording needs a buffer of {_size(working)} on {device}, which has {_size(free)} "
-            "free; record fewer words= or layers=, or without the heads"
+            "free; record fewer words= or layers=, or drop the head axis"
         )
     free, place = free_bytes(device, to)
     if shape.nbytes <= free:
@@ -36,14 +36,14 @@ def check_room(shape: Shape, device: torch.device, to: str | torch.device | Path
 
 
 def check_room_for(what: str, nbytes: int, device: torch.device, advice: str = "") -> None:
-    """Raises MemoryError before the first step when something would not fit a device."""
+    """Raise MemoryError before the first step if ``nbytes`` would not fit on a device."""
     free, place = free_bytes(device, device)
     if nbytes > free:
         raise MemoryError(f"{what} {_size(nbytes)}, and {place} has {_size(free)} free{advice}")
 
 
 def free_bytes(device: torch.device, to: str | torch.device | Path) -> tuple[int, str]:
-    """Gives the bytes free where maps would go, and the name of that place."""
+    """Return the free bytes where maps would go, and a name for that place."""
     if isinstance(to, Path):
         folder = to
         while not folder.exists():
@@ -75,7 +75,7 @@ def _advice(shape: Shape, free: int, to: str | torch.device | Path) -> str:
 
 
 def without(shape: Shape, dropped: frozenset[str]) -> Shape:
-    """Gives the axes of the same recording with some of them averaged."""
+    """Return the shape of the same recording with some axes averaged."""
     layers = shape.layers
     if "layer" in dropped:
         layers = tuple({(layer.grid, layer.middle): layer for layer in layers}.values())

@@ -1,4 +1,4 @@
-"""What one call of a pipeline left behind: its axes, and the maps along them."""
+"""The record of one pipeline call: its axes, and the maps along them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ AXES = ("step", "layer", "head")
 
 @dataclass(frozen=True)
 class Layer:
-    """A place where the denoiser attends to text, or the mean of several of one grid.
+    """A text-attention layer of the denoiser, or the mean of several with one grid.
 
     Attributes:
         name: the module's name in the denoiser, for example
-            ``down_blocks.0.attentions.0.transformer_blocks.0.attn2``; ``controlnet.`` stands
-            before it for a ControlNet's layer. Where the layer axis was dropped, ``mean@HxW``, or
-            ``mean@HxW.middle`` for those in the middle.
+            ``down_blocks.0.attentions.0.transformer_blocks.0.attn2``, with the prefix
+            ``controlnet.`` for a ControlNet's layer. Without the layer axis, ``mean@HxW``, or
+            ``mean@HxW.middle`` for the middle block.
         grid: (height, width) of its queries.
-        heads: how many heads the layer has.
-        members: the names of the layers whose mean this is; its own name alone otherwise.
+        heads: number of attention heads.
+        members: names of the averaged layers; otherwise just its own name.
     """
 
     name: str
@@ -41,54 +41,54 @@ class Layer:
 
     @property
     def area(self) -> int:
-        """The number of queries, height x width."""
+        """Number of queries, height x width."""
         return self.grid[0] * self.grid[1]
 
     @property
     def middle(self) -> bool:
-        """Whether it stands in the denoiser's middle block, or in a ControlNet.
+        """Whether it is in the denoiser's middle block, or in a ControlNet.
 
-        Means over layers never mix these with the others, which heat maps are made of by default.
+        Means over layers keep these apart: by default heat maps leave them out.
         """
         return any("mid_block" in name or "controlnet." in name for name in self.members)
 
 
 class Store(Protocol):
-    """Where maps are kept: memory, or a folder of safetensors files."""
+    """Storage of maps: memory, or a folder of safetensors files."""
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the kept maps take."""
+        """Size of the kept maps in bytes."""
 
     def read(self, layer: int, steps: Sequence[int]) -> torch.Tensor:
-        """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
+        """Return a layer's maps as kept, (steps, images, heads, tokens, height, width)."""
 
 
 @dataclass
 class Run:
-    """The record of one call of a pipeline.
+    """The record of one pipeline call.
 
-    Maps are attention probabilities of the image's queries for each kept token. Axes that were
-    not kept have length one: their mean over what was dropped.
+    Maps are attention probabilities of the image's queries for each kept token. An axis not kept
+    has length one: the mean over it.
 
     Attributes:
-        prompts: the tokenised prompts, one for each prompt that was asked for.
-        rows: for each recorded image, which of ``prompts`` it follows; prompt-major, the order
-            of ``pipe(...).images``.
-        positions: the positions on the token axis that were kept, ascending.
-        layers: what was recorded, in the order in which the denoiser is defined.
-        timesteps: the schedule's timestep of each step of the run.
+        prompts: the tokenized prompts of the call.
+        rows: for each recorded image, the index of its prompt in ``prompts``; prompt-major, the
+            order of ``pipe(...).images``.
+        positions: the kept positions on the token axis, ascending.
+        layers: the recorded layers, in the order of the denoiser's definition.
+        timesteps: the scheduler's timestep of each step.
         latent: (height, width) of the latents.
-        keep: which of "step", "layer", "head" were kept.
-        store: the maps themselves.
+        keep: the axes kept, of "step", "layer", "head".
+        store: the maps.
         info: facts about the run (model, scheduler, guidance, versions), plain JSON values.
-        images: the pictures that the pipeline gave, where it gave pictures.
-        done: how many steps are complete.
-        estimates: (steps, images, channels, height, width), what the denoiser took the clean
-            latents to be at each step; None where previews weren't asked for.
-        affinity: (images, height, width, height, width), the image's attention to itself: for each
-            query cell the shares that it takes of every cell, the mean over heads, layers of that
-            grid, and denoiser calls; None where ``affinity=True`` wasn't asked for.
+        images: the pipeline's images, if it returned any.
+        done: number of complete steps.
+        estimates: (steps, images, channels, height, width), the denoiser's estimate of the clean
+            latents at each step; None without ``previews=True``.
+        affinity: (images, height, width, height, width), the image's self-attention: each query
+            cell's share of every cell, averaged over the heads, layers of one grid, and denoiser
+            calls; None without ``affinity=True``.
     """
 
     prompts: tuple[Prompt, ...]
@@ -107,16 +107,16 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the maps take, and what previews and affinities do."""
+        """Size of the maps, previews and affinities in bytes."""
         extras = (self.estimates, self.affinity)
         return self.store.nbytes + sum(extra.nbytes for extra in extras if extra is not None)
 
     def prompt(self, image: int) -> Prompt:
-        """Gives the prompt that an image follows."""
+        """Return the prompt of an image."""
         return self.prompts[self.rows[image]]
 
     def maps(self, layer: int, steps: Sequence[int] | None = None) -> torch.Tensor:
-        """Gives a layer's maps, float32 (steps, images, heads, tokens, height, width)."""
+        """Return a layer's maps, float32 (steps, images, heads, tokens, height, width)."""
         if steps is None:
             steps = range(self.done if "step" in self.keep else 1)
         return self.store.read(layer, steps).float()
@@ -126,11 +126,11 @@ LayerFilter = str | Sequence[str] | Callable[[Layer], bool] | None
 
 
 def select_layers(layers: Sequence[Layer], wanted: LayerFilter) -> list[int]:
-    """Gives the indices of the layers that a name, a glob, a list of them or a test picks.
+    """Return the indices of layers matching a name, a glob, a list of them or a predicate.
 
     Raises:
-        ValueError: nothing fits, or nothing fits one of several names; the error lists the
-            layers there are.
+        ValueError: no layer matches, or one of several names does not match any; the error
+            lists the layers.
     """
     globs = [wanted] if isinstance(wanted, str) else wanted
     if globs is not None and not callable(globs):
@@ -139,12 +139,12 @@ def select_layers(layers: Sequence[Layer], wanted: LayerFilter) -> list[int]:
     chosen = [i for i, layer in enumerate(layers) if picks(layer, wanted)]
     if not chosen:
         names = ", ".join(layer.name for layer in layers)
-        raise ValueError(f"layers={wanted!r} fits none of the layers recorded: {names}")
+        raise ValueError(f"layers={wanted!r} does not match any layer; the layers are: {names}")
     return chosen
 
 
 def picks(layer: Layer, wanted: LayerFilter) -> bool:
-    """Tells whether a name, a glob, one of a list of them or a test picks a layer."""
+    """Return whether a layer matches a name, a glob, any of a list of them or a predicate."""
     if wanted is None:
         return True
     if callable(wanted):
@@ -158,28 +158,28 @@ def picks(layer: Layer, wanted: LayerFilter) -> bool:
 
 @dataclass(frozen=True)
 class MemoryStore:
-    """Maps in memory: one tensor for each layer, (steps, images, heads, tokens, height, width)."""
+    """Maps in memory: one tensor per layer, (steps, images, heads, tokens, height, width)."""
 
     tensors: tuple[torch.Tensor, ...]
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the kept maps take."""
+        """Size of the kept maps in bytes."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     def read(self, layer: int, steps: Sequence[int]) -> torch.Tensor:
-        """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
+        """Return a layer's maps as kept, (steps, images, heads, tokens, height, width)."""
         return self.tensors[layer][list(steps)].cpu()
 
 
 def info_versions() -> Mapping[str, str]:
-    """Gives the versions of the libraries that shape a result."""
+    """Return the versions of the libraries that affect results."""
     return {name: _version(name) for name in ("xattn", "torch", "diffusers", "transformers")}
 
 
-@cache  # reading a package's metadata takes milliseconds
+@cache  # reading package metadata takes milliseconds
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # run from a tree that isn't installed
+    except metadata.PackageNotFoundError:  # run from a source tree without installation
         return "unknown"

@@ -1,4 +1,4 @@
-"""The axes of a recording's buffer, its size, and its views by layer."""
+"""The axes and size of a recording's buffer, and its views by layer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from xattn.records.run import Layer
 
 @dataclass(frozen=True)
 class Shape:
-    """The axes of a recording, from which its bytes follow before anything is run.
+    """The axes of a recording; they determine its size before anything runs.
 
     Attributes:
-        layers: what is kept, one entry for each layer or, without that axis, for each grid.
-        images: recorded rows of the batch.
-        tokens: kept positions of the token axis.
-        steps: of the schedule; None where a user's own loop doesn't say.
-        keep: which of "step", "layer", "head" are kept.
-        dtype: of the kept maps.
+        layers: one entry per kept layer or, without the layer axis, per grid.
+        images: number of recorded images.
+        tokens: number of kept token positions.
+        steps: number of steps in the schedule; None in a custom loop without a scheduler.
+        keep: the axes kept, of "step", "layer", "head".
+        dtype: dtype of the kept maps.
     """
 
     layers: tuple[Layer, ...]
@@ -31,28 +31,28 @@ class Shape:
     dtype: torch.dtype
 
     def of_layer(self, layer: Layer) -> tuple[int, ...]:
-        """Gives (images, heads, tokens, height, width) of one step of a layer."""
+        """Return one step's shape of a layer: (images, heads, tokens, height, width)."""
         heads = layer.heads if "head" in self.keep else 1
         return (self.images, heads, self.tokens, *layer.grid)
 
     @property
     def numel(self) -> int:
-        """How many numbers one step has."""
+        """Number of elements per step."""
         return sum(torch.Size(self.of_layer(layer)).numel() for layer in self.layers)
 
     @property
     def rows(self) -> int:
-        """How many steps are kept apart."""
+        """Number of stored steps: 1 without the step axis."""
         return (self.steps or 1) if "step" in self.keep else 1
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the finished recording takes."""
+        """Size of the finished recording in bytes."""
         return self.rows * self.numel * self.dtype.itemsize
 
 
 def views(flat: Tensor, shape: Shape) -> list[Tensor]:
-    """Splits (..., numel) into one view for each layer, (..., images, heads, tokens, h, w)."""
+    """Split (..., numel) into one view per layer, (..., images, heads, tokens, height, width)."""
     sizes = [torch.Size(shape.of_layer(layer)) for layer in shape.layers]
     parts = flat.split([size.numel() for size in sizes], dim=-1)
     lead = flat.shape[:-1]
@@ -62,5 +62,5 @@ def views(flat: Tensor, shape: Shape) -> list[Tensor]:
 
 
 def shapes_of(shape: Shape, rows: int) -> tuple[tuple[int, ...], ...]:
-    """Gives each layer's (steps, images, heads, tokens, height, width)."""
+    """Return the shape of each layer's maps: (steps, images, heads, tokens, height, width)."""
     return tuple((rows, *shape.of_layer(layer)) for layer in shape.layers)

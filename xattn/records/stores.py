@@ -1,4 +1,4 @@
-"""Where finished steps go: memory, or a folder."""
+"""Destinations of finished steps: memory, or a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xattn.records.shape import Shape, shapes_of, views
 
 
 class RowStore:
-    """Maps in memory, each step one flat row; what a tape fills and a ``Run`` reads."""
+    """Maps in memory, each step one flat row; filled by a buffer, read by a ``Run``."""
 
     def __init__(self, shape: Shape, device: torch.device, pinned: bool) -> None:
         self.shape = shape
@@ -26,12 +26,12 @@ class RowStore:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the kept maps take."""
+        """Size of the kept maps in bytes."""
         return self.flat.numel() * self.flat.element_size()
 
     def write(self, row: int, values: Tensor) -> None:
-        """Copies one step's numbers, without waiting for the device."""
-        if row >= len(self.flat):  # a loop whose length nobody knew
+        """Copy one step's values, without waiting for the device."""
+        if row >= len(self.flat):  # a loop of unknown length
             with torch.inference_mode(False):
                 self.flat = torch.cat([self.flat, torch.zeros_like(self.flat)])
         self.flat[row].copy_(values, non_blocking=True)
@@ -40,19 +40,19 @@ class RowStore:
             self.ready.record()
 
     def trim(self, rows: int) -> None:
-        """Gives back the room for steps that never came."""
+        """Free the room of steps that never ran."""
         if rows < len(self.flat):
             self.flat = self.flat[:rows].clone()
 
     def read(self, layer: int, steps: Sequence[int]) -> Tensor:
-        """Gives (steps, images, heads, tokens, height, width) of a layer, in the kept dtype."""
+        """Return a layer's maps as kept, (steps, images, heads, tokens, height, width)."""
         if self.ready is not None:
             self.ready.synchronize()
         return views(self.flat, self.shape)[layer][list(steps)].cpu()
 
 
 class FolderWriter:
-    """Maps on disk, a file for each step, written behind the denoiser's back."""
+    """Maps on disk, one file per step, written in a background thread."""
 
     def __init__(self, shape: Shape, folder: Path) -> None:
         self.shape = shape
@@ -61,7 +61,7 @@ class FolderWriter:
         self.pending: Future[None] | None = None
 
     def write(self, row: int, values: Tensor) -> None:
-        """Hands one step to the writer; raises what went wrong with the one before."""
+        """Hand one step to the writer thread; raise the error of the step before, if any."""
         self.flush()
         event = None
         if values.is_cuda:
@@ -79,25 +79,25 @@ class FolderWriter:
         self.store.write(row, [part.contiguous() for part in views(host, self.shape)])
 
     def flush(self) -> None:
-        """Waits for the step that is being written."""
+        """Wait for the step being written."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Waits, and lets the thread go."""
+        """Wait for the last step, then stop the thread."""
         try:
             self.flush()
         finally:
             self.pool.shutdown()
 
     def written(self, rows: int) -> FolderStore:
-        """Gives the store of the rows that were written, however many were planned."""
+        """Return the store of the steps actually written."""
         return FolderStore(self.store.folder, shapes_of(self.shape, rows), self.shape.dtype)
 
 
 def new_folder(parent: Path) -> Path:
-    """Makes the folder of a run: a new one, so that no earlier run is written over."""
+    """Make a new folder for a run, so that earlier runs are never overwritten."""
     number = 0
     while True:
         folder = parent / f"run-{number:05d}"
