@@ -282,7 +282,7 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path, change, mes
 def test_a_newer_version_says_so(tmp_path):
     path = tmp_path / "run.safetensors"
     forged(path, lambda *_: None, version="2")
-    with pytest.raises(FileError, match=r"version 2 of the format.*upgrade xattn"):
+    with pytest.raises(FileError, match=r"format version 2.*upgrade xattn"):
         load(path)
 
 
@@ -300,7 +300,7 @@ def test_foreign_and_missing_files_are_clear_errors(tmp_path):
         load(text)
     with pytest.raises(FileNotFoundError, match="no recording"):
         load(tmp_path / "nowhere")
-    with pytest.raises(FileError, match=r"no header\.json"):
+    with pytest.raises(FileError, match=r"header\.json is missing"):
         load(tmp_path)
 
 
@@ -380,7 +380,7 @@ def test_a_damaged_folder_is_a_clear_error(tmp_path):
 
 def test_a_folder_refuses_maps_of_another_shape(tmp_path):
     store = FolderStore(tmp_path, [(1, 1, 1, 2, 4, 4)], torch.float16)
-    with pytest.raises(ValueError, match="is expected"):
+    with pytest.raises(ValueError, match="expected"):
         store.write(0, [torch.zeros(1, 1, 3, 4, 4)])
 
 

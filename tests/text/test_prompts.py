@@ -176,7 +176,7 @@ def test_words_cut_off_are_named_as_such() -> None:
     assert len(prompt.find("red")) == 25
     with pytest.raises(WordError, match=r"cut off at 77 tokens.*left are: a, red, car$"):
         prompt.find("lawn")
-    with pytest.raises(WordError, match="stands 25 times"):
+    with pytest.raises(WordError, match="occurs 25 times"):
         prompt.find("red", 25)
     with pytest.raises(WordError, match="is not in the prompt"):
         prompt.find("blue")
@@ -290,7 +290,7 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
 
 def test_a_tokenizer_without_a_length_asks_for_one() -> None:
-    with pytest.raises(ValueError, match="give max_length="):
+    with pytest.raises(ValueError, match="pass max_length="):
         tokenize(tiny.tokenizer(model_max_length=10**30), "a")
 
 
