@@ -114,15 +114,15 @@ def test_a_part_of_a_mean_of_layers_is_refused():
         (["step"], {"heads": 0}, r"head axis was averaged .* 'head' in keep="),
         (["step"], {"steps": 3}, r"steps: 3 is out of range, there are 3"),
         (["step"], {"steps": [0, -4]}, r"steps: -4 is out of range"),
-        (["step"], {"steps": slice(5, 9)}, r"picks none of the 3 steps"),
-        (["step"], {"steps": []}, r"picks none of the 3 steps"),
+        (["step"], {"steps": slice(5, 9)}, r"does not select any of the 3 steps"),
+        (["step"], {"steps": []}, r"does not select any of the 3 steps"),
         (["step", "head"], {"heads": 2}, r"heads of down_blocks.* 2 is out of range"),
-        (["step", "head"], {"heads": []}, r"picks no head"),
-        (["step"], {"layers": "nothing"}, r"fits none of the layers recorded: down_blocks"),
-        (["step"], {"layers": ["up_blocks.*", "typo"]}, r"layers='typo' fits none"),
-        (["step"], {"steps": "10"}, r"steps='10': give an index or several, whole numbers"),
-        (["step"], {"steps": 1.7}, r"steps=1\.7: give an index"),
-        (["step", "head"], {"heads": [0, 0.5]}, r"heads=\[0, 0\.5\]: give an index"),
+        (["step", "head"], {"heads": []}, r"does not select any head"),
+        (["step"], {"layers": "nothing"}, r"does not match any layer; the layers are: down_blocks"),
+        (["step"], {"layers": ["up_blocks.*", "typo"]}, r"layers='typo' does not match any layer"),
+        (["step"], {"steps": "10"}, r"steps='10': expected an index or several, integers"),
+        (["step"], {"steps": 1.7}, r"steps=1\.7: expected an index"),
+        (["step", "head"], {"heads": [0, 0.5]}, r"heads=\[0, 0\.5\]: expected an index"),
         (["step"], {"image": 1}, r"image: 1 is out of range, there are 1"),
     ],
 )
@@ -132,7 +132,7 @@ def test_what_is_not_there_is_a_clear_error(keep, options, message):
 
 
 def test_daam_says_when_it_finds_no_layer():
-    with pytest.raises(ValueError, match=r"layers='daam' fits none .*mid_block.* \(1x2\)"):
+    with pytest.raises(ValueError, match=r"layers='daam' does not match .*mid_block.* \(1x2\)"):
         daam.token_maps(make_run(layers=LAYERS[2:3]), [2], layers="daam")
 
 

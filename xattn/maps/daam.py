@@ -1,13 +1,13 @@
 """Heat maps from recorded probabilities (Tang et al. 2023, section 3).
 
-The heat map of a word: for each layer the mean over heads and the sum over steps of the word's
-probabilities, bicubic to the latent grid, clamped at 0; then the mean over the layers and the
-mean over the word's tokens.
+The heat map of a word, for each layer: average its probabilities over heads, sum over steps,
+resize (bicubic) to the latent grid, clamp at 0; then average over layers and over the word's
+tokens.
 
-The sum over steps is the definition's: a heat map of 50 steps is 50 times that of an average
-step. Where a recording kept only the mean over its steps, the sum is that mean times the number
-of steps. Where it kept only the mean over layers of one grid, that mean counts as many times as
-it has members (it is clamped once, after the mean).
+The sum over steps follows the definition: a heat map of 50 steps is 50 times an average step.
+If a recording kept only the mean over its steps, the sum is this mean times the number of
+steps. A kept mean over layers of one grid counts once per averaged layer (and is clamped once,
+after the mean).
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def token_maps(
     layers: LayerFilter = None,
     heads: Heads = None,
 ) -> torch.Tensor:
-    """Gives the heat map of each token, float32 (tokens, height, width) on the latent grid.
+    """Return the heat map of each token, float32 (tokens, height, width) on the latent grid.
 
     Args:
-        run: what was recorded.
+        run: the recorded run.
         positions: positions of the tokens on the token axis.
         image: index of the image, in the order of ``pipe(...).images``.
-        steps: which steps to sum; all that are complete by default.
-        layers: names, globs, a test of a ``Layer``, "daam" or "all".
-        heads: which heads to average; all by default.
+        steps: the steps to sum; all complete ones by default.
+        layers: names, globs, a predicate of ``Layer``, "daam" or "all".
+        heads: the heads to average; all by default.
 
     Raises:
-        ValueError: something was asked for that is not in the recording.
+        ValueError: an argument selects something not in the recording.
     """
     chosen, weights = layers_of(run, layers)
     total = torch.zeros(len(positions), *run.latent)
@@ -69,7 +69,7 @@ def step_token_maps(
     layers: LayerFilter = None,
     heads: Heads = None,
 ) -> torch.Tensor:
-    """Gives each step's own heat maps, float32 (steps, tokens, height, width)."""
+    """Return the heat maps of each single step, float32 (steps, tokens, height, width)."""
     need(run, "step", "maps of single steps")
     chosen, weights = layers_of(run, layers)
     total = torch.zeros(completed(run), len(positions), *run.latent)
@@ -88,7 +88,7 @@ def layer_maps(
     steps: Steps = None,
     heads: Heads = None,
 ) -> torch.Tensor:
-    """Gives one layer's mean over heads and sum over steps, (tokens, h, w) on its own grid."""
+    """Return one layer's mean over heads and sum over steps, (tokens, h, w) on its own grid."""
     total = torch.zeros(len(positions), *run.layers[layer].grid)
     for native in _each_step(run, layer, positions, image, steps, heads):
         total += native
@@ -98,7 +98,7 @@ def layer_maps(
 def head_maps(
     run: Run, layer: int, positions: Sequence[int], image: int = 0, *, steps: Steps = None
 ) -> torch.Tensor:
-    """Gives each head's sum over steps, (heads, tokens, h, w) on the layer's own grid."""
+    """Return each head's sum over steps, (heads, tokens, h, w) on the layer's own grid."""
     need(run, "head", "maps of single heads")
     index, rows = token_index(run, positions), image_index(run, image)
     total = torch.zeros(run.layers[layer].heads, len(positions), *run.layers[layer].grid)
@@ -110,15 +110,15 @@ def head_maps(
 def step_layer_maps(
     run: Run, layer: int, positions: Sequence[int], image: int = 0, *, heads: Heads = None
 ) -> torch.Tensor:
-    """Gives one layer's mean over heads at each step, (steps, tokens, h, w) on its own grid.
+    """Return one layer's mean over heads at each step, (steps, tokens, h, w) on its own grid.
 
-    Where the step axis was not kept there is one step: the mean.
+    Without the step axis there is one step: the mean.
     """
     return torch.stack(list(_each_step(run, layer, positions, image, None, heads)))
 
 
 def to_grid(native: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Brings (..., h, w) to another grid: bicubic, clamped at 0."""
+    """Resize (..., h, w) to another grid: bicubic, clamped at 0."""
     lead = native.shape[:-2]
     flat = native.reshape(-1, 1, *native.shape[-2:])  # (maps, 1, h, w)
     sized = F.interpolate(flat, size=grid, mode="bicubic", align_corners=False)
@@ -128,9 +128,9 @@ def to_grid(native: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 def _each_step(
     run: Run, layer: int, positions: Sequence[int], image: int, steps: Steps, heads: Heads
 ) -> Iterator[torch.Tensor]:
-    """Yields (tokens, h, w) of each step, the mean over the chosen heads.
+    """Yield (tokens, h, w) for each step, averaged over the chosen heads.
 
-    One step at a time, and only the chosen tokens in float32: a run can be larger than memory.
+    One step at a time, and only the chosen tokens in float32: a run can exceed memory.
     """
     index, row = token_index(run, positions), image_index(run, image)
     chosen = head_indices(run, layer, heads)

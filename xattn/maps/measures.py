@@ -1,6 +1,6 @@
-"""What a heat map says in one number: where it is, how much, how focused, on what.
+"""Single-number measures of a heat map: where it is, how much, how focused, on what.
 
-Pure functions of a map (height, width) that is nowhere negative, and of masks of the same shape.
+Pure functions of a nonnegative map (height, width), and of masks of the same shape.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Map = Any  # what np.asarray makes a (height, width) array of: arrays, CPU tensors, heat maps
+Map = Any  # anything np.asarray turns into (height, width): arrays, CPU tensors, heat maps
 
 
 def mean(heat: Map) -> float:
-    """Gives the mean over the grid."""
+    """Return the mean over the grid."""
     return float(_array(heat).mean())
 
 
 def maximum(heat: Map) -> float:
-    """Gives the highest value."""
+    """Return the highest value."""
     return float(_array(heat).max())
 
 
 def std(heat: Map) -> float:
-    """Gives the standard deviation over the grid (of the population)."""
+    """Return the population standard deviation over the grid."""
     return float(_array(heat).std())
 
 
 def focus_area(heat: Map, share: float = 0.5) -> float:
-    """Gives the smallest share of the grid, in (0, 1], that holds a share of the mass.
+    """Return the smallest share of the grid, in (0, 1], which holds a share of the mass.
 
-    1/area for a single bright cell, ``share`` (rounded up to whole cells) for an even map.
+    1/area for a single bright cell, ``share`` (rounded up to whole cells) for a uniform map.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
@@ -44,7 +44,7 @@ def focus_area(heat: Map, share: float = 0.5) -> float:
 
 
 def centre(heat: Map) -> tuple[float, float]:
-    """Gives the centre of mass (row, column), each in [0, 1] from the top left corner."""
+    """Return the centre of mass (row, column), each in [0, 1] from the top left corner."""
     values = _array(heat)
     height, width = values.shape
     mass = values.sum()
@@ -55,10 +55,10 @@ def centre(heat: Map) -> tuple[float, float]:
 
 
 def entropy(heat: Map, *, normalized: bool = True) -> float:
-    """Gives the entropy of the map as a distribution over the grid.
+    """Return the entropy of the map as a distribution over the grid.
 
-    In [0, 1], a share of the even map's, or in nats where ``normalized`` is false. A map that is
-    zero everywhere counts as even.
+    In [0, 1], relative to a uniform map, or in nats if ``normalized`` is false. An all-zero map
+    counts as uniform.
     """
     values = _array(heat).ravel()
     most = float(np.log(values.size))
@@ -71,19 +71,19 @@ def entropy(heat: Map, *, normalized: bool = True) -> float:
 
 
 def threshold_mask(heat: Map, threshold: float) -> NDArray[np.bool_]:
-    """Gives where the map reaches a share of its maximum: (height, width) bool.
+    """Return where the map reaches a share of its maximum: (height, width) bool.
 
-    0 takes everything, 1 the peak alone; a map that is zero everywhere gives an empty mask.
+    0 selects everything, 1 only the peak; an all-zero map returns an empty mask.
     """
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is a share of the maximum, in [0, 1]; got {threshold}")
+        raise ValueError(f"threshold must be a share of the maximum, in [0, 1], got {threshold}")
     values = _array(heat)
     most = float(values.max())
     return np.greater_equal(values, threshold * most) & (most > 0)
 
 
 def iou(heat: Map, mask: Map, threshold: float = 0.4) -> float:
-    """Gives the intersection over union of a mask and the map above a threshold."""
+    """Return the intersection over union of a mask and the thresholded map."""
     wanted = _mask(mask, _array(heat))
     found = threshold_mask(heat, threshold)
     union = int((found | wanted).sum())
@@ -91,7 +91,7 @@ def iou(heat: Map, mask: Map, threshold: float = 0.4) -> float:
 
 
 def best_iou(heat: Map, mask: Map) -> tuple[float, float]:
-    """Gives the highest IoU that any threshold reaches, and that threshold."""
+    """Return the highest IoU over all thresholds, and its threshold."""
     values = _array(heat)
     wanted = _mask(mask, values).ravel()
     flat = values.ravel()
@@ -108,7 +108,7 @@ def best_iou(heat: Map, mask: Map) -> tuple[float, float]:
 
 
 def pointing(heat: Map, mask: Map) -> bool:
-    """Tells whether the peak lies inside the mask (the pointing game)."""
+    """Return whether the peak lies inside the mask (the pointing game)."""
     values = _array(heat)
     return bool(_mask(mask, values).ravel()[values.argmax()])
 
@@ -118,7 +118,7 @@ def _array(heat: Map) -> NDArray[np.float64]:
     if values.ndim != 2 or not values.size:
         raise ValueError(f"expected a map (height, width), got the shape {values.shape}")
     if not np.isfinite(values).all() or values.min() < 0:
-        raise ValueError("a map must be finite and nowhere negative")
+        raise ValueError("a map must be finite and not negative anywhere")
     return values
 
 

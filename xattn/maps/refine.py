@@ -11,13 +11,13 @@ from xattn.records.run import Run
 
 
 def refined(run: Run, tokens: torch.Tensor, image: int) -> torch.Tensor:
-    """Lets maps flow along the image's attention to itself: what looks alike shares its heat.
+    """Spread maps along the image's self-attention: regions that look alike share their heat.
 
-    Each cell takes the mean of the map over the cells that it attends to, by the shares that
-    ``Run.affinity`` has of them.
+    Each cell becomes the mean of the map over the cells it attends to, weighted by the shares in
+    ``Run.affinity``.
 
     Args:
-        run: what was recorded.
+        run: the recorded run.
         tokens: maps on the latent grid, (tokens, height, width).
         image: index of the image.
 
@@ -26,7 +26,7 @@ def refined(run: Run, tokens: torch.Tensor, image: int) -> torch.Tensor:
     """
     if run.affinity is None:
         raise ValueError(
-            "a refined map needs the image's attention to itself: record with affinity=True "
+            "a refined map needs the image's self-attention: record with affinity=True "
             "(on the command line, --refined)"
         )
     shares = run.affinity[image_index(run, image)].float()  # (h, w, h, w)

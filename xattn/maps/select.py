@@ -1,4 +1,4 @@
-"""Which steps, layers, heads, images and tokens a map is made of."""
+"""The steps, layers, heads, images and tokens a map is made of."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xattn.text.prompt import Prompt
 
 
 def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -> tuple[int, ...]:
-    """Gives the token positions to keep: of the words named, or of every token of every prompt.
+    """Return the token positions to keep: those of the named words, or of every prompt token.
 
     Raises:
-        ValueError: none of the prompts has a word; the error lists the words there are.
+        ValueError: no prompt contains the word; the error lists the words of the prompts.
     """
     found: set[int] = set()
     if words is None:
@@ -22,7 +22,7 @@ def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -
             found.update(t.position for t in prompt.tokens)
             if prompt.is_anonymous or (prompt.clash and not prompt.tokens):
                 found.update(range(prompt.length))
-        if not found:  # an empty prompt: its end token is all that can be looked at
+        if not found:  # an empty prompt: only its end token can be shown
             found.add(1)
         return tuple(sorted(found))
     for word in words:
@@ -47,30 +47,30 @@ Asked = str | int | Sequence[int]  # a word or phrase, or token positions
 
 
 def all_layers(layer: Layer, latent: tuple[int, int]) -> bool:
-    """Takes every layer."""
+    """Select every layer."""
     return True
 
 
 def daam_layers(layer: Layer, latent: tuple[int, int]) -> bool:
-    """Takes the layers of the DAAM paper: no middle block, no grid of 1/8 of the latent."""
+    """Select the layers of the DAAM paper: no middle block, no grid of 1/8 of the latent."""
     coarse = any(side <= -(-whole // 8) for side, whole in zip(layer.grid, latent, strict=True))
     return not layer.middle and not coarse
 
 
 DEFAULT_LAYERS: Callable[[Layer, tuple[int, int]], bool] = daam_layers
-"""What heat maps are made of by default: what measured best (``python -m benchmarks``)."""
+"""Default layers of heat maps: the choice that measured best (``python -m benchmarks``)."""
 
 
 _NAMED = {"all": all_layers, "daam": daam_layers}
 
 
 def layers_of(run: Run, wanted: LayerFilter = None) -> tuple[list[int], list[float]]:
-    """Gives the indices of the layers to use, and the share of each in their mean.
+    """Return the indices of the layers to use, and the weight of each in their mean.
 
-    By default those of ``DEFAULT_LAYERS``; all, where a recording has none of these.
+    Defaults to ``DEFAULT_LAYERS``, or to all layers if the recording has none of these.
 
     Raises:
-        ValueError: no layer fits, or one that fits was averaged with one that doesn't.
+        ValueError: no layer matches, or a matching layer was averaged with one that does not.
     """
     named = DEFAULT_LAYERS if wanted is None else None
     if isinstance(wanted, str):
@@ -91,7 +91,7 @@ def layers_of(run: Run, wanted: LayerFilter = None) -> tuple[list[int], list[flo
         if wanted is not None:
             grids = ", ".join(f"{x.name} ({x.grid[0]}x{x.grid[1]})" for x in run.layers)
             raise ValueError(
-                f"layers={wanted!r} fits none of the layers recorded: {grids}"
+                f"layers={wanted!r} does not match any layer; the layers are: {grids}"
             ) from None
         chosen = list(range(len(run.layers)))
     for i in chosen:
@@ -101,10 +101,10 @@ def layers_of(run: Run, wanted: LayerFilter = None) -> tuple[list[int], list[flo
 
 
 def step_indices(run: Run, steps: Steps) -> list[int]:
-    """Gives the indices of the chosen steps on the step axis of the store.
+    """Return the indices of the chosen steps on the store's step axis.
 
     Raises:
-        ValueError: no such step, or the step axis was not kept.
+        ValueError: a step does not exist, or the step axis was not kept.
     """
     done = completed(run)
     if "step" not in run.keep:
@@ -118,17 +118,17 @@ def step_indices(run: Run, steps: Steps) -> list[int]:
     else:
         chosen = [_within(s, done, "steps") for s in _listed(steps, "steps")]
     if not chosen:
-        raise ValueError(f"steps={steps!r} picks none of the {done} steps")
+        raise ValueError(f"steps={steps!r} does not select any of the {done} steps")
     return chosen
 
 
 def image_index(run: Run, image: int) -> int:
-    """Gives the index of an image, counted from the end where it is negative."""
+    """Return the index of an image, counted from the end if negative."""
     return _within(image, len(run.rows), "image")
 
 
 def token_index(run: Run, positions: Sequence[int]) -> list[int]:
-    """Gives the indices of token positions on the token axis of the store."""
+    """Return the indices of token positions on the store's token axis."""
     where = {position: i for i, position in enumerate(run.positions)}
     missing = [p for p in positions if p not in where]
     if missing or not positions:
@@ -138,11 +138,11 @@ def token_index(run: Run, positions: Sequence[int]) -> list[int]:
 
 
 def kept_words(run: Run, image: int = 0) -> tuple[str, ...]:
-    """Gives the words of an image's prompt whose tokens were all kept, each once."""
+    """Return the words of an image's prompt with all tokens kept, each once."""
     prompt, kept = run.prompt(image_index(run, image)), set(run.positions)
     words: dict[str, str] = {}
     for word in prompt.words:
-        with suppress(ValueError):  # a word that is a part of another's token
+        with suppress(ValueError):  # a word that is only part of a token
             if kept.issuperset(prompt.positions(word.text)):
                 words.setdefault(word.text.casefold(), word.text)
     return tuple(words.values())
@@ -151,13 +151,13 @@ def kept_words(run: Run, image: int = 0) -> tuple[str, ...]:
 def word_positions(
     run: Run, word: Asked, image: int = 0, occurrence: int | None = None
 ) -> tuple[int, ...]:
-    """Gives the token positions of a word or phrase in an image's prompt.
+    """Return the token positions of a word or phrase in an image's prompt.
 
     Args:
-        run: what was recorded.
-        word: a word, a phrase, or token positions; start, end and padding too, where kept.
-        image: index of the image whose prompt is meant.
-        occurrence: which one of several, from 0; all of them by default.
+        run: the recorded run.
+        word: a word, a phrase, or token positions (start, end and padding too, if kept).
+        image: index of the image; its prompt is searched.
+        occurrence: which occurrence, from 0; all of them by default.
 
     Raises:
         ValueError: the prompt lacks the word, or its tokens were not kept.
@@ -176,14 +176,14 @@ def word_positions(
 
 
 def completed(run: Run) -> int:
-    """Gives the number of complete steps; an error where there is none."""
+    """Return the number of complete steps; raise ValueError if there are none."""
     if run.done < 1:
         raise ValueError("no step of this run is complete: there is nothing to show yet")
     return run.done
 
 
 def need(run: Run, axis: str, what: str) -> None:
-    """Raises an error where an axis was not kept, which says how to keep it."""
+    """Raise ValueError if an axis was not kept; the error explains how to keep it."""
     if axis not in run.keep:
         kept = ", ".join(sorted(run.keep)) or "none"
         raise ValueError(
@@ -199,7 +199,7 @@ def head_indices(run: Run, layer: int, heads: Heads) -> list[int] | None:
     need(run, "head", f"heads={heads!r}")
     chosen = _listed(heads, "heads")
     if not chosen:
-        raise ValueError("heads=() picks no head")
+        raise ValueError("heads=() does not select any head")
     what = f"heads of {run.layers[layer].name}"
     return [_within(h, run.layers[layer].heads, what) for h in chosen]
 
@@ -210,17 +210,17 @@ def _check_whole(layer: Layer, pick: LayerFilter, wanted: LayerFilter) -> None:
     parts = [Layer(name, layer.grid, layer.heads) for name in layer.members]
     if not all(picks(part, pick) for part in parts):
         raise ValueError(
-            f"layers={wanted!r} picks some of the layers whose mean was recorded as {layer.name}: "
-            f"record with 'layer' in keep= to tell them apart"
+            f"layers={wanted!r} matches only some of the layers averaged into {layer.name}: "
+            f"record with 'layer' in keep= to keep them apart"
         )
 
 
 def _listed(value: int | Sequence[int], name: str) -> list[int]:
     with suppress(TypeError):
-        return [operator.index(value)]  # type: ignore[arg-type]  # a whole number, numpy's too
+        return [operator.index(value)]  # any integer, numpy's too
     with suppress(TypeError):
         return [operator.index(v) for v in value]  # type: ignore[union-attr]
-    raise ValueError(f"{name}={value!r}: give an index or several, whole numbers from 0")
+    raise ValueError(f"{name}={value!r}: expected an index or several, integers from 0")
 
 
 def _within(number: int, length: int, name: str) -> int:
