@@ -1,8 +1,8 @@
-"""What an edit is: Replace, Refine, Reweight, LocalBlend.
+"""The edits: Replace, Refine, Reweight, LocalBlend.
 
 Frozen, checked data, after Hertz et al. 2022, "Prompt-to-Prompt Image Editing with Cross Attention
-Control". ``xattn.edits.plan`` makes tensors of them. Shares of a run are in [0, 1]: step i of n
-counts as inside the window (a, b) when a·n <= i < b·n.
+Control". ``xattn.edits.plan`` turns them into tensors. Shares of a run are in [0, 1]: step i of n
+is inside the window (a, b) if a·n <= i < b·n.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ Aligner: TypeAlias = Literal["exact", "reference"]
 
 
 def fits_float32(given: object) -> TypeGuard[float]:
-    """Return whether something is a finite number within the range of float32."""
+    """Return whether ``given`` is a finite number within the range of float32."""
     if not is_number(given):
         return False
     try:
-        return abs(float(given)) <= torch.finfo(torch.float32).max  # NaN is not
+        return abs(float(given)) <= torch.finfo(torch.float32).max  # False for NaN
     except OverflowError:  # an integer of hundreds of digits
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scheduled:
-    """When attention follows the source.
+    """The schedule shared by edits: when attention follows the source.
 
     Attributes:
-        cross_steps: share of the run in which cross-attention follows the source; 0.8 where no
-            edit of a composition says otherwise.
+        cross_steps: share of the run in which cross-attention follows the source; 0.8 unless
+            another edit of the composition sets it.
         self_steps: share of the run in which self-attention follows the source; 0.4 by default.
-        word_steps: shares of single words of the target, in place of ``cross_steps``.
+        word_steps: shares for single words of the target, overriding ``cross_steps``.
     """
 
     cross_steps: Share | None = None
@@ -54,17 +54,17 @@ class _Scheduled:
 
 @dataclass(frozen=True)
 class Replace(_Scheduled):
-    """Puts other words in the place of some, and keeps the layout (section 3.2, "word swap").
+    """Replace words and keep the layout (section 3.2, "word swap").
 
     ``Replace("red", "blue")``, or several at once: ``Replace({"red": "blue", "car": "boat"})``. A
-    phrase becomes a phrase of as many words; the words may have different numbers of tokens.
+    phrase must become a phrase with equally many words; their token counts may differ.
 
     Attributes:
-        old: the word or phrase of the source, or a mapping of old ones to new ones.
-        new: what takes its place.
-        occurrence: which one, where the word stands several times, from 0; all by default.
+        old: the word or phrase of the source, or a mapping from old words to new ones.
+        new: its replacement.
+        occurrence: which occurrence of a repeated word, from 0; all by default.
         aligner: "reference" repeats the paper's code, which shifts the words after a swap of
-            words with different numbers of tokens; for reproducing published results.
+            words with different token counts; use it to reproduce published results.
 
     Raises:
         ValueError: nothing to replace, or a schedule outside [0, 1].
@@ -78,19 +78,19 @@ class Replace(_Scheduled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.old, str) == (self.new is None):
-            raise ValueError('Replace takes a word and its successor, or {"red": "blue", ...}')
+            raise ValueError('Replace takes a word and its replacement, or {"red": "blue", ...}')
         pairs = self.swaps
         if not pairs or any(not old.strip() or not new.strip() for old, new in pairs.items()):
             raise ValueError(
-                f"Replace({dict(pairs)!r}) has an empty word; to take a word's effect away "
+                f"Replace({dict(pairs)!r}) has an empty word; to remove a word's effect "
                 "use Reweight with weight 0"
             )
         if self.aligner not in ("exact", "reference"):
-            raise ValueError(f"aligner={self.aligner!r}: there are 'exact' and 'reference'")
+            raise ValueError(f"aligner={self.aligner!r}: expected 'exact' or 'reference'")
 
     @property
     def swaps(self) -> Mapping[str, str]:
-        """The old words and what takes their places."""
+        """Mapping from the old words to their replacements."""
         return {self.old: self.new or ""} if isinstance(self.old, str) else dict(self.old)
 
     def __str__(self) -> str:
@@ -99,10 +99,10 @@ class Replace(_Scheduled):
 
 @dataclass(frozen=True)
 class Refine(_Scheduled):
-    """Adds words: what the prompts share stays where it was (section 3.2, "adding a phrase").
+    """Add words and keep the layout of what the prompts share (section 3.2, "adding a phrase").
 
     Attributes:
-        prompt: the whole new prompt.
+        prompt: the complete new prompt.
 
     Raises:
         ValueError: the prompt is empty, or a schedule is outside [0, 1].
@@ -113,7 +113,7 @@ class Refine(_Scheduled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise ValueError(f"Refine takes the whole new prompt, got {self.prompt!r}")
+            raise ValueError(f"Refine takes the complete new prompt, got {self.prompt!r}")
 
     def __str__(self) -> str:
         return f"Refine {self.prompt!r}"
@@ -121,18 +121,18 @@ class Refine(_Scheduled):
 
 @dataclass(frozen=True)
 class Reweight(_Scheduled):
-    """Makes words act stronger or weaker (section 3.2, "attention re-weighting").
+    """Make words act stronger or weaker (section 3.2, "attention re-weighting").
 
     ``Reweight({"red": 3.0})`` or ``Reweight("red", 3.0)``. Above 1 amplifies, below 1 weakens, 0
-    removes, a negative weight pushes away. Words are those of the target's prompt.
+    removes, a negative weight pushes away. The words are those of the target prompt.
 
     Attributes:
-        weights: a word or phrase, or a mapping of them to weights.
+        weights: a word or phrase, or a mapping from words to weights.
         weight: the weight of a single word.
-        occurrence: which one, where the word stands several times, from 0; all by default.
+        occurrence: which occurrence of a repeated word, from 0; all by default.
 
     Raises:
-        ValueError: there is no weight, or float32 can't hold one.
+        ValueError: a weight is missing, or outside the range of float32.
     """
 
     weights: str | Mapping[str, float]
@@ -144,17 +144,17 @@ class Reweight(_Scheduled):
         if isinstance(self.weights, str) == (self.weight is None):
             raise ValueError('Reweight takes a word and its weight, or {"red": 3.0, ...}')
         if not self.items:
-            raise ValueError('Reweight({}) has no words; give some, as in Reweight({"red": 3.0})')
+            raise ValueError('Reweight({}) has no words; pass some, as in Reweight({"red": 3.0})')
         for word, value in self.items.items():
             if not fits_float32(value):
                 raise ValueError(
-                    f"the weight of {word!r} must be a number that float32 can hold, at most "
-                    f"3.4e+38 either way, got {value!r}; give a smaller one, such as 3.0"
+                    f"the weight of {word!r} must be a number in the range of float32, at most "
+                    f"3.4e+38 either way, got {value!r}; use a smaller one, such as 3.0"
                 )
 
     @property
     def items(self) -> Mapping[str, float]:
-        """The words and their weights."""
+        """Mapping from words to weights."""
         if isinstance(self.weights, str):
             return {self.weights: 1.0 if self.weight is None else self.weight}
         return dict(self.weights)
@@ -165,20 +165,20 @@ class Reweight(_Scheduled):
 
 @dataclass(frozen=True, eq=False)
 class LocalBlend:
-    """Keeps an edit to the places of some words, or to a mask (section 4, "localized editing").
+    """Restrict an edit to the places of some words, or to a mask (section 4, "localized editing").
 
-    A word that the edit replaced stands for its successor too, and the other way round. The mask
-    is the union of where the words act in the source and in the target.
+    A replaced word and its replacement stand for each other. The mask is the union of the places
+    where the words act in the source and in the target.
 
     Attributes:
         words: words or phrases of the source or the target.
-        source: words for the source alone, in place of ``words``.
-        target: words for the target alone, in place of ``words``.
-        subtract: words whose places are left out.
-        mask: where the edit may act, in place of words: (height, width) of the image or of its
+        source: words for the source only, overriding ``words``.
+        target: words for the target only, overriding ``words``.
+        subtract: words whose places are excluded.
+        mask: where the edit may act, instead of words: (height, width) of the image or of its
             latents; bool, numbers in [0, 1], or a picture.
-        threshold: the share of the maps' maximum above which a place counts, in [0, 1).
-        start: share of the run from which on it is applied.
+        threshold: share of the maps' maximum above which a cell counts, in [0, 1).
+        start: share of the run at which blending starts.
 
     Raises:
         ValueError: neither words nor a mask, or both; a number out of its range.
@@ -199,15 +199,15 @@ class LocalBlend:
         named = bool(self.words or self.source or self.target)
         if named == (self.mask is not None):
             raise ValueError(
-                "LocalBlend takes words or mask=, one of them: LocalBlend('car'), or "
+                "LocalBlend takes either words or mask=: LocalBlend('car'), or "
                 "LocalBlend(mask=array)"
             )
         if not is_number(self.threshold) or not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold!r} must be a number in [0, 1)")
         if not is_number(self.start) or not 0 <= self.start <= 1:
             raise ValueError(
-                f"start={self.start!r} must be one number in [0, 1]: the share of the run from "
-                "which on LocalBlend is applied, to its end"
+                f"start={self.start!r} must be one number in [0, 1]: the share of the run at "
+                "which LocalBlend starts"
             )
         if self.mask is not None:
             object.__setattr__(self, "mask", _mask(self.mask))
@@ -223,43 +223,43 @@ Edit: TypeAlias = Replace | Refine | Reweight | LocalBlend
 
 
 Edits: TypeAlias = Edit | Sequence[Edit]
-"""One sibling: an edit, or several that compose into one."""
+"""The edit of one sibling, or several edits composed into one."""
 
 
 def composed(edits: Edits) -> tuple[Edit, ...]:
-    """Gives the edits of one sibling, checked to fit together.
+    """Return the edits of one sibling, after checking that they fit together.
 
     Raises:
-        TypeError: something isn't an edit.
-        ValueError: two LocalBlends, schedules that contradict each other, or a word twice.
+        TypeError: an element is not an edit.
+        ValueError: two LocalBlends, conflicting schedules, or a word weighted twice.
     """
     single = isinstance(edits, Replace | Refine | Reweight | LocalBlend)
     parts: tuple[Any, ...] = (edits,) if single else tuple(_sequence(edits))
     for part in parts:
         if not isinstance(part, Replace | Refine | Reweight | LocalBlend):
             raise TypeError(
-                f"{part!r} is no edit; there are Replace, Refine, Reweight, LocalBlend, and lists "
+                f"{part!r} is not an edit; use Replace, Refine, Reweight, LocalBlend, or a list "
                 "of them"
             )
     if sum(isinstance(part, LocalBlend) for part in parts) > 1:
-        raise ValueError("two LocalBlends in one edit: give one with several words")
+        raise ValueError("two LocalBlends in one edit: use one with several words")
     weighted = [
         (word, part.occurrence) for part in parts if isinstance(part, Reweight)
         for word in part.items
     ]  # fmt: skip
     twice = [word for word, which in weighted if weighted.count((word, which)) > 1]
     if twice:
-        raise ValueError(f"{twice[0]!r} is weighted twice in one edit: give it one weight")
+        raise ValueError(f"{twice[0]!r} is weighted twice in one edit: use one weight")
     for name in ("cross_steps", "self_steps"):
         agreed(parts, name)
     return parts
 
 
 def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
-    """Gives the window that the edits of one sibling agree on.
+    """Return the window shared by the edits of one sibling.
 
     Raises:
-        ValueError: they name different ones.
+        ValueError: they set different ones.
     """
     said = {
         window(getattr(part, name), name) for part in parts
@@ -267,7 +267,7 @@ def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
     }  # fmt: skip
     if len(said) > 1:
         raise ValueError(
-            f"the edits of one list say different {name}: {sorted(said)}; say it once, and use "
+            f"the edits of one list set different {name}: {sorted(said)}; set it once, and use "
             "word_steps for single words"
         )
     default = CROSS_STEPS if name == "cross_steps" else SELF_STEPS
@@ -277,15 +277,15 @@ def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
 def _sequence(edits: Any) -> Iterable[Any]:
     if isinstance(edits, str) or not isinstance(edits, Iterable):
         raise TypeError(
-            f"{edits!r} is no edit; there are Replace, Refine, Reweight, LocalBlend, and lists of "
+            f"{edits!r} is not an edit; use Replace, Refine, Reweight, LocalBlend, or a list of "
             "them"
         )
     return edits
 
 
 def _mask(given: Any) -> Tensor:
-    """Gives a mask as (height, width), bool or float32 in [0, 1]."""
-    if hasattr(given, "convert"):  # a picture: its brightness
+    """Return a mask as (height, width), bool or float32 in [0, 1]."""
+    if hasattr(given, "convert"):  # a picture: use its brightness
         import numpy as np
 
         mask = torch.from_numpy(np.array(given.convert("L"))).float() / 255

@@ -1,7 +1,7 @@
 """LocalBlend: a mask from maps, applied to latents between steps (Hertz et al. 2022, section 4).
 
-Pure functions. The maps are effective attention probabilities of the middle resolution, summed over
-the steps so far, mean over layers and heads.
+Pure functions. The maps are attention probabilities in effect at the middle resolution, summed
+over the steps so far, averaged over layers and heads.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from xattn.edits.plan import Places, Positions
 
 
 def word_mask(maps: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
-    """Gives where words act: above a share of their maps' maximum.
+    """Return where words act: above a share of their maps' maximum.
 
-    Sum over the tokens, 3 x 3 maximum, nearest to the latent grid, divided by the maximum.
+    Sum over the tokens, 3 x 3 maximum, nearest to the latent grid, divide by the maximum.
 
     Args:
-        maps: (..., tokens, h, w), not negative; no token at all gives an empty mask.
+        maps: (..., tokens, h, w), not negative; zero tokens return an empty mask.
         grid: (height, width) of the latents.
-        threshold: share of the maximum that has to be surpassed, in [0, 1).
+        threshold: share of the maximum to exceed, in [0, 1).
 
     Returns:
         bool (..., height, width).
@@ -37,12 +37,12 @@ def word_mask(maps: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:
 def pair_mask(
     source: Tensor, target: Tensor, places: Places, grid: tuple[int, int], threshold: float
 ) -> Tensor:
-    """Gives the mask of an edited image: the union of both prompts' words less what is taken out.
+    """Return the mask of an edited image: the union of both prompts' words, minus exclusions.
 
     Args:
         source: maps of the source, (images, tokens, h, w).
         target: maps of the sibling, (images, tokens, h, w).
-        places: which tokens count.
+        places: the tokens that count.
         grid: (height, width) of the latents.
         threshold: as for ``word_mask``.
 
@@ -56,7 +56,7 @@ def pair_mask(
 def left_out(
     source: Tensor, target: Tensor, places: Places, grid: tuple[int, int], threshold: float
 ) -> Tensor:
-    """Gives where the words to subtract act, in either prompt; bool (images, height, width)."""
+    """Return where the subtracted words act, in either prompt; bool (images, height, width)."""
     return _union(source, target, places.source_less, places.target_less, grid, threshold)
 
 
@@ -73,22 +73,22 @@ def _union(
 
 
 def _of(maps: Tensor, tokens: Positions) -> Tensor:
-    """Gives the maps of some tokens; positions on the maps' device aren't copied there again."""
+    """Return the maps of some tokens, without copying positions already on the maps' device."""
     return maps.index_select(1, torch.as_tensor(tokens, dtype=torch.long, device=maps.device))
 
 
 def fit_mask(mask: Tensor, latent: tuple[int, int], scale: int) -> Tensor:
-    """Brings a mask of the user's own to the latent grid.
+    """Fit a user's mask to the latent grid.
 
-    A mask in pixels counts wherever one of a latent's pixels does, so that nothing is cropped.
+    A latent counts if the mask covers any of its pixels, so nothing is cropped.
 
     Args:
         mask: (height, width), bool or in [0, 1].
         latent: (height, width) of the latents.
-        scale: pixels for each latent.
+        scale: pixels per latent.
 
     Raises:
-        ValueError: it has neither the image's size nor the latents'.
+        ValueError: it matches neither the image's size nor the latents'.
     """
     pixels = (latent[0] * scale, latent[1] * scale)
     if tuple(mask.shape) == latent:
@@ -103,7 +103,7 @@ def fit_mask(mask: Tensor, latent: tuple[int, int], scale: int) -> Tensor:
 
 
 def blended(latents: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    """Gives the latents inside the mask and the source's outside.
+    """Return the latents inside the mask and the source's outside.
 
     Args:
         latents: (images, channels, height, width).

@@ -1,4 +1,4 @@
-"""What a set of edits comes to: for each sibling a prompt, a token mapping, schedules and weights.
+"""The plan of a set of edits: a prompt, a token mapping, schedules and weights per sibling.
 
 With A the source's probabilities and B the sibling's own, (..., queries, tokens), an edited step is
 (Hertz et al. 2022, section 3)
@@ -6,7 +6,7 @@ With A the source's probabilities and B the sibling's own, (..., queries, tokens
     B'' = A · (M c e) + B · (1 - c) e
 
 with the token mapping M, the schedule c in {0, 1} and the weights e along the sibling's tokens.
-``EditPlan.cross`` gives the two factors, ``mix`` and ``own``.
+``EditPlan.cross`` returns the two factors, ``mix`` and ``own``.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ NEVER: Window = (0.0, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """The token positions whose maps make a LocalBlend's mask.
+    """The token positions whose maps form a LocalBlend's mask.
 
     Attributes:
-        source: of the source's prompt.
-        target: of the sibling's prompt.
-        source_less: of the source's prompt, to be left out.
-        target_less: of the sibling's prompt, to be left out.
+        source: positions in the source's prompt.
+        target: positions in the sibling's prompt.
+        source_less: positions in the source's prompt to exclude.
+        target_less: positions in the sibling's prompt to exclude.
     """
 
     source: Positions
@@ -54,29 +54,29 @@ class Places:
 
     @property
     def any(self) -> bool:
-        """Whether there is one at all."""
+        """Whether there are any positions."""
         return any(map(len, (self.source, self.target, self.source_less, self.target_less)))
 
     def on(self, device: torch.device) -> Places:
-        """Gives the positions as tensors of a device."""
+        """Return the positions as tensors on a device."""
         found = (self.source, self.target, self.source_less, self.target_less)
         return Places(*(torch.as_tensor(p, dtype=torch.long, device=device) for p in found))
 
 
 @dataclass(frozen=True, eq=False)
 class Sibling:
-    """One edited image: how it takes its attention from the source's.
+    """One edited image: how its attention follows the source's.
 
     Attributes:
-        edits: what it was made from.
+        edits: the edits it was made from.
         prompt: its prompt.
         mapping: M, float32 (source tokens, tokens).
-        follows: the tokens that have a source at all, bool (tokens,).
+        follows: the tokens with a source, bool (tokens,).
         windows: for each token, when it follows the source, as shares of the run.
         weights: e, float32 (tokens,).
         self_window: when self-attention follows the source.
         blend: its LocalBlend.
-        places: the tokens that the LocalBlend looks at; None without one.
+        places: the tokens the LocalBlend looks at; None without one.
     """
 
     edits: tuple[Edit, ...]
@@ -90,7 +90,7 @@ class Sibling:
     places: Places | None = None
 
     def schedule(self, step: int, steps: int) -> Tensor:
-        """Gives c, which tokens follow the source in a step, bool (tokens,)."""
+        """Return c, the tokens following the source at a step, bool (tokens,)."""
         now = {span: inside(step, steps, span) for span in set(self.windows)}
         return self.follows & torch.tensor([now[span] for span in self.windows])
 
@@ -104,7 +104,7 @@ class Sibling:
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """A source and its siblings; ``print(plan)`` shows which token takes from which.
+    """A source and its siblings; ``print(plan)`` shows which token follows which.
 
     Attributes:
         source: the source's prompt.
@@ -116,7 +116,7 @@ class EditPlan:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The source's prompt and each sibling's: the rows of the batch."""
+        """The source's prompt and each sibling's, in batch order."""
         return (self.source, *(s.prompt for s in self.siblings))
 
     @property
@@ -125,11 +125,11 @@ class EditPlan:
         return [prompt.text for prompt in self.prompts]
 
     def cross(self, step: int, steps: int) -> tuple[Tensor, Tensor, tuple[bool, ...]]:
-        """Gives the factors of a step.
+        """Return the factors of a step.
 
         Returns:
             mix, float32 (siblings, source tokens, tokens); own, float32 (siblings, tokens); and
-            for each sibling whether the two differ from the model's own call.
+            for each sibling whether the step changes the model's own call.
         """
         mixes, owns, active = [], [], []
         for sibling in self.siblings:
@@ -140,14 +140,14 @@ class EditPlan:
         return torch.stack(mixes), torch.stack(owns), tuple(active)
 
     def phase(self, step: int, steps: int) -> tuple[tuple[bool, ...], ...]:
-        """Gives what ``cross`` depends on: steps of one phase have the same factors."""
+        """Return the key of a step's factors: steps with equal phases have equal factors."""
         return tuple(
             tuple(inside(step, steps, span) for span in dict.fromkeys(s.windows))
             for s in self.siblings
         )
 
     def self_(self, step: int, steps: int) -> tuple[bool, ...]:
-        """Tells for each sibling whether its self-attention follows the source in a step."""
+        """Return for each sibling whether its self-attention follows the source at a step."""
         return tuple(inside(step, steps, s.self_window) for s in self.siblings)
 
     def __str__(self) -> str:
@@ -164,17 +164,17 @@ class EditPlan:
 def make_plan(
     source: Prompt, edits: Sequence[Edits], tokenize: Tokenize, *, alone: bool = False
 ) -> EditPlan:
-    """Gives the plan of a source's edits, one sibling for each.
+    """Return the plan of a source's edits, one sibling per edit.
 
     Args:
-        source: the prompt that is edited.
-        edits: each an edit, or a list of edits that compose into one.
-        tokenize: gives the prompt of a text, as the source's was made.
-        alone: whether the source may be without siblings.
+        source: the prompt to edit.
+        edits: one per sibling: an edit, or a list of edits to compose.
+        tokenize: a function from a text to its prompt, tokenized like the source.
+        alone: whether a source without siblings is allowed.
 
     Raises:
-        TypeError: something isn't an edit.
-        ValueError: there is nothing to edit, or an edit doesn't fit the prompt.
+        TypeError: an element is not an edit.
+        ValueError: there is nothing to edit, or an edit does not fit the prompt.
     """
     if not edits and not alone:
         raise ValueError('nothing to edit: pass edits, such as xattn.Replace("red", "blue")')
@@ -187,7 +187,7 @@ def _sibling(source: Prompt, edits: tuple[Edit, ...], tokenize: Tokenize) -> Sib
     for edit in edits:
         if isinstance(edit, Replace | Refine):
             after, more, own = _step(prompt, edit, tokenize)
-            # a column that mixes in one without a source has none either
+            # mixing in a column without a source leaves a column without a source
             follows = ~own & ~((more != 0) & ~follows[:, None]).any(0)
             prompt, mapping = after, mapping @ more
     weights = _weights(prompt, edits)
@@ -219,7 +219,7 @@ def _sibling(source: Prompt, edits: tuple[Edit, ...], tokenize: Tokenize) -> Sib
 def _step(
     prompt: Prompt, edit: Replace | Refine, tokenize: Tokenize
 ) -> tuple[Prompt, Tensor, Tensor]:
-    """Gives the prompt after an edit, its mapping, and the columns that have no source."""
+    """Return the prompt after an edit, its mapping, and the columns without a source."""
     if isinstance(edit, Refine):
         after = tokenize(edit.prompt)
         partner, has_partner = refine_mapping(prompt, after)
@@ -237,14 +237,14 @@ def _step(
             for old, new in edit.swaps.items() if len(old.split()) != len(new.split())
         )  # fmt: skip
         raise ValueError(
-            f"Replace needs as many words as it takes away, but replaces {pairs}: "
+            f"Replace needs equally many old and new words, but replaces {pairs}: "
             f"use Refine({after.text!r}), which aligns prompts of any length"
         ) from error
     return after, mapping, own
 
 
 def _replaced(prompt: Prompt, edit: Replace) -> str:
-    """Gives the text with its words replaced, all of them at once."""
+    """Return the text with all its words replaced at once."""
     tokens = {token.position: token for token in prompt.tokens}
     spans = []
     for old, new in edit.swaps.items():
@@ -255,7 +255,7 @@ def _replaced(prompt: Prompt, edit: Replace) -> str:
     for (_, end, _), (start, _, _) in pairwise(spans):
         if start < end:
             raise ValueError(
-                f"{edit}: the words overlap in the prompt {prompt.text!r}; replace each place once"
+                f"{edit}: the words overlap in the prompt {prompt.text!r}; replace each word once"
             )
     text = prompt.text
     for start, end, new in reversed(spans):
@@ -294,7 +294,7 @@ def _places(blend: LocalBlend, source: Prompt, target: Prompt, mapping: Tensor) 
 def _both(
     word: str, source: Prompt, target: Prompt, mapping: Tensor
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Gives a word's positions in both prompts; where one lacks it, those it maps onto."""
+    """Return a word's positions in both prompts, mapped over if one prompt lacks the word."""
     here, there = _positions(source, word), _positions(target, word)
     if here is None and there is None:
         try:

@@ -1,4 +1,4 @@
-"""A printed edit plan: which token takes from which, and when."""
+"""A printed edit plan: which token follows which, and when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def table_of(sibling: Sibling, source: Prompt) -> str:
-    """Return one edit of a plan as a table: a line for each token, padding in groups."""
+    """Return one edit of a plan as a table: a line per token, padding in groups."""
     head = "; ".join(map(str, sibling.edits)) or "no edit"
     lines = [f"{head}: {sibling.prompt.text}"]
     if sibling.is_neutral:
