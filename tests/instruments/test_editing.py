@@ -906,11 +906,11 @@ def test_two_seeds_in_a_loop_of_ones_own_are_edited_apart(guided: bool) -> None:
     ("edits", "images", "actual", "guided", "says"),
     [
         (Replace("red", "blue"), 1, 2, True, "8 rows; 2 prompts x images=1 are 2, or 4"),
-        (Replace("red", "blue"), 1, 2, False, "aren't: .* say with images="),
-        (Replace("red", "blue"), 2, 1, True, "aren't: .* say with images="),
+        (Replace("red", "blue"), 1, 2, False, "embeddings differ: .* correct images="),
+        (Replace("red", "blue"), 2, 1, True, "embeddings differ: .* correct images="),
         (Replace("red", "blue"), 2, 1, False, "2 rows; 2 prompts x images=2 are 4, or 8"),
-        (Reweight("red", 2.0), 1, 2, False, "both halves .* say with images="),
-        (Reweight("red", 2.0), 2, 1, True, "aren't: .* say with images="),
+        (Reweight("red", 2.0), 1, 2, False, "both halves .* set images="),
+        (Reweight("red", 2.0), 2, 1, True, "embeddings differ: .* correct images="),
     ],
 )
 def test_a_batch_of_other_images_than_were_said_is_refused_before_anything_is_edited(

@@ -328,7 +328,7 @@ def test_a_recording_inside_editing_is_refused(sd1: Any) -> None:
     before = dict(sd1.unet.attn_processors)
     with editing(sd1) as (inside, _):
         plain = inside()
-        with pytest.raises(RuntimeError, match="begin the recording first"), xattn.record(sd1):
+        with pytest.raises(RuntimeError, match="start the recording first"), xattn.record(sd1):
             inside()
         np.testing.assert_array_equal(plain, inside())
     assert_restored(sd1, before)
@@ -1015,7 +1015,7 @@ def test_a_denoiser_called_again_at_a_timestep_is_refused(sd1: Any) -> None:
         return kwargs
 
     names = ["latents", "prompt_embeds"]
-    with pytest.raises(RuntimeError, match="called more often"), xattn.record(sd1):
+    with pytest.raises(RuntimeError, match="called more than once"), xattn.record(sd1):
         draw(sd1, callback_on_step_end=again, callback_on_step_end_tensor_inputs=names)
 
 
@@ -1024,7 +1024,7 @@ def test_a_text_exchanged_during_the_run_is_refused(sd1: Any) -> None:
         return {"prompt_embeds": kwargs["prompt_embeds"] + 1}
 
     names = ["prompt_embeds"]
-    with pytest.raises(RuntimeError, match="didn't ask for"), xattn.record(sd1):
+    with pytest.raises(RuntimeError, match="did not encode"), xattn.record(sd1):
         draw(sd1, callback_on_step_end=change, callback_on_step_end_tensor_inputs=names)
 
 

@@ -1,1 +1,1 @@
-"""The block around a pipeline's calls: patching, clock, rows, sources."""
+"""Everything around a pipeline's calls: patching, clock, rows, origins."""

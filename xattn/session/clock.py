@@ -16,7 +16,7 @@ class Schedule:
     """The denoiser calls of a run, grouped into the steps of its schedule.
 
     Attributes:
-        steps: for each denoiser call, the step it belongs to.
+        steps: for each denoiser call, its step.
         timesteps: the timestep of each step.
         at: the timestep of each call.
     """
@@ -27,25 +27,25 @@ class Schedule:
 
     @property
     def calls(self) -> int:
-        """How often the denoiser is called."""
+        """Number of denoiser calls."""
         return len(self.steps)
 
     def ends_step(self, call: int) -> bool:
-        """Tells whether a call is the last one of its step."""
+        """Return whether a call is the last one of its step."""
         return call + 1 >= len(self.steps) or self.steps[call + 1] != self.steps[call]
 
     @classmethod
     def of(
         cls, timesteps: Sequence[float], order: int = 1, *, repeats: bool = False, lead: int = 0
     ) -> Schedule:
-        """Groups a scheduler's timesteps into steps.
+        """Group a scheduler's timesteps into steps.
 
         Args:
-            timesteps: one for each denoiser call.
-            order: calls a step: 2 for Heun and DPM2, one time less in the last step.
-            repeats: whether equal timesteps that follow one another are one step, as in PNDM's
-                warm-up. Elsewhere they are steps apart, which a coarse schedule rounded alike.
-            lead: how many calls at the beginning go four to a step, Runge and Kutta's.
+            timesteps: one per denoiser call.
+            order: calls per step: 2 for Heun and DPM2, whose last step has one call less.
+            repeats: whether consecutive equal timesteps form one step, as in PNDM's warm-up.
+                Otherwise they are separate steps that a coarse schedule rounded alike.
+            lead: how many calls at the start come four per step (Runge-Kutta).
         """
         steps: list[int] = []
         starts: list[float] = []
@@ -64,12 +64,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Clock:
-    """A run's schedule, and how a denoiser call is known to be the one that it says.
+    """A run's schedule, and the check that a denoiser call is the expected one.
 
     Attributes:
         plan: the schedule.
-        timesteps: the scheduler's own tensor, of which pipelines pass one element after another.
-        begin: which of them is the first call's.
+        timesteps: the scheduler's own tensor; pipelines pass its elements one by one.
+        begin: index of the first call's element.
     """
 
     plan: Schedule
@@ -77,10 +77,10 @@ class Clock:
     begin: int
 
     def is_at(self, call: int, given: Any) -> bool:
-        """Tells whether a timestep is that of a call.
+        """Return whether a timestep belongs to a call.
 
-        An element of the scheduler's tensor is known by its place, so that nothing waits for the
-        device; any other number by its value.
+        Recognize an element of the scheduler's tensor by its memory position, which avoids waiting
+        for the device; compare any other number by value.
         """
         if call >= self.plan.calls:
             return False
@@ -92,15 +92,15 @@ class Clock:
 
 
 def clock_of(scheduler: Any, calls: int | None, given: Any) -> Clock:
-    """Derives a run's clock from its scheduler, just before the first denoiser call.
+    """Derive a run's clock from its scheduler, just before the first denoiser call.
 
     Args:
-        scheduler: after ``set_timesteps``.
-        calls: how many denoiser calls the pipeline will make, where it says so.
+        scheduler: the scheduler, after ``set_timesteps``.
+        calls: the number of denoiser calls the pipeline announces, or None.
         given: the timestep of the first call: img2img and ``denoising_end`` shorten the schedule.
 
     Raises:
-        RuntimeError: the timestep isn't one of the scheduler's.
+        RuntimeError: the timestep is not in the scheduler's timesteps.
     """
     base: Tensor = scheduler.timesteps
     timesteps = [float(t) for t in base.tolist()]
@@ -123,8 +123,8 @@ def _first_call(timesteps: list[float], first: float, calls: int | None, schedul
     if not places:
         shown = ", ".join(f"{t:g}" for t in timesteps[:6])
         raise RuntimeError(
-            f"the denoiser was called at timestep {first:g}, which is none of the scheduler's "
-            f"({shown} ...): pass it as the scheduler gives it"
+            f"the denoiser was called at timestep {first:g}, which is not one of the scheduler's "
+            f"({shown} ...): pass the scheduler's timesteps unchanged"
         )
     begin = getattr(scheduler, "begin_index", None)
     if begin in places:
@@ -134,12 +134,12 @@ def _first_call(timesteps: list[float], first: float, calls: int | None, schedul
 
 
 def timestep_of(given: Any) -> float:
-    """Gives a timestep's value, of a number, a tensor, or a tensor with one for each row."""
+    """Return the value of a timestep: a number, a tensor, or a tensor with one per row."""
     return float(torch.as_tensor(given).flatten()[0])
 
 
 def _place_in(base: Tensor, given: Any) -> int | None:
-    """Tells which element of a tensor another tensor is, without reading either."""
+    """Return the index of one tensor in another it is a view of, without reading values."""
     if not isinstance(given, Tensor) or given.numel() != 1 or given.dtype != base.dtype:
         return None
     if given.device != base.device or not given.untyped_storage().data_ptr():

@@ -1,4 +1,4 @@
-"""What a pipeline lets its session know."""
+"""Events sent by a pipeline to its session."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Asking:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The prompts were encoded: a run of them may begin."""
+    """The prompts were encoded: a run with them may begin."""
 
     asked: Asked
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pipeline made pictures of its latents."""
+    """The pipeline decoded its latents into pictures."""
 
     images: list[Any]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The pipeline's call came to its end, without a fault."""
+    """The pipeline's call ended without an error."""
 
 
 Event = Asking | Encoded | Pictures | Ended

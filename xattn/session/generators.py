@@ -1,8 +1,8 @@
-"""Randomness for siblings: every row of a batch draws what its image alone would draw.
+"""Randomness for siblings: each row of a batch draws the noise its image would draw alone.
 
-A pipeline that is given a list of generators draws each row of its batch from its own. Siblings get
-clones of their source's generator: the same noise at the start, and the same again at every step of
-a stochastic scheduler.
+A pipeline called with a list of generators draws each row of its batch from its own. Siblings get
+clones of their source's generator: the same noise at the start, and again at every step of a
+stochastic scheduler.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Given = torch.Generator | Sequence[torch.Generator] | None
 
 
 class RowGenerators(list[torch.Generator]):
-    """A generator for each row, prompt-major: all images of the source, then of each sibling.
+    """One generator per row, prompt-major: all images of the source, then of each sibling.
 
     Args:
-        given: one generator, or one for each image.
-        images: images of each prompt.
-        prompts: the source and its siblings.
+        given: one generator, or one per image.
+        images: number of images per prompt.
+        prompts: number of prompts, source and siblings.
 
     One generator for several images: each draw is divided among the images in order, as in a plain
-    run. On the CPU, and where an image's latents are a multiple of 16 numbers, the images are
-    those of the plain run; CUDA's generators fill a batch in another order.
+    run. The images equal those of the plain run on the CPU if an image's latents are a multiple of
+    16 numbers; CUDA's generators fill a batch in another order.
     """
 
     def __init__(
@@ -43,31 +43,31 @@ class RowGenerators(list[torch.Generator]):
     @overload
     def __getitem__(self, row: slice, /) -> list[torch.Generator]: ...
     def __getitem__(self, row: SupportsIndex | slice, /) -> torch.Generator | list[torch.Generator]:
-        """Gives a row's generator, just before it draws; rows are asked for in order."""
+        """Return a row's generator, just before it draws; rows must be requested in order."""
         found = super().__getitem__(row)
         if not self.chained or isinstance(found, list):
             return found
         prompt, image = divmod(int(row), self.images)  # type: ignore[arg-type]
         if prompt == 0:
-            # an image draws where the one before it stopped, the first where the last did
+            # an image draws where the previous one stopped, the first where the last did
             previous = super().__getitem__(image - 1 if image else self.images - 1)
             self._before[image] = previous.get_state()
         found.set_state(self._before[image])
         return found
 
     def twins(self) -> list[torch.Generator]:
-        """Gives clones of the generators that were given, as they stand now."""
+        """Return clones of the given generators, in their current state."""
         return [_clone(generator) for generator in self.given]
 
     def leave(self) -> None:
-        """Sets the generators that were given to where a plain run would leave them."""
+        """Set the given generators to the state a plain run would leave."""
         for i, generator in enumerate(self.given):
             last = self.images - 1 if self.chained else i
             generator.set_state(super().__getitem__(last).get_state())
 
 
 def row_generators(given: Given, images: int, prompts: int, device: torch.device) -> RowGenerators:
-    """Gives the rows' generators; without one given, they start as torch's own of the device."""
+    """Return the rows' generators; by default they start as torch's own of the device."""
     if given is None:
         given = _default(device)
     return RowGenerators(given, images, prompts)

@@ -1,4 +1,4 @@
-"""Somebody's own sampling loop: what it must say, and what its calls mean."""
+"""Custom sampling loops: what the user must supply, and what their calls mean."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from xattn.text.tokenize import tokenize_all
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """A sampling loop of one's own: its UNet, and what can't be seen from its calls.
+    """A custom sampling loop: its UNet, and facts its calls do not reveal.
 
     Args:
         unet: the denoiser.
         tokenizer: the tokenizer, or both of SDXL's.
-        prompt: the prompts, one for each image of the batch or for as many as divide it. For
-            ``editing``, which knows them, nothing.
-        scheduler: after ``set_timesteps``, so that the steps, and with them the bytes, are known
-            ahead. Without it every new timestep counts as a step. ``editing`` needs it.
-        rows: which rows of the UNet's batch follow the prompts. By default all of them where there
-            are as many as prompts, else the second half, diffusers' [negative, positive].
-        embeds: the prompts' embeddings, (images, tokens, channels): the rows that follow them are
-            then known by comparing. Guidance in two passes needs it.
-        images: for ``editing``, images of each prompt; the batch is prompt-major.
+        prompt: the prompts, one per image of the batch, or a number of them dividing it. Leave it
+            out for ``editing``, which receives its prompts itself.
+        scheduler: the scheduler, after ``set_timesteps``: the steps, and so the bytes, are then
+            known ahead. Without it every new timestep counts as a step. ``editing`` needs it.
+        rows: the rows of the UNet's batch that follow the prompts. By default all of them if there
+            are as many as prompts, otherwise the second half, diffusers' [negative, positive].
+        embeds: the prompts' embeddings, (images, tokens, channels), to find their rows by
+            comparison. Guidance in two passes needs it.
+        images: for ``editing``, number of images per prompt; the batch is prompt-major.
 
     Raises:
         TypeError: unet is not a module.
-        ValueError: images is not a whole number, 1 or more.
+        ValueError: images is not a positive integer.
 
     Example:
         >>> loop = xattn.Loop(unet, tokenizer=tokenizer, prompt="a red car", scheduler=scheduler)
@@ -68,7 +68,7 @@ class Loop:
 
     @property
     def tokenizers(self) -> list[Any]:
-        """The tokenizers that share the token axis."""
+        """The tokenizers sharing the token axis."""
         several = isinstance(self.tokenizer, list | tuple)
         return list(self.tokenizer) if several else [self.tokenizer]
 
@@ -81,11 +81,11 @@ class Loop:
 
 
 class LoopOrigin:
-    """The runs of a loop of one's own.
+    """The runs of a custom loop.
 
     Args:
-        loop: what it says.
-        prompts: the edited prompts, the source's first; by default the loop's, to be recorded.
+        loop: the user's description of it.
+        prompts: the edited prompts, the source's first; by default the loop's own.
     """
 
     loop = True
@@ -105,11 +105,11 @@ class LoopOrigin:
                 f"{len(prompt_of)}"
             )
         self._asked = Asked(tuple(prompts), prompt_of, loop.embeds)
-        self._before: Tensor | None = None  # the text of the call before
+        self._before: Tensor | None = None  # text of the call before
 
     @property
     def scheduler(self) -> Any:
-        """The scheduler, or None where the loop doesn't say."""
+        """The scheduler, or None if the loop has none."""
         return self.given.scheduler
 
     def components(self) -> dict[str, nn.Module]:
@@ -122,7 +122,7 @@ class LoopOrigin:
         yield
 
     def asked(self) -> Asked:
-        """Return what every run of the loop is asked for."""
+        """Return the prompts shared by every run of the loop."""
         return self._asked
 
     def turn(
@@ -132,10 +132,10 @@ class LoopOrigin:
         asked: Asked | None,
         fresh: Asked | None,
     ) -> Turn:
-        """Return what a call means: where steps and runs end, and which calls count."""
+        """Return what a call means for runs and steps, and whether it counts."""
         turn = self._turn(call, following)
         if turn is not Turn.PASS and self.given.embeds is None and call.states is not None:
-            self._before = call.states.detach().clone()  # a loop may write into its own
+            self._before = call.states.detach().clone()  # a loop may write into its tensor
         return turn
 
     def _turn(self, call: DenoiserCall, following: Following | None) -> Turn:
@@ -153,17 +153,17 @@ class LoopOrigin:
                     untimely(call, following.clock.plan, following.number)
                     + "; guidance in two passes needs embeds="
                 )
-            return Turn.FIRST  # broken off, and begun anew
+            return Turn.FIRST  # cut short, and started again
         timestep = timestep_of(call.timestep)
         if timestep == following.timestep and self._two_passes(call):
             raise RuntimeError(
                 f"the UNet was called twice at timestep {timestep:g} with different texts: "
-                "pass embeds=, the prompts' embeddings, to tell which of them counts"
+                "pass embeds=, the prompts' embeddings, to tell which one counts"
             )
         return Turn.FIRST if timestep > following.timestep else Turn.NEXT
 
     def _two_passes(self, call: DenoiserCall) -> bool:
-        """Return whether a call has another text than the one before."""
+        """Return whether a call's text differs from that of the call before."""
         if self.given.embeds is not None or self.given.rows is not None:
             return False
         states, before = call.states, self._before
@@ -172,7 +172,7 @@ class LoopOrigin:
         return states.shape != before.shape or not torch.equal(states, before)
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
-        """Return a run that begins with a call, on the scheduler's clock where there is one."""
+        """Return a run beginning with a call, on the scheduler's clock if there is one."""
         asked = asked if self.edited else self._as_many_images(asked, call.rows)
         clock = None if self.scheduler is None else clock_of(self.scheduler, None, call.timestep)
         return Following(asked, clock, self._finder(asked))
@@ -185,7 +185,7 @@ class LoopOrigin:
         return RowFinder(asked, rows, batch.check_size, batch.check)
 
     def _as_many_images(self, asked: Asked, batch: int) -> Asked:
-        """Return the rows' prompts: as many images of each as the batch has room for."""
+        """Return the prompts repeated to as many images of each as the batch has room for."""
         wanted = len(asked.prompt_of)
         if self.given.rows is not None:
             images = len(range(*self.given.rows.indices(batch)))
@@ -197,14 +197,14 @@ class LoopOrigin:
             images = batch // 2
         if images % len(asked.prompts):
             raise RuntimeError(
-                f"{images} rows follow the prompts, which are {len(asked.prompts)}: give "
-                "prompt= a text for each row"
+                f"{images} rows follow the prompts, but there are {len(asked.prompts)} prompts: "
+                "pass prompt= a text for each row"
             )
         each = images // len(asked.prompts)
         return replace(asked, prompt_of=tuple(i // each for i in range(images)))
 
     def facts(self) -> dict[str, Any]:
-        """Return what is worth knowing about a run, as plain JSON values."""
+        """Return facts about a run, as plain JSON values."""
         return {
             "pipeline": "own loop",
             "model": type(self.denoiser).__name__,

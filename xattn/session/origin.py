@@ -1,4 +1,4 @@
-"""Where denoiser calls come from: a pipeline, or somebody's own sampling loop."""
+"""The origin of denoiser calls: a pipeline, or a custom sampling loop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from xattn.session.sampling import Asked
 
 
 class Turn(Enum):
-    """What a denoiser call means for the run under way.
+    """The meaning of a denoiser call for the current run.
 
     Attributes:
-        PASS: nothing: it is somebody else's, or guidance's own pass.
-        NEXT: it is the run's next.
-        FIRST: it begins a run, and ends the one under way.
-        FRESH: it begins the run that was asked for while another was under way.
+        PASS: not part of it: another pipeline's, or guidance's own pass.
+        NEXT: the run's next call.
+        FIRST: it begins a run, and ends the current one.
+        FRESH: it begins the run announced during the current one.
     """
 
     PASS = auto()
@@ -34,15 +34,15 @@ class Turn(Enum):
 
 @dataclass
 class Following:
-    """A run under way, as far as its calls are followed.
+    """State of following a run's calls.
 
     Attributes:
-        asked: what it was asked for.
-        clock: its schedule; None where a loop of one's own doesn't say.
-        rows: finds the rows that follow the prompts.
-        number: how many calls there were.
-        timestep: the one of the step under way, where there is no clock.
-        step: the step under way, where there is no clock.
+        asked: the run's prompts and embeddings.
+        clock: its clock; None in a custom loop without a scheduler.
+        rows: finder of the rows that follow the prompts.
+        number: number of calls so far.
+        timestep: timestep of the current step, without a clock.
+        step: the current step, without a clock.
     """
 
     asked: Asked
@@ -58,7 +58,7 @@ class Following:
         return None if self.clock is None else self.clock.plan
 
     def place(self, call: DenoiserCall) -> None:
-        """Write into a call which one it is."""
+        """Write a call's number and step into it."""
         call.number = self.number
         if self.schedule is not None:
             steps = self.schedule.steps
@@ -74,7 +74,7 @@ class Following:
 
 
 class Origin(Protocol):
-    """Where calls come from; the session asks it what each of them means."""
+    """The source of denoiser calls; it tells the session what each call means."""
 
     denoiser: nn.Module
     family: Family
@@ -82,16 +82,16 @@ class Origin(Protocol):
 
     @property
     def scheduler(self) -> Any:
-        """The scheduler, where there is one."""
+        """The scheduler, or None."""
 
     def components(self) -> dict[str, nn.Module]:
-        """Return the models that attend to text, by the prefix of their layers' names."""
+        """Return the models with text attention, by the prefix of their layers' names."""
 
     def watched(self, receive: Receive) -> AbstractContextManager[None]:
-        """Send the pipeline's events to a session, while the block lasts."""
+        """Send the pipeline's events to a session inside the block."""
 
     def asked(self) -> Asked | None:
-        """Return what a loop of one's own says at once; None where a pipeline will."""
+        """Return a custom loop's prompts; None for a pipeline, which announces them later."""
 
     def turn(
         self,
@@ -103,28 +103,28 @@ class Origin(Protocol):
         """Return what a call means.
 
         Args:
-            call: the call that is about to be made.
-            following: the run under way.
-            asked: what a run was asked for that hasn't begun.
-            fresh: what was asked for while another run was under way.
+            call: the call about to be made.
+            following: the current run.
+            asked: the prompts of a run not yet begun.
+            fresh: prompts announced during another run.
 
         Raises:
-            RuntimeError: the call is the run's, but not the one that its schedule says, or it
-                can't be told which call it is.
+            RuntimeError: the call belongs to the run, but not at this point of its schedule, or
+                its place cannot be determined.
         """
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
-        """Return a run that begins with a call."""
+        """Return a run beginning with a call."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what is worth knowing about a run, as plain JSON values."""
+        """Return facts about a run, as plain JSON values."""
 
 
 def untimely(call: DenoiserCall, schedule: Schedule, number: int) -> str:
-    """Return the sentence about a call that the schedule doesn't have."""
+    """Return the error message for a call outside the schedule."""
     expected = f"{schedule.at[number]:g}" if number < schedule.calls else "none"
     return (
         f"the denoiser was called at timestep {timestep_of(call.timestep):g} where the schedule's "
-        f"next is {expected}: it is called more often than once for each, and which call is which "
-        "can't be known"
+        f"next is {expected}: calls cannot be matched to steps if it is called more than "
+        "once for each"
     )

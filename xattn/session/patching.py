@@ -1,4 +1,4 @@
-"""Attributes and denoiser calls replaced for the time of a block, and put back exactly."""
+"""Attributes and denoiser calls replaced inside a block, and restored exactly."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _lock = threading.Lock()
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute on an instance for a while, then puts back exactly what was there.
+    """Set an attribute on an instance for a while, then restore exactly what was there.
 
-    Replacements of one attribute may end in any order: the last to end finds the original.
-    Whoever else set the attribute in between keeps it.
+    Replacements of one attribute may end in any order: the last one restores the original.
+    A value set by someone else in between stays.
     """
     with _lock:
         mine = _Replacement(owner, name, value, owner.__dict__.get(name, _MISSING))
@@ -73,10 +73,10 @@ After = Callable[[Any], None]
 
 @contextmanager
 def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[None]:
-    """Calls ``before(arguments)`` and ``after(output)`` around every call of a denoiser.
+    """Call ``before(arguments)`` and ``after(output)`` around every call of a denoiser.
 
-    ``arguments`` are the call's by name. Outside of torch.compile's graph, whether the module was
-    compiled as ``torch.compile(unet)`` or in place by ``unet.compile()``.
+    ``arguments`` maps parameter names to values. Works outside of torch.compile's graph, for both
+    ``torch.compile(unet)`` and ``unet.compile()``.
     """
     names = list(inspect.signature(_original(denoiser).__class__.forward).parameters)[1:]
 
@@ -95,8 +95,8 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
         with replaced(denoiser, "_compiled_call_impl", call):
             yield
         return
-    with _lock:  # torch gives two threads that register at once the same number
-        # a call in another thread can come between torch's two steps of registering with_kwargs
+    with _lock:  # torch gives the same number to two threads registering at once
+        # another thread's call can fall between torch's two steps of registering with_kwargs
         begins = _Hook(lambda args, kwargs=None: before(named(args, kwargs or {})))
         first = denoiser.register_forward_pre_hook(begins, with_kwargs=True)
         last = denoiser.register_forward_hook(_Hook(lambda args, output: after(output)))
@@ -109,7 +109,7 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
 
 
 class _Hook:
-    """A module's hook that a copied or pickled module leaves behind."""
+    """A module hook that copies and pickles of the module leave out."""
 
     def __init__(self, call: Callable[..., None]) -> None:
         self.call = call
@@ -129,19 +129,19 @@ def _inert() -> Callable[..., None]:
 
 
 def _nothing(*args: Any) -> None:
-    """Is what a copied module has in the place of our hook."""
+    """No-op that replaces our hook in copies of a module."""
 
 
 class StandIn:
-    """A function in the place of a method; a copy of its owner has the method again."""
+    """A function in place of a method; copies of its owner have the original method."""
 
     def __init__(self, owner: Any, method: Any, call: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, method)  # whoever wraps us still sees the parameters
+        functools.update_wrapper(self, method)  # wrappers around it still see the parameters
         self.owner = owner
         self.call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the function."""
+        """Call the function."""
         return self.call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -157,13 +157,13 @@ def _original(denoiser: Any) -> Any:
 
 
 def is_compiled(denoiser: nn.Module) -> bool:
-    """Tells whether calls go through torch.compile."""
+    """Return whether calls go through torch.compile."""
     in_place = denoiser.__dict__.get("_compiled_call_impl") is not None
     return in_place or denoiser is not _original(denoiser)
 
 
 def mark_dynamic(tensor: Tensor, axis: int) -> None:
-    """Tells torch.compile that an axis may have another length the next time."""
+    """Mark an axis as dynamic for torch.compile: its length may change between calls."""
     from torch import _dynamo
 
     _dynamo.maybe_mark_dynamic(tensor, axis)

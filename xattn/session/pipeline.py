@@ -1,4 +1,4 @@
-"""A pipeline's calls: prompts by its ``encode_prompt``, steps by its scheduler."""
+"""A pipeline's calls: prompts from its ``encode_prompt``, steps from its scheduler."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _TWO_TEXTS = "two different texts share one token axis (prompt and prompt_2)"
 
 
 class PipelineOrigin:
-    """A pipeline's runs.
+    """The runs of a pipeline.
 
     Args:
         pipe: a pipeline of a known family.
-        prompt: the texts, for prompts that are passed as embeddings.
+        prompt: the texts, if prompts are passed as embeddings.
         negative: whether negative prompts are recorded, too.
 
     Raises:
-        TypeError: the pipeline's denoiser isn't of a known family.
+        TypeError: the pipeline's denoiser does not belong to a known family.
     """
 
     loop = False
@@ -51,17 +51,17 @@ class PipelineOrigin:
 
     @property
     def model_name(self) -> str:
-        """The hub id that the pipeline came from, or the name of its folder."""
+        """The hub id the pipeline came from, or the name of its folder."""
         given = str(getattr(self.pipe.config, "_name_or_path", "") or "")
         return name_of_model(given) or type(self.pipe).__name__
 
     @property
     def scheduler(self) -> Any:
-        """The pipeline's scheduler, as it is now."""
+        """The pipeline's current scheduler."""
         return self.pipe.scheduler
 
     def components(self) -> dict[str, nn.Module]:
-        """Return the models that attend to text, by the prefix of their layers' names."""
+        """Return the models with text attention, by the prefix of their layers' names."""
         found = {"": self.denoiser}
         nets = getattr(self.pipe, "controlnet", None)
         if nets is not None:
@@ -71,13 +71,13 @@ class PipelineOrigin:
         return found
 
     def asked(self) -> None:
-        """Return None: the pipeline will say."""
+        """Return None: the pipeline announces its prompts in events."""
 
     # -- events ------------------------------------------------------------------------------------
 
     @contextmanager
     def watched(self, receive: events.Receive) -> Iterator[None]:
-        """Listen to ``encode_prompt``, where a run begins, and to its end and its pictures."""
+        """Report the start of a run (``encode_prompt``), its end and its pictures."""
         pipe, encode = self.pipe, self.pipe.encode_prompt
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
@@ -112,8 +112,8 @@ class PipelineOrigin:
     def _check_denoiser(self) -> None:
         if self.family.denoisers(self.pipe)[0] is not self.denoiser:
             raise RuntimeError(
-                "pipe.unet was exchanged inside the block, and the new one isn't recorded; "
-                "exchange it first, then record(pipe)"
+                "pipe.unet was replaced inside the block, and the new one is not recorded; "
+                "replace it first, then record(pipe)"
             )
 
     def _asked(self, given: dict[str, Any], result: Any) -> Asked:
@@ -139,7 +139,7 @@ class PipelineOrigin:
             return [Prompt.anonymous(length)]
         if images % len(texts):
             raise ValueError(
-                f"{images} embeddings were passed and {len(texts)} prompts: give one each"
+                f"{images} embeddings were passed and {len(texts)} prompts: pass one text each"
             )
         axis = self.family.axes(self.pipe)[0]
         # a T5 pipeline reads fewer tokens than its tokenizer could
@@ -161,7 +161,7 @@ class PipelineOrigin:
         asked: Asked | None,
         fresh: Asked | None,
     ) -> Turn:
-        """Return what a call means, by its timestep and its text."""
+        """Return what a call means, from its timestep and its text."""
         if following is None or following.clock is None:
             return Turn.FIRST if asked is not None and _matches(asked, call) else Turn.PASS
         ours = following.rows.find(call) is not None
@@ -177,20 +177,20 @@ class PipelineOrigin:
             raise RuntimeError(untimely(call, following.clock.plan, following.number))
         if timely:
             raise RuntimeError(
-                "the denoiser follows a text that this call of the pipeline didn't ask for "
-                "(were the embeddings changed during the run?): its words would be labelled "
-                "wrong; record the UNet itself, with xattn.Loop(unet, rows=, prompt= ...)"
+                "the denoiser received a text which this pipeline call did not encode "
+                "(were the embeddings changed during the run?): its words would get wrong "
+                "labels; record the UNet itself, with xattn.Loop(unet, rows=, prompt= ...)"
             )
-        return Turn.PASS  # another pipeline's, which shares the denoiser
+        return Turn.PASS  # another pipeline's call on a shared denoiser
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
-        """Return a run that begins with a call, on the clock of the pipeline's scheduler."""
+        """Return a run beginning with a call, on the clock of the pipeline's scheduler."""
         calls = getattr(self.pipe, "_num_timesteps", None)
         clock = clock_of(self.pipe.scheduler, calls, call.timestep)
         return Following(asked, clock, RowFinder(asked))
 
     def facts(self) -> dict[str, Any]:
-        """Return what is worth knowing about a run, as plain JSON values."""
+        """Return facts about a run, as plain JSON values."""
         guidance = getattr(self.pipe, "_guidance_scale", None)
         return {
             "pipeline": type(self.pipe).__name__,
@@ -201,7 +201,7 @@ class PipelineOrigin:
 
 
 def name_of_model(given: str) -> str:
-    """Return a hub id as it is; of a folder on this machine its name, or the hub id behind it."""
+    """Return a hub id unchanged; for a local folder its name, or the hub id behind it."""
     path = PureWindowsPath(given) if PureWindowsPath(given).drive else PurePosixPath(given)
     if not path.is_absolute():
         return given

@@ -1,4 +1,4 @@
-"""Which rows of a denoiser's batch follow the prompts."""
+"""The rows of a denoiser's batch that follow the prompts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from xattn.models.family import DenoiserCall
 from xattn.session.sampling import Asked
 
-# The blocks of a guided batch in which the conditional rows are looked for, in this order: most
-# pipelines have [negative, positive] and PAG [negative, positive, positive]; Lumina and
-# InstructPix2Pix have the positive first.
+# The blocks of a guided batch to search for the conditional rows, in this order: most pipelines
+# have [negative, positive] and PAG [negative, positive, positive]; Lumina and InstructPix2Pix have
+# the positive first.
 _BLOCKS = (1, 0, 2)
 
 
 def conditional_block(states: Tensor, embeds: Tensor) -> slice | None:
-    """Return the rows of a denoiser call that follow the prompts, by comparing embeddings.
+    """Return the conditional rows of a denoiser call, found by comparing embeddings.
 
-    Where the prompt and the negative prompt are the same, the usual layout decides.
+    If the prompt and the negative prompt are the same, the usual layout decides.
 
     Returns:
-        Rows of the batch, or None where no block of them equals the embeddings.
+        Rows of the batch, or None if no block equals the embeddings.
     """
     rows = len(embeds)
     if len(states) % rows or states.shape[1:] != embeds.shape[1:]:
@@ -37,30 +37,30 @@ def conditional_block(states: Tensor, embeds: Tensor) -> slice | None:
 
 
 def usual_block(batch: int, rows: int) -> slice:
-    """Return the rows that follow the prompts in a loop of one's own: all, or the second half.
+    """Return the conditional rows of a custom loop: all, or the second half.
 
     Raises:
-        RuntimeError: the batch is neither as large as the rows asked for nor twice as large.
+        RuntimeError: the batch is neither as large as the requested rows nor twice as large.
     """
     if batch not in (rows, 2 * rows):
         raise RuntimeError(
-            f"the denoiser was called with {batch} rows for {rows} images: which of them follow "
-            "the prompts can't be known; pass rows= or embeds="
+            f"the denoiser was called with {batch} rows for {rows} images: cannot tell which "
+            "follow the prompts; pass rows= or embeds="
         )
     return slice(batch - rows, batch)
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Rows that were found in a call, and the text that they were found in.
+    """Rows found in a call, and the text they were found in.
 
-    The text itself is kept, and not its address: memory that is freed is used again.
+    Keep the text itself instead of its address: freed memory is reused.
 
     Attributes:
         states: the call's text.
-        version: how often it had been written into; None where torch doesn't count.
-        batch: rows of the call.
-        rows: what was found.
+        version: torch's count of writes into it; None if torch does not count.
+        batch: number of rows of the call.
+        rows: the rows found.
     """
 
     states: Tensor | None
@@ -70,11 +70,11 @@ class _Known:
 
     @classmethod
     def of(cls, call: DenoiserCall, rows: tuple[slice, ...] | None) -> _Known:
-        """Keep what was found in a call."""
+        """Return the rows found in a call, with its text."""
         return cls(call.states, _version(call.states), call.rows, rows)
 
     def is_of(self, call: DenoiserCall) -> bool:
-        """Return whether a call has this very text, unchanged; never where changes don't count."""
+        """Return whether a call has this very text, unchanged; False if writes are not counted."""
         if call.states is not self.states or call.rows != self.batch:
             return False
         if call.states is None:
@@ -87,13 +87,13 @@ def _version(states: Tensor | None) -> int | None:
 
 
 class RowFinder:
-    """Finds the rows that follow the prompts in each call of a run, once for each text.
+    """Finder of the conditional rows in each call of a run; it looks once per text.
 
     Args:
         asked: prompts and embeddings.
-        rows: which rows of the batch follow them, where the user says so.
-        size: called with the number of a batch's rows, to refuse what can't be.
-        check: called with a call and the rows found in it, to the same end.
+        rows: the rows given by the user, if any.
+        size: called with a batch's number of rows, to refuse an impossible batch.
+        check: called with a call and its rows, to the same end.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class RowFinder:
         self._known: dict[str, _Known] = {}
 
     def find(self, call: DenoiserCall) -> tuple[slice, ...] | None:
-        """Return spans of the batch, the positive prompts' first; None where the text isn't ours.
+        """Return spans of the batch, positive prompts first; None for a foreign text.
 
         Raises:
             RuntimeError: the batch has neither as many rows as there are images nor twice as many.
@@ -141,7 +141,7 @@ class RowFinder:
         return (span, slice(0, images) if span.start else slice(images, 2 * images))
 
     def is_negative(self, call: DenoiserCall) -> bool:
-        """Return whether a call follows the negative prompts alone: guidance's own pass."""
+        """Return whether a call follows only the negative prompts: guidance's own pass."""
         negative = self.asked.negative_embeds
         if call.kind == "unconditional":
             return True
@@ -154,12 +154,12 @@ class RowFinder:
 
 @dataclass(frozen=True)
 class PromptMajor:
-    """The batch that a loop of one's own must have to be edited: all images of each prompt in turn.
+    """The batch layout required to edit a custom loop: all images of each prompt in turn.
 
     Attributes:
-        asked: its prompts.
+        asked: the loop's prompts.
         texts: the prompts as text.
-        rows: which rows of the batch follow them, where the user says so.
+        rows: the rows following the prompts, if given by the user.
     """
 
     asked: Asked
@@ -168,28 +168,28 @@ class PromptMajor:
 
     @property
     def images(self) -> int:
-        """How many images each prompt has."""
+        """Number of images per prompt."""
         return len(self.asked.prompt_of) // len(self.texts)
 
     def check_size(self, batch: int) -> None:
-        """Raise ValueError where a batch has other rows than the prompts' images."""
+        """Raise ValueError if a batch's rows do not match the prompts' images."""
         wanted, prompts = len(self.asked.prompt_of), len(self.texts)
         much = f"{prompts} prompts x images={self.images}"
         if self.rows is not None:
             found = len(range(*self.rows.indices(batch)))
             if found != wanted:
                 raise ValueError(
-                    f"rows={self.rows} are {found} of the UNet's {batch} rows, and "
-                    f"{wanted} follow the prompts ({much}): correct rows= or images="
+                    f"rows={self.rows} selects {found} of the UNet's {batch} rows, but "
+                    f"{wanted} are needed ({much}): correct rows= or images="
                 )
         elif self.asked.embeds is None and batch not in (wanted, 2 * wanted):
             raise ValueError(
                 f"the UNet was called with {batch} rows; {much} are {wanted}, or {2 * wanted} "
-                "with guidance: say with images= how many images of each prompt there are"
+                "with guidance: set images= to the number of images per prompt"
             )
 
     def check(self, call: DenoiserCall, span: slice) -> None:
-        """Raise ValueError where rows have other texts than the prompts: they'd be edited wrong."""
+        """Raise ValueError if rows carry other texts than their prompts'."""
         states = call.states
         if states is None or self.rows is not None:
             return
@@ -198,8 +198,8 @@ class PromptMajor:
         if start and not known and torch.equal(states[:start], states[start:][:start]):
             raise ValueError(
                 f"both halves of the UNet's {call.rows} rows have the same embeddings; with "
-                f"images={self.images} the first should be guidance's: say with images= how "
-                "many images of each prompt there are, or with rows= which rows follow them"
+                f"images={self.images} the first should be guidance's: set images= to the "
+                "number of images per prompt, or rows= to the rows following the prompts"
             )
 
     def _check_order(self, states: Tensor) -> None:
@@ -211,14 +211,14 @@ class PromptMajor:
             fits = _alike(first, states[row])
             if not fits or any(torch.equal(o, first) for i, o in firsts.items() if i != ids):
                 raise ValueError(
-                    f"row {row} of those that follow the prompts should be of {prompt.text!r}, its "
-                    f"embeddings aren't: give each prompt of session.prompts images={self.images} "
-                    "rows, one prompt after another, or say with images= or rows= how it is"
+                    f"row {row} of the conditional rows should follow {prompt.text!r}, but its "
+                    f"embeddings differ: give each prompt of session.prompts images={self.images} "
+                    "rows, one prompt after another, or correct images= or rows="
                 )
 
 
 def _alike(one: Tensor, two: Tensor) -> bool:
-    """Return whether embeddings are of one text, to the rounding of whoever made them."""
+    """Return whether two embeddings are of one text, up to rounding."""
     if torch.equal(one, two):
         return True
     one, two = one.float(), two.float()

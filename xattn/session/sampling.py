@@ -1,4 +1,4 @@
-"""One descent of the schedule under way: what is known about it while it runs."""
+"""The current run: everything known about it while it lasts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from xattn.text.prompt import Prompt
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run was asked for.
+    """The prompts and embeddings of a run.
 
     Attributes:
-        prompts: the prompts, the negative ones after the others where they are recorded, too.
-        prompt_of: for each image which of ``prompts`` it follows.
+        prompts: the prompts, followed by the negative ones if they are recorded.
+        prompt_of: for each image, the index of its prompt in ``prompts``.
         embeds: the positive prompts' embeddings, (images, tokens, channels), or None.
         negative_embeds: the negative prompts'.
     """
@@ -37,19 +37,19 @@ class Sampling:
     """A run's schedule, prompts, latent size and device; it exists as long as the run does.
 
     Attributes:
-        family: what its denoiser is like.
+        family: the family of its denoiser.
         denoiser: the model.
         asked: prompts and embeddings.
-        schedule: its calls and steps; None where a loop of one's own doesn't say.
-        scheduler: what takes its steps, where it is known.
+        schedule: its calls and steps; None in a custom loop without a scheduler.
+        scheduler: the scheduler, if known.
         sample: the latents of its first call.
         latent: (height, width) of the latents.
         compiled: whether the denoiser's calls go through torch.compile.
-        loop: whether the calls are those of a loop of one's own.
-        facts: what is worth knowing about it, plain JSON values.
-        estimates: float16 (steps, images, channels, height, width), where previews are kept.
-        affinity: float16 (images, height, width, height, width), where affinities are kept.
-        run: what is recorded of it; None where nothing is.
+        loop: whether the calls come from a custom loop.
+        facts: facts about the run, plain JSON values.
+        estimates: float16 (steps, images, channels, height, width), if previews are kept.
+        affinity: float16 (images, height, width, height, width), if affinities are kept.
+        run: its recorded run; None if nothing is recorded.
     """
 
     family: Family
@@ -68,22 +68,22 @@ class Sampling:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser runs."""
+        """The denoiser's device."""
         return self.sample.device
 
     @property
     def images(self) -> int:
-        """How many images are recorded, those of negative prompts included."""
+        """Number of recorded images, including those of negative prompts."""
         return len(self.asked.prompt_of)
 
     @property
     def steps(self) -> int | None:
-        """How many steps the schedule has; None where nobody knows."""
+        """Number of steps in the schedule; None if unknown."""
         return None if self.schedule is None else len(self.schedule.timesteps)
 
     @property
     def channels(self) -> int:
-        """How many channels the latents have; an inpainting UNet sees more."""
+        """Number of latent channels; an inpainting UNet's input has more."""
         return int(getattr(self.denoiser, "config", {}).get("out_channels", self.sample.shape[1]))
 
     def grid(self, layer: AttentionLayer) -> tuple[int, int]:

@@ -25,7 +25,7 @@ def opened(origin: Origin, instruments: Sequence[Instrument]) -> Iterator[Block]
     """Install instruments in a denoiser, drive them by its calls, and restore it at the end.
 
     Raises:
-        TypeError: a layer computes attention where it can't be seen.
+        TypeError: a layer computes attention out of xattn's reach.
     """
     block = Block(origin, instruments)
     with block.installed():
@@ -33,10 +33,10 @@ def opened(origin: Origin, instruments: Sequence[Instrument]) -> Iterator[Block]
 
 
 class Block:
-    """What happens between ``with`` and its end: one or more runs, and instruments that act.
+    """The inside of a ``with``: one or more runs, and the instruments acting in them.
 
     Attributes:
-        sampling: the run under way; None between runs.
+        sampling: the current run; None between runs.
     """
 
     def __init__(self, origin: Origin, instruments: Sequence[Instrument]) -> None:
@@ -52,16 +52,16 @@ class Block:
         self.sampling: Sampling | None = None
         self._following: Following | None = None
         self._asked = origin.asked()
-        self._fresh: Asked | None = None  # of an encode_prompt while a run was under way
-        self._calls: dict[str, DenoiserCall] = {}  # under way, by component
-        self._ended_step: int | None = None  # that waits for after_step
-        self._undrawn: Sampling | None = None  # whose pictures are still to come
+        self._fresh: Asked | None = None  # from an encode_prompt during a run
+        self._calls: dict[str, DenoiserCall] = {}  # in progress, by component
+        self._ended_step: int | None = None  # waits for after_step
+        self._undrawn: Sampling | None = None  # the run whose pictures are still to come
 
     # -- installing and restoring ------------------------------------------------------------------
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Put the processors and hooks in, and take them out whatever happens."""
+        """Install the processors and hooks, and always remove them at the end."""
         with ExitStack() as stack:
             stack.callback(self._eject)
             self._inject()
@@ -84,7 +84,7 @@ class Block:
             remove_stored(model)
 
     def _refuse_inside_edits(self) -> None:
-        """Refuse to stand between a layer and those who edit it: they call it by parts."""
+        """Raise RuntimeError if a layer is already edited: its editor would bypass this block."""
         for layer, chain in self.chains.items():
             below = layer.module.processor
             while is_wrapped(below) and chain_of(below) is not chain:
@@ -94,13 +94,13 @@ class Block:
                 if other is not None and other.edits:
                     raise RuntimeError(
                         "a recording or an edit was begun inside editing(), where rows are edited "
-                        "already: begin the recording first, or read session.trace"
+                        "already: start the recording first, or read session.trace"
                     )
 
     # -- the pipeline's events ---------------------------------------------------------------------
 
     def receive(self, event: events.Event) -> None:
-        """Take an event of the pipeline."""
+        """Handle an event of the pipeline."""
         match event:
             case events.Asking():
                 # claimed from here on: two pipelines can share one denoiser
@@ -108,10 +108,10 @@ class Block:
             case events.Encoded(asked):
                 if self.sampling is None:
                     self._asked = asked
-                else:  # the run under way was broken off, or somebody only wants embeddings
+                else:  # the current run was cut short, or someone only wants embeddings
                     self._fresh = asked
             case events.Pictures(images):
-                drawn, self._undrawn = self._undrawn, None  # what comes later isn't this run's
+                drawn, self._undrawn = self._undrawn, None  # later pictures belong to another run
                 if drawn is not None:
                     for instrument in self.instruments:
                         instrument.pictures(drawn, images, ended=self.sampling is None)
@@ -128,7 +128,7 @@ class Block:
         return lambda output: self.after_call(component, output)
 
     def before_call(self, component: str, arguments: Mapping[str, Any]) -> None:
-        """Get ready for a denoiser call; at a run's first, lay out all of its axes and bytes."""
+        """Prepare a denoiser call; at a run's first, lay out all axes and bytes."""
         if self._asked is not None or self._fresh is not None:
             self.guard.check()
         self._calls.pop(component, None)
@@ -139,7 +139,7 @@ class Block:
         turn = self.origin.turn(call, self._following, self._asked, self._fresh)
         if turn is Turn.PASS:
             return
-        self._inject()  # whoever replaced processors in between is wrapped in turn
+        self._inject()  # wrap processors replaced since the last call
         self._refuse_inside_edits()
         if turn is not Turn.NEXT:
             self._begin(turn, call)
@@ -175,7 +175,7 @@ class Block:
         begun: list[Instrument] = []
         try:
             if following.rows.find(call) is None:
-                raise RuntimeError("the denoiser follows another text than the prompts'")
+                raise RuntimeError("the denoiser received another text than the prompts")
             for instrument in self.instruments:
                 begun.append(instrument)
                 instrument.begin(sampling)
@@ -188,7 +188,7 @@ class Block:
         self.guard.claim()
 
     def _place(self, call: DenoiserCall) -> None:
-        """Write into a call which one it is, which rows count, and where text and image stand."""
+        """Fill in a call's number, its conditional rows, and the places of text and image."""
         following = self._following
         assert following is not None
         following.place(call)
@@ -201,10 +201,10 @@ class Block:
                 chain.locate = _Locator(family, call, layer)
 
     def after_call(self, component: str, output: Any) -> None:
-        """Hand on what a denoiser call left, and end the run with its last call."""
+        """Hand on the result of a denoiser call, and end the run after its last call."""
         call = self._calls.get(component)
         if call is None or component or self.sampling is None or not self.guard.is_here:
-            return  # asleep, a ControlNet's, or the end of a call that another thread began
+            return  # asleep, a ControlNet's, or the end of a call begun by another thread
         call.output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         self._check_seen(call)
         for instrument in self.instruments:
@@ -225,17 +225,17 @@ class Block:
             if call.number and not chain.edits:
                 raise RuntimeError(
                     f"layer {layer.name} was left out of a denoiser call (is its attention cached "
-                    "or skipped?): its maps would be those of another step; record without it"
+                    "or skipped?): its maps would belong to another step; record without it"
                 )
             name = type(innermost(layer.module.processor)).__name__
             raise RuntimeError(
-                f"layer {layer.name} computes attention where xattn can't see it ({name}); call "
+                f"layer {layer.name} computes attention out of xattn's reach ({name}); call "
                 "pipe.unet.set_default_attn_processor() or pipe.unet.set_attention_backend"
                 '("native") first'
             )
 
     def end(self) -> None:
-        """Complete the run under way, whole or cut short."""
+        """Complete the current run, whether finished or cut short."""
         self._asked, self._fresh = self.origin.asked(), None
         sampling, self.sampling, self._following = self.sampling, None, None
         if sampling is None:
@@ -250,9 +250,9 @@ class Block:
     # -- steps -------------------------------------------------------------------------------------
 
     def after_step(self, latents: Tensor) -> Tensor:
-        """Return the latents after a step of the scheduler, as the instruments leave them.
+        """Return the latents after a scheduler step, as changed by the instruments.
 
-        Between the two halves of a second-order step they come back as they are.
+        Between the two halves of a second-order step they are returned unchanged.
         """
         step, self._ended_step = self._ended_step, None
         if step is None:
@@ -262,7 +262,7 @@ class Block:
         return latents
 
     def check_stepped(self) -> None:
-        """Raise RuntimeError where a step ended and ``after_step`` was left out."""
+        """Raise RuntimeError if a step ended without ``after_step``."""
         if not any(instrument.between_steps for instrument in self.instruments):
             return
         step, self._ended_step = self._ended_step, None
@@ -273,7 +273,7 @@ class Block:
             if self.origin.loop
             else "call the pipeline with callback_on_step_end=session.callback"
         )
-        raise RuntimeError(f"step {step} ended and LocalBlend wasn't applied: {how}")
+        raise RuntimeError(f"step {step} ended without LocalBlend: {how}")
 
 
 def _chains(
@@ -289,7 +289,7 @@ def _chains(
 
 
 class _Locator:
-    """Where text and image stand in one layer's call; asked once for each pair of lengths."""
+    """Finder of the places of text and image in one layer's call, once per pair of lengths."""
 
     def __init__(self, family: Any, call: DenoiserCall, layer: AttentionLayer) -> None:
         self.family = family

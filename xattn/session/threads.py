@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 @dataclass
 class ThreadGuard:
-    """Refuses a second thread while a run of the first is under way."""
+    """A guard that refuses a second thread during another thread's run."""
 
     thread: int | None = None
 
     def claim(self) -> None:
-        """Takes the recording for this thread."""
+        """Claim the recording for this thread."""
         self.thread = threading.get_ident()
 
     @property
     def is_here(self) -> bool:
-        """Whether the recording is this thread's."""
+        """Whether this thread has claimed the recording."""
         return self.thread == threading.get_ident()
 
     def release(self) -> None:
-        """Lets any thread begin the next run."""
+        """Let any thread begin the next run."""
         self.thread = None
 
     def check(self) -> None:
-        """Raises RuntimeError when another thread's run is under way."""
+        """Raise RuntimeError during another thread's run."""
         if self.thread is not None and self.thread != threading.get_ident():
             raise RuntimeError(
                 "another thread is using this pipeline, or one with the same UNet, inside a "
