@@ -1,4 +1,4 @@
-"""AffinityRecorder: what the image's places attend to among themselves."""
+"""AffinityRecorder: self-attention between the cells of the image."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling
 
 CELLS = 32 * 32
-"""The most queries of a grid whose self-attention is kept: 2 MB for each image."""
+"""Maximum number of queries of a grid with kept self-attention: 2 MB per image."""
 
 
 class AffinityRecorder(Instrument):
-    """Keep the mean of self-attention over heads, steps and layers of the finest fitting grid.
+    """Keep the mean self-attention over heads, steps and layers of the finest grid that fits.
 
-    It stands before the recorder, whose run takes what it keeps.
+    It runs before the recorder, whose run includes the result.
     """
 
     def __init__(self) -> None:
@@ -32,19 +32,19 @@ class AffinityRecorder(Instrument):
         """Return a handler for each self-attention layer of the denoiser.
 
         Raises:
-            ValueError: the model has no self-attention of its own.
+            ValueError: the model has no self-attention layers.
         """
         own = [layer for layer in layers if layer.role == "self" and not layer.component]
         if not own:
-            raise ValueError("affinity=True: this model has no self-attention of its own")
+            raise ValueError("affinity=True: this model has no self-attention layers")
         self.layers = {layer: Affinity() for layer in own}
         return self.layers
 
     def begin(self, sampling: Sampling) -> None:
-        """Make room for the finest grid that isn't too fine, and point its layers there.
+        """Allocate the buffer for the finest grid within the limit, and aim its layers at it.
 
         Raises:
-            MemoryError: it would not fit.
+            MemoryError: the buffer does not fit.
         """
         grids = {sampling.grid(layer) for layer in self.layers}
         fitting = [g for g in grids if g[0] * g[1] <= CELLS]
@@ -58,7 +58,7 @@ class AffinityRecorder(Instrument):
         sampling.affinity = torch.zeros(sampling.images, *grid, *grid, dtype=torch.float16)
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Point the layers at the rows that follow the prompts."""
+        """Aim the layers at the conditional rows."""
         if call.component:
             return
         for handler in self.layers.values():
@@ -66,9 +66,9 @@ class AffinityRecorder(Instrument):
             handler.rows = call.conditional[0]
 
     def end(self, sampling: Sampling) -> None:
-        """Average over the calls of a run, one cut short among them.
+        """Average over the calls of a run, even one cut short.
 
-        Each call adds shares that sum to one, so the sums say how many calls there were.
+        Shares of each call sum to one, so the sums count the calls.
         """
         sums, self._sums = self._sums, None
         if sums is not None and sampling.affinity is not None:

@@ -1,4 +1,4 @@
-"""Blender: LocalBlend between steps, on the maps of the middle resolution."""
+"""Blender: LocalBlend between steps, on maps of the middle resolution."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from xattn.session.sampling import Sampling
 
 
 class Blender(Instrument):
-    """Set latents to the source's outside of where each sibling's LocalBlend lets its edit act.
+    """Replace latents outside each sibling's LocalBlend mask by the source's.
 
-    It stands after the editor, whose maps it sees as they are in effect.
+    It runs after the editor, to see the maps in effect.
 
     Args:
-        plan: the edits.
-        side: as for the editor.
-        scale: pixels for each latent, for masks in pixels.
-        kept: a source that is kept, or was.
-        reads: whether it was kept of an earlier run.
+        plan: the plan of the edits.
+        side: largest side of the grids whose self-attention follows, as for the editor.
+        scale: pixels per latent, for masks in pixels.
+        kept: the store of a kept source, or None.
+        reads: whether the source comes from an earlier run.
 
     Attributes:
-        masks: for each sibling and each step that is complete, where its LocalBlend let the edit
-            through, bool (images, height, width) on the run's device, so that no step waits for
-            it; None in steps before its start.
+        masks: for each sibling and each complete step, where its LocalBlend let the edit through,
+            bool (images, height, width) on the run's device, so no step waits for it; None in
+            steps before its start.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Blender(Instrument):
         self.layers: dict[AttentionLayer, Blending] = {}
         self.images = 1
         self._steps = 0
-        self._call: Tensor | None = None  # maps of the call under way
-        self._step: Tensor | None = None  # their sum over the calls of the step under way
-        self._total: Tensor | None = None  # the steps so far
+        self._call: Tensor | None = None  # maps of the current call
+        self._step: Tensor | None = None  # their sum over the calls of the current step
+        self._total: Tensor | None = None  # the sum over all steps so far
         self._calls = 0
         self._drawn: list[Tensor | None] = []  # users' masks on the latent grid
         self._places: list[Places | None] = []
 
     @property
     def between_steps(self) -> bool:  # type: ignore[override]
-        """Whether there is anything to do after a step."""
+        """Whether there is work to do after each step."""
         return self.kept is not None or any(s.blend is not None for s in self.plan.siblings)
 
     @property
@@ -75,7 +75,7 @@ class Blender(Instrument):
         return keeps or any(p is not None and p.any for p in places)
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a handler for each cross-attention layer, where maps are needed at all."""
+        """Return a handler for each cross-attention layer, if maps are needed at all."""
         if not self._needs_maps:
             return {}
         own = [layer for layer in layers if layer.role == "cross" and not layer.component]
@@ -85,10 +85,10 @@ class Blender(Instrument):
     # -- a run -------------------------------------------------------------------------------------
 
     def begin(self, sampling: Sampling) -> None:
-        """Fit the masks that users drew, and make room for the middle resolution's maps.
+        """Fit user masks to the latents, and allocate the middle resolution's maps.
 
         Raises:
-            ValueError: a LocalBlend would start behind the last step.
+            ValueError: a LocalBlend would start after the last step.
         """
         self._refuse_idle(sampling.steps or 0)
         prompts = len(self.plan.prompts) - self.reads
@@ -117,7 +117,7 @@ class Blender(Instrument):
                 raise ValueError(
                     f"LocalBlend with start={blend.start:g} never acts in a run of {steps} "
                     f"{'step' if steps == 1 else 'steps'}, whose last begins at "
-                    f"{(steps - 1) / steps:.3g}: give a smaller start=, or draw more steps"
+                    f"{(steps - 1) / steps:.3g}: use a smaller start=, or more steps"
                 )
 
     def _fitted(self, sampling: Sampling) -> list[Tensor | None]:
@@ -128,7 +128,7 @@ class Blender(Instrument):
         return [None if mask is None else mask.to(sampling.device) for mask in fitted]
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Aim the middle resolution's layers at the rows that follow the prompts."""
+        """Aim the middle resolution's layers at the conditional rows."""
         if call.component or self._call is None:
             return
         self._call.zero_()
@@ -137,7 +137,7 @@ class Blender(Instrument):
             handler.live = handler.total is not None
 
     def after_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Add a call's maps to its step's, and a whole step's mean to the sum."""
+        """Add a call's maps to its step, and a complete step's mean to the sum."""
         if self._call is None or self._step is None or self._total is None:
             return
         self._step += self._call
@@ -148,21 +148,21 @@ class Blender(Instrument):
             self._calls = 0
 
     def end(self, sampling: Sampling) -> None:
-        """Let go of the layers; what the last step's blend needs stays."""
+        """Release the layers; keep what the last step's blend needs."""
         for handler in self.layers.values():
             handler.total = None
 
     # -- between steps -----------------------------------------------------------------------------
 
     def after_step(self, step: int, latents: Tensor) -> Tensor:
-        """Return the latents after a step, with the source's outside of LocalBlend's masks.
+        """Return the latents after a step, with the source's outside LocalBlend's masks.
 
         Args:
-            step: of the schedule.
+            step: index of the step.
             latents: (prompts x images, channels, height, width), prompt-major.
 
         Raises:
-            ValueError: the latents have another number of rows.
+            ValueError: the number of rows is wrong.
         """
         texts = self.plan.texts[1:] if self.reads else self.plan.texts
         if len(latents) != self.images * len(texts):
@@ -189,7 +189,7 @@ class Blender(Instrument):
         return slice(first, first + self.images)
 
     def _source(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the source's latents after a step and its maps up to it; keep them if asked."""
+        """Return the source's latents and maps after a step; store them if keeping."""
         if self.kept is not None and self.reads:
             maps = self.kept.maps[step]
             return self.kept.latents[step].to(latents), maps.to(latents.device)

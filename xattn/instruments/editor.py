@@ -1,4 +1,4 @@
-"""Editor: prompt-to-prompt in the layers of a batch of siblings."""
+"""Editor: prompt-to-prompt attention in a batch of siblings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from xattn.session.sampling import Sampling
 
 
 class Editor(Instrument):
-    """Have siblings attend as their edits say.
+    """Make siblings attend as their edits require.
 
     The batch is prompt-major: all images of the source, then all images of each sibling. A source
-    that was kept of an earlier run isn't in the batch.
+    kept from an earlier run is not part of the batch.
 
     Args:
-        plan: the edits.
+        plan: the plan of the edits.
         side: self-attention follows the source in layers of at most side x side queries.
-        kept: the source, where it was kept of an earlier run.
+        kept: the source kept from an earlier run, if any.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Editor(Instrument):
         self.kept = kept
         self.cross: dict[AttentionLayer, CrossEditing] = {}
         self.selfs: dict[AttentionLayer, SelfEditing] = {}
-        # phases repeat, and what they need is made once for each
+        # phases repeat; each one's factors are computed once
         self._rows: dict[Any, EditedRows] = {}
         self._steps: dict[Any, CrossStep | None] = {}
 
@@ -49,11 +49,11 @@ class Editor(Instrument):
         return self.plan.texts if self.kept is None else self.plan.texts[1:]
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a handler for each cross-attention and self-attention layer of the denoiser.
+        """Return a handler for each cross- and self-attention layer of the denoiser.
 
         Raises:
-            TypeError: a layer's processor computes a few rows at a time.
-            ValueError: the model has no cross-attention of its own.
+            TypeError: a layer's processor computes attention slice by slice.
+            ValueError: the model has no cross-attention layers.
         """
         own = editable(layers)
         self.cross = {layer: CrossEditing() for layer in own if layer.role == "cross"}
@@ -63,10 +63,10 @@ class Editor(Instrument):
     # -- a run -------------------------------------------------------------------------------------
 
     def begin(self, sampling: Sampling) -> None:
-        """Check that the run is the one that was planned, and connect the kept source.
+        """Check that the run uses the planned prompts, and connect the kept source.
 
         Raises:
-            ValueError: the pipeline was called with other prompts, or the source doesn't fit.
+            ValueError: the pipeline was called with other prompts, or the source does not fit.
         """
         texts = [prompt.text for prompt in sampling.asked.prompts]
         if texts != self.texts:
@@ -86,11 +86,11 @@ class Editor(Instrument):
                 handler.kept = KeptCalls(self.kept.of_layer(layer.name, self.side))
 
     def images(self, sampling: Sampling) -> int:
-        """Return how many images each prompt of a run has."""
+        """Return the number of images per prompt in a run."""
         return sampling.images // len(self.texts)
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Tell every layer what the step does."""
+        """Set each layer up for the call's step."""
         if call.component or sampling.schedule is None or not self.plan.siblings:
             return
         cross = self._cross_step(sampling, call)
@@ -110,7 +110,7 @@ class Editor(Instrument):
                 following.kept.number = call.number
 
     def _cross_step(self, sampling: Sampling, call: DenoiserCall) -> CrossStep | None:
-        """Return what a step does; the same object again in all steps of a phase."""
+        """Return the edit of a step; the same object throughout a phase."""
         assert sampling.schedule is not None
         steps = len(sampling.schedule.timesteps)
         start = call.conditional[0].start
@@ -147,7 +147,7 @@ class Editor(Instrument):
         return self._rows[chosen]
 
     def end(self, sampling: Sampling) -> None:
-        """Let go of what the run needed."""
+        """Release everything the run needed."""
         self._rows, self._steps = {}, {}
         for crossing in self.cross.values():
             crossing.step = crossing.kept = None
@@ -156,26 +156,26 @@ class Editor(Instrument):
 
 
 def editable(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
-    """Return the denoiser's layers that edits act in.
+    """Return the denoiser's layers that edits act on.
 
     Raises:
-        TypeError: a layer's processor computes a few rows at a time.
-        ValueError: the model has no cross-attention of its own.
+        TypeError: a layer's processor computes attention slice by slice.
+        ValueError: the model has no cross-attention layers.
     """
     own = [layer for layer in layers if not layer.component]
     added = [layer.name for layer in own if layer.role == "added"]
     if added:
         raise ValueError(
-            f"layer {added[0]} attends to text and image in one call; edits know models with "
-            "cross-attention of its own (Stable Diffusion 1, 2, XL)"
+            f"layer {added[0]} attends to text and image in one call; edits need models with "
+            "separate cross-attention layers (Stable Diffusion 1, 2, XL)"
         )
-    choose(own, None)  # raises where there is none
+    choose(own, None)  # raises if there are none
     for layer in own:
         processor: Any = layer.module.processor
         name = type(innermost(processor)).__name__
         if name.startswith("Sliced"):
             raise TypeError(
-                f"{name} computes a few rows at a time, and edits need the source beside its "
+                f"{name} computes attention slice by slice, but edits need the source next to its "
                 "siblings; call pipe.disable_attention_slicing() first"
             )
     return own

@@ -1,4 +1,4 @@
-"""Keeper: a source's run kept, so that later edits needn't sample it again."""
+"""Keeper: a source's run kept, so later edits do not sample it again."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ OF_ONE_CALL = (
     "callback",
     "callback_steps",
 )
-"""Options of a pipeline that watch one call of it, and say nothing about what it draws."""
+"""Pipeline options that observe one call and do not affect the result."""
 
-_SMALLER = "; draw fewer steps or images, give a smaller side=, or leave keep_source=True out"
+_SMALLER = "; draw fewer steps or images, use a smaller side=, or leave keep_source=True out"
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a source was drawn by: what is kept of it fits nothing else.
+    """The settings that produced a source; a kept source fits no others.
 
     Attributes:
-        pipeline: the pipeline's class.
-        model: the denoiser, which isn't kept alive by this.
-        dtype: the denoiser's.
-        scheduler: the scheduler's class.
-        config: the scheduler's settings.
+        pipeline: class of the pipeline.
+        model: the denoiser, by weak reference.
+        dtype: dtype of the denoiser.
+        scheduler: class of the scheduler.
+        config: settings of the scheduler.
     """
 
     pipeline: type
@@ -54,14 +54,14 @@ class Fingerprint:
 
     @classmethod
     def of(cls, pipe: Any) -> Fingerprint:
-        """Read it from a pipeline."""
+        """Read the settings of a pipeline."""
         config = {k: repr(v) for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
         denoiser: Any = family_of_pipeline(pipe).denoisers(pipe)[0]
         model = getattr(denoiser, "_orig_mod", denoiser)
         return cls(type(pipe), weakref.ref(model), model.dtype, type(pipe.scheduler), config)
 
     def check(self, pipe: Any) -> None:
-        """Raise ValueError where a pipeline isn't the one that it was."""
+        """Raise ValueError if a pipeline's settings differ."""
         now = Fingerprint.of(pipe)
         if now.pipeline is not self.pipeline:
             was = f"by a {self.pipeline.__name__}, and this is a {now.pipeline.__name__}"
@@ -81,21 +81,21 @@ class Fingerprint:
 
 @dataclass
 class KeptSource:
-    """What edits need of a source's run: attention inputs, latents, maps, and the noise's seed.
+    """What edits need of a source's run: attention inputs, latents, maps and generator states.
 
-    Of every cross-attention layer, and of the self-attention layers that edits may touch, the
-    queries of each denoiser call and the keys: numbers in the run's dtype. For Stable Diffusion
-    1.5 at 512 px in half precision that is about 30 MB a step for each image.
+    For each denoiser call it holds the queries of every cross-attention layer and of the
+    self-attention layers within reach of edits, and their keys, in the run's dtype. For Stable
+    Diffusion 1.5 at 512 px in half precision that is about 30 MB per step and image.
 
     Attributes:
         prompt: the source's prompt.
-        images: how many images it has, one for each seed.
-        options: what the pipeline was called with, less its callbacks.
-        made_by: what it was drawn by; nothing else can go on from it.
-        timesteps: of each denoiser call.
-        generators: as they stood before the run.
+        images: number of images, one per seed.
+        options: the pipeline's arguments, without callbacks.
+        made_by: the settings that produced it; edits must match them.
+        timesteps: timestep of each denoiser call.
+        generators: their states before the run.
         layers: for each layer the source's queries and keys at each denoiser call.
-        latents: after each step, LocalBlends applied, (images, channels, height, width).
+        latents: after each step, with LocalBlends applied, (images, channels, height, width).
         maps: LocalBlend's maps, summed over the steps so far, (images, tokens, h, w).
         pictures: the source's images.
     """
@@ -113,17 +113,17 @@ class KeptSource:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it takes."""
+        """Size of the kept tensors in bytes."""
         tensors = [t for calls in self.layers.values() for pair in calls for t in pair]
         distinct = {t.data_ptr(): t.nbytes for t in [*tensors, *self.latents, *self.maps]}
         return sum(distinct.values())
 
     def check_schedule(self, schedule: Schedule) -> None:
-        """Raise ValueError where a run has another schedule than the source's."""
+        """Raise ValueError if a run's schedule differs from the source's."""
         if self.timesteps != schedule.at:
             raise ValueError(
                 f"source was drawn in {len(self.timesteps)} denoiser calls from timestep "
-                f"{self.timesteps[0]:g} on, and the scheduler now has {schedule.calls} from "
+                f"{self.timesteps[0]:g} on, but the scheduler now has {schedule.calls} from "
                 f"{schedule.at[0]:g} on: draw it again with keep_source=True"
             )
 
@@ -131,11 +131,11 @@ class KeptSource:
         """Return a layer's queries and keys.
 
         Raises:
-            ValueError: the layer wasn't kept.
+            ValueError: the layer was not kept.
         """
         if name not in self.layers:
             raise ValueError(
-                f"side={side} reaches layer {name}, which the source didn't "
+                f"side={side} reaches layer {name}, which the source did not "
                 "keep; run it again with keep_source=True and the same side"
             )
         return self.layers[name]
@@ -143,7 +143,7 @@ class KeptSource:
     def share_keys(self, layers: Iterable[str]) -> None:
         """Store keys that do not change between calls (the text's) only once.
 
-        Meant for the end of the run: comparing waits for the device.
+        For the end of the run: the comparison waits for the device.
         """
         for name in layers:
             calls = self.layers.get(name, [])
@@ -157,15 +157,15 @@ class KeptSource:
 
 
 class Keeper(Instrument):
-    """Keep the source's queries and keys in every layer that edits may touch.
+    """Keep the source's queries and keys in every layer within reach of edits.
 
-    It stands before the editor; latents and maps are kept by the blender.
+    It runs before the editor; the blender keeps latents and maps.
 
     Args:
-        kept: where they go.
-        prompts: how many prompts the batch has.
-        tokens: the length of the token axis.
-        side: as for the editor.
+        kept: the store to write to.
+        prompts: number of prompts in the batch.
+        tokens: length of the token axis.
+        side: largest side of the grids whose self-attention follows, as for the editor.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Keeper(Instrument):
         return self.layers
 
     def begin(self, sampling: Sampling) -> None:
-        """Refuse to keep a source that wouldn't fit.
+        """Raise an error before sampling if the source would not fit.
 
         Raises:
             MemoryError: before the first step.
@@ -202,9 +202,9 @@ class Keeper(Instrument):
         return [layer for layer, (h, w) in sizes.items() if layer.role == "cross" or h * w <= most]
 
     def _nbytes(self, sampling: Sampling, schedule: Schedule) -> int:
-        """Return the bytes that keeping the source takes while it runs.
+        """Return the bytes needed to keep the source during the run.
 
-        Afterwards less: the text's keys, the same in every call, are then kept once.
+        Less afterwards: the text's keys, equal in every call, are then stored once.
         """
         kind, sample = sampling.device.type, sampling.sample
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else sample.dtype
@@ -234,11 +234,11 @@ class Keeper(Instrument):
             self.layers[layer].live = True
 
     def end(self, sampling: Sampling) -> None:
-        """Store the text's keys once."""
+        """Store the text's keys only once."""
         cross = [layer.name for layer in self.layers if layer.role == "cross"]
         self.kept.share_keys(cross)
 
 
 def _widths(module: Any) -> tuple[int, int]:
-    """Return the channels of a layer's queries and keys, heads together."""
+    """Return the channels of a layer's queries and keys, all heads together."""
     return int(module.inner_dim), int(module.inner_kv_dim)

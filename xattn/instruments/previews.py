@@ -1,4 +1,4 @@
-"""Previews: what the denoiser expects the image to be, at each step."""
+"""Previews: the denoiser's estimate of the image at each step."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from xattn.session.sampling import Sampling
 
 
 class Previews(Instrument):
-    """Keep the clean latents that each step's prediction means.
+    """Keep the clean latents estimated at each step.
 
-    It stands before the recorder, whose run takes what it keeps.
+    It runs before the recorder, whose run includes the result.
     """
 
     def begin(self, sampling: Sampling) -> None:
-        """Make room for the estimates of every step.
+        """Allocate the estimates of all steps.
 
         Raises:
-            ValueError: the schedule or its noise isn't known.
+            ValueError: the schedule or its noise levels are unknown.
         """
         if sampling.schedule is None:
             raise ValueError("previews=True needs scheduler=, to know the noise of each step")
         sample = sampling.sample
-        _clean(sampling, sample[:0], sample[:0], sampling.schedule.timesteps[0])  # or says why not
+        # fail before the first step if the scheduler cannot tell clean latents
+        _clean(sampling, sample[:0], sample[:0], sampling.schedule.timesteps[0])
         steps = len(sampling.schedule.timesteps)
         size = (steps, sampling.images, sampling.channels, *sample.shape[-2:])
         sampling.estimates = torch.zeros(size, dtype=torch.float16, device=sample.device)
 
     def after_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Keep what the prediction means, guidance applied as the pipeline does."""
+        """Keep a call's estimate, with guidance applied as in the pipeline."""
         if sampling.estimates is None or sampling.schedule is None:
             return
         rows, noise = call.conditional[0], call.output
@@ -44,7 +45,7 @@ class Previews(Instrument):
         sampling.estimates[call.step].copy_(clean.detach(), non_blocking=True)
 
     def end(self, sampling: Sampling) -> None:
-        """Bring the estimates from the device."""
+        """Copy the estimates from the device."""
         if sampling.run is not None and sampling.run.estimates is not None:
             sampling.run.estimates = sampling.run.estimates.cpu()
 

@@ -1,4 +1,4 @@
-"""How far self-attention follows the source, and which grid makes LocalBlend's masks."""
+"""The grids within reach of edits: followed self-attention, and LocalBlend's maps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Grid = tuple[int, int]
 
 
 def area_limit(latent: Grid, side: int | None) -> int:
-    """Return the most queries of a layer whose self-attention follows the source.
+    """Return the maximum number of queries of a layer whose self-attention follows the source.
 
-    16 x 16, or a quarter of the latents' height and width where that is more: as in the paper's
-    code for Stable Diffusion at 512 pixels, and 32 x 32 for SDXL at 1024.
+    16 x 16, or a quarter of the latents' height and width if larger: as in the paper's code for
+    Stable Diffusion at 512 pixels, and 32 x 32 for SDXL at 1024.
     """
     if side is not None:
         return side * side
@@ -20,6 +20,6 @@ def area_limit(latent: Grid, side: int | None) -> int:
 
 
 def middle_grid(grids: Iterable[Grid], latent: Grid, side: int | None) -> Grid:
-    """Return the grid of the middle resolution, whose maps make LocalBlend's masks."""
+    """Return the middle-resolution grid whose maps make LocalBlend's masks."""
     most = area_limit(latent, side)
     return min(set(grids), key=lambda g: (abs(log(g[0] * g[1] / most)), g))

@@ -1,4 +1,4 @@
-"""Recorder: the maps of the words asked for, from the layers into a run's buffer."""
+"""Recorder: maps of the requested words, from the layers into a run's buffer."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from xattn.session.sampling import Sampling
 
 @dataclass(frozen=True)
 class _Aim:
-    """Which of the kept layers a recorded layer writes to, and its share of it."""
+    """A recorded layer's target in the kept layers, and its weight there."""
 
     kept: int
     share: float | None
 
 
 class Recorder(Instrument):
-    """Write every recorded layer's maps into a buffer, and make a ``Run`` of each sampling.
+    """Write recorded layers' maps into a buffer, and turn each sampling into a ``Run``.
 
     Args:
         options: what to keep, and where.
-        runs: where the runs go.
-        edited: whether only the layers that edits act in are recorded.
+        runs: the list to append runs to.
+        edited: whether to record only the layers that edits act on.
     """
 
     def __init__(self, options: Options, runs: list[Run], *, edited: bool = False) -> None:
@@ -52,17 +52,17 @@ class Recorder(Instrument):
         self._buffer: Buffer | None = None
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a recording for each layer that ``layers=`` names.
+        """Return a recording handler for each layer matching ``layers=``.
 
         Raises:
-            ValueError: a name matches no layer; the error lists the layers there are.
+            ValueError: a name does not match any layer; the error lists the layers.
         """
         chosen = self._chosen(layers)
         self.recordings = {layer: Recording(layer.name, layer.heads) for layer in chosen}
         return self.recordings
 
     def _chosen(self, layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
-        """Return the layers to record; a ControlNet's only where they are named."""
+        """Return the layers to record; a ControlNet's only if named."""
         wanted = self.options.layers
         globs = [wanted] if isinstance(wanted, str) else wanted
         main = [layer for layer in layers if not layer.component]
@@ -90,8 +90,8 @@ class Recorder(Instrument):
         """Lay out a run's axes and its buffer.
 
         Raises:
-            MemoryError: the maps would not fit where they go; the error says what would.
-            ValueError: a word isn't in any of the prompts.
+            MemoryError: the maps would not fit; the error names options that would.
+            ValueError: a word is in none of the prompts.
         """
         positions = kept_positions(sampling.asked.prompts, self.options.words)
         layers, aims = self._layers(sampling)
@@ -136,7 +136,7 @@ class Recorder(Instrument):
                 mark_dynamic(recording.buffer, 2)
 
     def _layers(self, sampling: Sampling) -> tuple[tuple[Layer, ...], list[_Aim]]:
-        """Return the kept layers, and for each recorded one which of them it writes to."""
+        """Return the kept layers, and for each recorded layer its target and weight."""
         single = [Layer(layer.name, sampling.grid(layer), layer.heads) for layer in self.recordings]
         if "layer" in self.options.keep:
             return tuple(single), [_Aim(i, None) for i in range(len(single))]
@@ -152,7 +152,7 @@ class Recorder(Instrument):
         return kept, [_Aim(order.index(key), 1 / len(groups[key])) for key in keys]
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Point a component's layers at the rows of this call's batch that count."""
+        """Aim a component's layers at the conditional rows of this call."""
         if self._buffer is None or sampling.run is None:
             return
         images = sum(span.stop - span.start for span in call.conditional)
@@ -163,25 +163,25 @@ class Recorder(Instrument):
                 recording.batch = call.rows
                 recording.images = images
         if images < sampling.images:
-            self._buffer.staging.zero_()  # guidance was cut off: negative prompts have no rows
+            self._buffer.staging.zero_()  # guidance was switched off: negative prompts have no rows
         if sampling.schedule is None and call.begins_step and not call.component:
             self._buffer.end_step()
             sampling.run.timesteps += (timestep_of(call.timestep),)
             self._tell_done(sampling.run)
 
     def after_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Take what the layers wrote."""
+        """Collect the maps written by the layers."""
         if self._buffer is not None and sampling.run is not None:
             self._buffer.end_call(call.ends_step)
             self._tell_done(sampling.run)
 
     def _tell_done(self, run: Run) -> None:
-        """Set how many steps can be read: an average can't be before its end."""
+        """Update the number of readable steps: an average is readable only at its end."""
         if self._buffer is not None and "step" in self.options.keep:
             run.done = self._buffer.steps
 
     def end(self, sampling: Sampling) -> None:
-        """Complete a run, whole or cut short."""
+        """Complete a run, whether finished or cut short."""
         buffer, self._buffer, run = self._buffer, None, sampling.run
         for recording in self.recordings.values():
             recording.buffer = None
@@ -196,7 +196,7 @@ class Recorder(Instrument):
             write_header(buffer.folder.store.folder, run)
 
     def pictures(self, sampling: Sampling, images: list[Any], *, ended: bool) -> None:
-        """Put the pictures of a run with its maps, streamed ones too."""
+        """Attach the pipeline's pictures to a run, streamed ones too."""
         run = sampling.run
         if run is None:
             return
