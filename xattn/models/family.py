@@ -1,4 +1,4 @@
-"""What a kind of denoiser is like: the only knowledge of model classes that xattn has."""
+"""The protocol of a model family: all of xattn's knowledge about model classes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class AttentionLayer:
     """One attention layer of a denoiser.
 
     Attributes:
-        name: the module's name, for example ``mid_block.attentions.0.transformer_blocks.0.attn2``;
-            with the component's before it.
+        name: the module's name, for example ``mid_block.attentions.0.transformer_blocks.0.attn2``,
+            with its component's prefix.
         module: the attention module that holds the processor.
-        heads: its number of heads.
-        role: "cross" where keys are text, "self" where they are the image's, "joint" where text
-            and image attend to both, "added" where the image attends to both (DeepFloyd IF).
-        component: of which of the pipeline's models, "" for the denoiser, or "controlnet.".
-        depth: how often the latent grid was halved on the way to it.
-        nth: which of the layer's attention calls reads the text.
+        heads: number of heads.
+        role: "cross" if keys are text, "self" if they are the image's, "joint" if text and image
+            attend to both, "added" if only the image attends to both (DeepFloyd IF).
+        component: "" for the denoiser, or "controlnet.".
+        depth: how often the latent grid was halved before it.
+        nth: index of the layer's attention call that reads the text.
     """
 
     name: str
@@ -41,28 +41,28 @@ class AttentionLayer:
 
     @property
     def reads_text(self) -> bool:
-        """Whether words are among its keys."""
+        """Whether text tokens are among its keys."""
         return self.role != "self"
 
 
 @dataclass
 class DenoiserCall:
-    """One call of a denoiser, as its family reads it, and what the session knows about it.
+    """One denoiser call, as read by its family and annotated by the session.
 
     Attributes:
-        sample: the latents that are denoised, (rows, ...).
+        sample: the noisy latents, (rows, ...).
         latent: (height, width) of the latents before any packing.
-        timestep: as the scheduler counts.
+        timestep: the timestep on the scheduler's scale.
         states: the text's embeddings, (rows, tokens, channels), or None.
-        component: "" for the denoiser, else whose call it is.
-        kind: "unconditional" for guidance's own pass, where the family can tell.
-        layout: what else the family needs to find places; private to it.
-        number: how many calls of the run came before.
-        step: the step of the schedule that it belongs to.
-        begins_step: whether it is its step's first.
-        ends_step: whether it is known to be its step's last.
-        conditional: the rows that follow the prompts, first of all those of the positive ones.
-        output: what the denoiser gave; None before the end of the call.
+        component: "" for the denoiser, otherwise the prefix of the called model.
+        kind: "unconditional" for guidance's own pass, if the family can tell.
+        layout: private data of the family for finding places.
+        number: number of calls of the run before it.
+        step: its step in the schedule.
+        begins_step: whether it is the first of its step.
+        ends_step: whether it is known to be the last of its step.
+        conditional: the rows that follow the prompts, the positive prompts' first.
+        output: the denoiser's output; None before the end of the call.
     """
 
     sample: Tensor
@@ -81,17 +81,17 @@ class DenoiserCall:
 
     @property
     def rows(self) -> int:
-        """How many rows the batch has."""
+        """Number of rows in the batch."""
         return len(self.sample)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a pipeline's ``encode_prompt`` returned for the denoiser's text input.
+    """A pipeline's ``encode_prompt`` result, as the denoiser receives it.
 
     Attributes:
         positive: the prompts' embeddings, (images, tokens, channels).
-        negative: the negative prompts', or None.
+        negative: the negative prompts' embeddings, or None.
     """
 
     positive: Tensor
@@ -100,13 +100,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Axis:
-    """A stretch of the denoiser's text positions and who divides the text into them.
+    """A stretch of the denoiser's text positions, and the tokenizers that fill it.
 
     Attributes:
-        tokenizers: one, or several that share the positions, as SDXL's two do.
-        length: how many positions there are; None for what the tokenizers say.
-        offset: the first of them on the whole axis.
-        convert: what the pipeline does to the text first.
+        tokenizers: one, or several sharing the positions, as in SDXL.
+        length: number of positions; None for the tokenizers' own length.
+        offset: the first position on the whole axis.
+        convert: the pipeline's change to the text before tokenizing.
     """
 
     tokenizers: tuple[Any, ...]
@@ -116,12 +116,12 @@ class Axis:
 
 
 class Family(Protocol):
-    """What a kind of denoiser is like; one frozen object for each family.
+    """The protocol of a family of denoisers; one frozen object per family.
 
     Attributes:
-        classes: the names of the denoisers' classes; subclasses are of the family, too.
-        map_layers: globs of the layers whose maps are the default; None for the usual selection.
-        edits: the kinds of edits that make sense.
+        classes: class names of the denoisers; subclasses belong to the family, too.
+        map_layers: globs of the default layers for heat maps; None for the usual selection.
+        edits: the supported kinds of edits.
     """
 
     @property
@@ -134,10 +134,10 @@ class Family(Protocol):
     def edits(self) -> frozenset[str]: ...  # noqa: D102
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
-        """Return the pipeline's denoisers, in the order of their use."""
+        """Return the pipeline's denoisers, in order of use."""
 
     def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
-        """Return the attention layers, in the order of their definition; refiners left out."""
+        """Return the attention layers, in definition order, without refiners."""
 
     def grid(self, layer: AttentionLayer, latent: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of a layer's image queries for latents of (height, width)."""
@@ -148,29 +148,29 @@ class Family(Protocol):
     def places(
         self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
     ) -> Sequence[Place] | None:
-        """Return where text and image stand in each row; None where all keys are text's."""
+        """Return the places of text and image in each row; None if all keys are text."""
 
     def axes(self, pipe: Any) -> tuple[Axis, ...]:
         """Return the stretches of the token axis."""
 
     def encoded(self, result: Any) -> Encoded:
-        """Read what ``encode_prompt`` returned."""
+        """Read the result of ``encode_prompt``."""
 
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Return the clean latents that a denoiser's output means."""
+        """Return the clean latents implied by a denoiser's output."""
 
 
 def choose(
     layers: Sequence[AttentionLayer], wanted: str | Sequence[str] | None
 ) -> list[AttentionLayer]:
-    """Return the layers that read text, and of those the ones whose names match the globs.
+    """Return the layers that read text and match the globs.
 
     Raises:
-        ValueError: a glob matches no layer; the error lists the layers there are.
+        ValueError: a glob does not match any layer; the error lists the layers.
     """
     text = [layer for layer in layers if layer.reads_text]
     if not text:
-        raise ValueError("this model has no layer that attends to text: nothing can be recorded")
+        raise ValueError("this model has no layers that attend to text: nothing can be recorded")
     if wanted is None:
         return text
     globs = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -182,5 +182,5 @@ def choose(
 
 
 def matches(name: str, glob: str) -> bool:
-    """Return whether a layer's name matches a glob, or stands under the module that it names."""
+    """Return whether a layer's name matches a glob, or lies inside the named module."""
     return fnmatchcase(name, glob) or name.startswith(f"{glob}.")

@@ -1,4 +1,4 @@
-"""Pipelines by name: the bundled model, a folder, a model of the hub; on a device, in a dtype."""
+"""Pipelines by name: the bundled model, a folder or a hub model, on a device, in a dtype."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ def load_pipeline(
     dtype: str | None = None,
     offload: Offload | None = None,
 ) -> Any:
-    """Gives a text-to-image pipeline that is ready to draw.
+    """Load a text-to-image pipeline, ready for use.
 
     Args:
         model: a folder or a hub id; the bundled Toyland model by default.
-        device: such as "cpu" or "cuda:1"; accelerate's choice by default.
+        device: a name such as "cpu" or "cuda:1"; accelerate's choice by default.
         dtype: "float32", "float16" or "bfloat16"; half precision on an accelerator by default.
-        offload: keeps the weights in the CPU's memory, and brings each "model" to the device when
-            it is its turn, or each layer ("sequential", slow, and needs the least memory).
+        offload: "model" keeps weights in CPU memory and moves each model to the device for its
+            turn; "sequential" moves layer by layer: slow, with the least memory.
 
     Raises:
-        ValueError: there is no such model, device or dtype.
+        ValueError: the model, device or dtype does not exist.
     """
     import torch
 
     from xattn.devices import usual_device
 
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     try:
         place = torch.device(device) if device else usual_device()
     except RuntimeError:
-        raise ValueError(f"device={device!r} is no device; give cpu, cuda, cuda:1, mps") from None
+        raise ValueError(f"device={device!r} is not a device; use cpu, cuda:1 or mps") from None
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: there is no CUDA device here; leave it out, or cpu")
+        raise ValueError(f"device={device!r}: there is no CUDA device here; omit it, or use cpu")
     if offload and place.type == "cpu":
         raise ValueError(f"offload={offload!r} needs an accelerator to offload from; this is a CPU")
     kind = getattr(torch, dtype or ("float32" if place.type == "cpu" else "float16"))
@@ -63,9 +63,9 @@ def _named(model: str | None, dtype: Any) -> Any:
     folder = Path(model).expanduser()
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(
-            f"model={model!r} has no model_index.json: it is no folder of a diffusers pipeline"
+            f"model={model!r} has no model_index.json: it is not the folder of a diffusers pipeline"
         )
-    from diffusers import DiffusionPipeline  # AutoPipeline... imports every family there is
+    from diffusers import DiffusionPipeline  # AutoPipeline... would import every family
 
     from xattn.devices import DTYPE, no_bars
 
@@ -76,7 +76,7 @@ def _named(model: str | None, dtype: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if folder.exists():
-            raise ValueError(f"model={model!r} can't be loaded: {reason}") from error
+            raise ValueError(f"model={model!r} cannot be loaded: {reason}") from error
         raise ValueError(
-            f"model={model!r}: there is no such folder, and the hub gives no such model ({reason})"
+            f"model={model!r}: it is neither a folder nor a model on the hub ({reason})"
         ) from error

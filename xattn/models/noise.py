@@ -1,4 +1,4 @@
-"""Clean latents of a denoiser's prediction."""
+"""Clean latents from a denoiser's prediction."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-    """Gives the clean latents that a denoiser's output at a timestep means (Ho et al. 2020).
+    """Return the clean latents implied by a denoiser's output (Ho et al. 2020).
 
     ``sample`` is the denoiser's input: schedulers scale it to unit variance before the call, so
-    one formula holds for all of them.
+    one formula fits all of them.
 
     Raises:
         ValueError: the scheduler has no ``alphas_cumprod``.
@@ -20,12 +20,12 @@ def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise ValueError(
-            f"previews=True can't be had with {type(scheduler).__name__}, which has no "
+            f"previews=True does not work with {type(scheduler).__name__}, which has no "
             "alphas_cumprod; leave it out"
         )
     index = min(max(round(timestep), 0), len(alphas) - 1)
     alpha = float(alphas[index])
-    sample = sample[:, : output.shape[1]].float()  # an inpainting UNet sees mask and image too
+    sample = sample[:, : output.shape[1]].float()  # an inpainting UNet also receives mask and image
     output = output.float()
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind == "sample":

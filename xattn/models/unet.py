@@ -28,13 +28,13 @@ class UNets:
         """Return every attention layer of a UNet or a ControlNet.
 
         Raises:
-            TypeError: the model's layout is not a UNet's.
+            TypeError: the model does not have a UNet's layout.
         """
         model: Any = getattr(denoiser, "_orig_mod", denoiser)
-        # asked of the class: on the instance the property would walk the whole model
+        # ask the class: on the instance this property would walk the whole model
         if not hasattr(type(model), "attn_processors") or not hasattr(model, "down_blocks"):
             raise TypeError(
-                f"{type(model).__name__} has no layers of text cross-attention that xattn knows; "
+                f"{type(model).__name__} is not a supported denoiser; "
                 "expected a UNet2DConditionModel or a ControlNetModel"
             )
         found = []
@@ -50,7 +50,7 @@ class UNets:
         return tuple(found)
 
     def grid(self, layer: AttentionLayer, latent: tuple[int, int]) -> tuple[int, int]:
-        """Return the latent grid, halved as often as on the way to the layer."""
+        """Return the latent grid, halved as often as before the layer."""
         height, width = latent
         for _ in range(layer.depth):
             # a stride-2 convolution with padding 1 rounds up
@@ -61,13 +61,13 @@ class UNets:
         """Read a call ``unet(sample, timestep, encoder_hidden_states)``.
 
         Raises:
-            RuntimeError: the sample is not one of images.
+            RuntimeError: the sample does not hold images.
         """
         sample: Tensor = arguments["sample"]
         if sample.ndim != 4:
             raise RuntimeError(
-                f"the denoiser's sample has {sample.ndim} axes; xattn records images, "
-                "(rows, channels, height, width), and no video yet"
+                f"the denoiser's sample has {sample.ndim} axes; expected images, "
+                "(rows, channels, height, width); video is not supported"
             )
         latent = (int(sample.shape[-2]), int(sample.shape[-1]))
         states = text_states(arguments.get("encoder_hidden_states"))
@@ -77,7 +77,7 @@ class UNets:
         """Return None: all queries are the image's, and the first keys the text's."""
 
     def axes(self, pipe: Any) -> tuple[Axis, ...]:
-        """Return the one axis that the pipeline's tokenizers share."""
+        """Return the single axis shared by the pipeline's tokenizers."""
         named = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
         tokenizers = tuple(t for t in named if t is not None)
         return (Axis(tokenizers, convert=getattr(pipe, "maybe_convert_prompt", None)),)
@@ -87,12 +87,12 @@ class UNets:
         return Encoded(result[0], result[1] if len(result) > 1 else None)
 
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Return the clean latents that a predicted noise, velocity or sample means."""
+        """Return the clean latents implied by a predicted noise, velocity or sample."""
         return clean_latents(scheduler, sample, output, timestep)
 
 
 def text_states(states: Any) -> Tensor | None:
-    """Return the text's part of ``encoder_hidden_states`` (IP-Adapter makes it a tuple)."""
+    """Return the text part of ``encoder_hidden_states`` (IP-Adapter makes it a tuple)."""
     if isinstance(states, tuple | list):
         states = states[0]
     return states if isinstance(states, Tensor) else None
@@ -104,12 +104,12 @@ def _role(module: Any) -> Role | None:
     is_cross = getattr(module, "is_cross_attention", None)
     if is_cross is None:
         return None
-    # "only_cross_attention" layers are built as attn1 and say so themselves
+    # layers with "only_cross_attention" are built as attn1 and have the attribute
     return "cross" if is_cross else "self"
 
 
 def _depth(model: Any, name: str) -> int:
-    """Return how many samplers stand before a layer: down blocks add one, up blocks take one."""
+    """Return how many samplers come before a layer: down blocks add one, up blocks take one."""
     place, _, rest = name.partition(".")
     downs = [getattr(block, "downsamplers", None) is not None for block in model.down_blocks]
     if place == "down_blocks":
