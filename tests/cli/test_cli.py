@@ -368,7 +368,7 @@ def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file
         (["record", PROMPT, "--seed", str(2**63)], 2, "'--seed'"),
         (["record", "a \ud800 car"], 2, "character 2 is a lone surrogate"),
         (["record", PROMPT, "--negative", "\udcff"], 2, "character 0 is a lone surrogate"),
-        (["record", PROMPT, "--device", "abacus"], 2, "'abacus' is no device"),
+        (["record", PROMPT, "--device", "abacus"], 2, "'abacus' is not a device"),
         (["batch", "text.safetensors", "--out", "o", "--device", "abacus"], 2, "'abacus' is no"),
         (["record", PROMPT, "--offload", "model", "--device", "cpu"], 2, "needs an accelerator"),
         (["record", PROMPT, "--model", "."], 2, "no model_index.json"),

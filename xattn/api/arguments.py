@@ -1,4 +1,4 @@
-"""How a pipeline's own arguments become those of a batch of siblings."""
+"""A pipeline's own arguments, turned into those of a batch of siblings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xattn.session.generators import Given, RowGenerators, row_generators
 
 @dataclass(frozen=True)
 class Batch:
-    """How a pipeline's own arguments become those of a batch of siblings."""
+    """A pipeline's own arguments, turned into those of a batch of siblings."""
 
     prompts: list[str]
     images: int
@@ -25,16 +25,16 @@ class Batch:
 
     @classmethod
     def of(cls, pipe: Any, texts: list[str], generator: Given, options: Mapping[str, Any]) -> Batch:
-        """Gives the batch of some prompts, after checking the pipeline's arguments."""
+        """Return the batch of some prompts, after checking the pipeline's arguments."""
         for name in ("prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_2"):
             if options.get(name) is not None:
-                raise ValueError(f"{name}= can't be edited: edits need the prompt as one text")
+                raise ValueError(f"{name}= cannot be edited: pass the prompt as one text")
         several = generator is not None and not isinstance(generator, torch.Generator)
         given = len(generator) if several else None  # type: ignore[arg-type]
         images = options.get("num_images_per_prompt") or given or 1
         if given not in (None, images):
             raise ValueError(
-                f"generator has {given} generators for num_images_per_prompt={images}: give one "
+                f"generator has {given} generators for num_images_per_prompt={images}: pass one "
                 "for each image"
             )
         device = torch.device(pipe._execution_device)
@@ -42,11 +42,11 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """How many images are drawn."""
+        """Number of images to draw."""
         return len(self.prompts) * self.images
 
     def arguments(self, pipe: Any, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Gives what the pipeline is called with."""
+        """Return the arguments for calling the pipeline."""
         known = inspect.signature(pipe.__call__).parameters
         arguments = dict(options)
         arguments.update(
@@ -60,7 +60,7 @@ class Batch:
                 arguments[name] = self._negative(name, options[name])
         if options.get("latents") is not None:
             arguments["latents"] = self._latents(options["latents"])
-        # text-to-image ControlNets repeat their image themselves
+        # text-to-image ControlNets repeat their own image
         for name in ("image", "mask_image") if "strength" in known else ():
             if options.get(name) is not None:
                 arguments[name] = self._repeated(options[name])
@@ -76,19 +76,19 @@ class Batch:
     def _negative(self, name: str, given: Any) -> Any:
         texts = [given] if isinstance(given, str) else list(given)
         if len(texts) != 1:
-            raise ValueError(f"{name} has {len(texts)} texts; give one, for all of the images")
+            raise ValueError(f"{name} has {len(texts)} texts; pass one for all images")
         return texts * len(self.prompts)
 
     def _latents(self, given: Tensor) -> Tensor:
         if len(given) not in (1, self.images):
             raise ValueError(
-                f"latents has {len(given)} rows; give one, or one for each of the {self.images} "
+                f"latents has {len(given)} rows; pass one, or one for each of the {self.images} "
                 "images of the source"
             )
         return given.repeat(self.rows // len(given), 1, 1, 1)
 
     def _repeated(self, given: Any) -> Any:
-        """Gives an image for every row: only then does each row's generator draw for it."""
+        """Repeat an image for every row: only then does each row's generator draw for it."""
         if isinstance(given, Tensor):
             single = given[None] if given.ndim == 3 else given
             return single.repeat(self.rows // len(single), *[1] * (single.ndim - 1))
@@ -97,11 +97,11 @@ class Batch:
         return [given] * self.rows
 
 
-_UNNAMED = ("callback", "callback_steps")  # older options, which pipelines read from **kwargs
+_UNNAMED = ("callback", "callback_steps")  # older options that pipelines read from **kwargs
 
 
 def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
-    """Raise ValueError where an option is none of a pipeline's, which would ignore it."""
+    """Raise ValueError if the pipeline lacks an option and would silently ignore it."""
     known = _parameters(type(pipe))
     for name in options:
         if name in known:
@@ -109,12 +109,12 @@ def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(name, known, n=3)
         advice = f"; did you mean {' or '.join(near)}?" if near else ""
         if name in ("image", "mask_image", "strength"):
-            advice = "; edit a picture with an image-to-image or inpainting pipeline (from_pipe)"
+            advice = "; to edit a picture use an image-to-image or inpainting pipeline (from_pipe)"
         raise ValueError(f"{name}= is not an option of {type(pipe).__name__}{advice}")
 
 
 def _parameters(kind: type) -> list[str]:
-    """Return the names of a pipeline's options, those that a base class names among them."""
+    """Return the names of a pipeline's options, including those of its base classes."""
     found: dict[str, None] = {}
     for each in kind.__mro__:
         call = each.__dict__.get("__call__")
@@ -128,7 +128,7 @@ def _parameters(kind: type) -> list[str]:
 
 
 def _composed(session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives LocalBlend's callback, with the user's own after it."""
+    """Return LocalBlend's callback, followed by the user's own."""
     own: Callable[..., dict[str, Any] | None] | None = options.get("callback_on_step_end")
     names = list(options.get("callback_on_step_end_tensor_inputs") or ["latents"])
     names = list(getattr(own, "tensor_inputs", None) or names)

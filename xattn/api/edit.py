@@ -29,42 +29,42 @@ def edit(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> EditResult:
-    """Draws a prompt and edited siblings of it, from the same noise (Hertz et al. 2022).
+    """Draw a prompt and edited siblings of it, from the same noise (Hertz et al. 2022).
 
-    The source's image is what ``pipe(prompt, generator=generator, ...)`` draws; the siblings
+    The source's image equals the one from ``pipe(prompt, generator=generator, ...)``; the siblings
     share its noise, and its attention as far as their edits say. Everything runs as one batch.
 
-    Several seeds: a list of generators, or ``num_images_per_prompt`` with one generator, whose
-    draws are then divided among the images as in a plain run. Afterwards the generators stand
-    where a plain run would leave them.
+    Several seeds: pass a list of generators, or ``num_images_per_prompt`` with one generator,
+    whose draws are then divided among the images as in a plain run. Generators end in the state
+    a plain run would leave.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline: text to image, img2img, inpaint.
         prompt: the source's prompt.
-        *edits: one for each sibling: ``Replace``, ``Refine``, ``Reweight``; a list, with or
-            without ``LocalBlend``, composes into one edit. An empty list is a plain sibling. With
-            ``keep_source=True`` there may be none: then the source is drawn alone.
-        generator: one, or one for each seed; torch's own by default.
+        *edits: one per sibling: ``Replace``, ``Refine``, ``Reweight``; a list, with or without
+            ``LocalBlend``, composes into one edit. An empty list is a plain sibling. With
+            ``keep_source=True`` edits may be left out: then only the source is drawn.
+        generator: one, or one per seed; torch's own by default.
         side: self-attention follows the source in layers of at most side x side queries; by
-            default 16, or a quarter of the latents' height and width where that is more.
-        trace: whether to record what each image attends to, which is the default but with
-            ``source=``; or ``record``'s options for it: ``keep``, ``words``, ``layers``,
-            ``dtype``, ``to``.
-        keep_source: keeps what later edits need of the source, on the run's device: see
-            ``KeptSource`` for the memory it takes.
-        source: a result of ``keep_source=True`` for the same prompt, of the same model and
-            scheduler: its source isn't sampled again, which halves the work of a single edit.
-            Seed and options are that run's, but for ``callback_on_step_end``, and nothing is
-            recorded: ``result.trace`` is None. The result can be a ``source=`` in its turn.
-        labels: a name for each sibling; by default what its edit does.
+            default 16, or a quarter of the latents' height and width if larger.
+        trace: whether to record the attention of each image (the default, unless ``source=`` is
+            given), or ``record``'s options for it: ``keep``, ``words``, ``layers``, ``dtype``,
+            ``to``.
+        keep_source: keep what later edits need of the source, on the run's device;
+            ``KeptSource`` states the memory.
+        source: a result of ``keep_source=True`` for the same prompt, model and scheduler: its
+            source is not sampled again, which halves the work of a single edit. Seed and options
+            are those of that run, except ``callback_on_step_end``, and nothing is recorded:
+            ``result.trace`` is None. The result can itself be a ``source=``.
+        labels: one name per sibling; by default a description of its edit.
         **options: the pipeline's own; others are refused. A negative prompt, an image, a mask
-            image go to all rows; ``latents`` are those of the source.
+            image apply to all rows; ``latents`` are those of the source.
 
     Raises:
-        TypeError: the pipeline has no text cross-attention that can be seen.
-        ValueError: before any sampling: a word isn't in the prompt, an edit doesn't fit, a mask
-            has the wrong shape, ``source=`` is of another model.
-        MemoryError: before the first step: what would be kept doesn't fit.
+        TypeError: the pipeline has no text cross-attention xattn can edit.
+        ValueError: before any sampling: a word is not in the prompt, an edit does not fit, a mask
+            has the wrong shape, ``source=`` belongs to another model.
+        MemoryError: before the first step: what would be kept does not fit.
 
     Example:
         >>> result = xattn.edit(
@@ -77,7 +77,7 @@ def edit(
         >>> print(result.plan)
     """
     if isinstance(pipe, nn.Module):
-        raise TypeError("edit takes a pipeline; for a UNet and your own loop there is editing")
+        raise TypeError("edit needs a pipeline; for a UNet in a custom loop use editing")
     if keep_source or source is not None:
         _refuse_compiled(pipe)
     if source is not None:
@@ -106,8 +106,8 @@ def _refuse_compiled(pipe: Any) -> None:
     unet = getattr(pipe, "unet", None)
     if isinstance(unet, nn.Module) and patching.is_compiled(unet):
         raise ValueError(
-            "keep_source= and source= can't be had with a compiled UNet, where each denoiser call "
-            "would compile a graph of its own; use the UNet as it was before torch.compile"
+            "keep_source= and source= cannot be used with a compiled UNet: each denoiser call "
+            "would compile its own graph; use the UNet without torch.compile"
         )
 
 
@@ -121,16 +121,16 @@ def _edit_kept(
     options: dict[str, Any],
     labels: Sequence[str] | None,
 ) -> EditResult:
-    """Draws the siblings of a source that was kept."""
+    """Draw the siblings of a kept source."""
     kept = source.kept
     if kept is None:
-        raise ValueError("source has kept nothing: make it with edit(..., keep_source=True)")
+        raise ValueError("source kept nothing: make it with edit(..., keep_source=True)")
     if prompt != kept.prompt:
-        raise ValueError(f"source is of the prompt {kept.prompt!r}, not of {prompt!r}")
+        raise ValueError(f"source belongs to the prompt {kept.prompt!r}, not to {prompt!r}")
     drawn = [name for name in options if name not in OF_ONE_CALL]
     if generator is not None or drawn:
         names = ", ".join([*(["generator"] if generator is not None else []), *drawn])
-        raise ValueError(f"{names}: seed and options are those of source's run; leave them out")
+        raise ValueError(f"{names}: the seed and options of source's run apply; leave them out")
     if kept.made_by is not None:
         kept.made_by.check(pipe)
     with session_of(pipe, prompt, edits, side=side, trace=False, kept=kept, reads=True) as session:
@@ -146,24 +146,24 @@ def _edit_kept(
 def sweep(
     pipe: Any, prompt: str, word: str, weights: Sequence[float], **options: Any
 ) -> EditResult:
-    """Draws a prompt with one of its words weaker and stronger; ``.strip()`` is the picture.
+    """Draw a prompt with one of its words weaker and stronger; ``.strip()`` shows the result.
 
     Args:
         pipe: as for ``edit``.
         prompt: the prompt.
         word: the word or phrase whose weight changes.
-        weights: a sibling for each; 1 is the source itself, 0 removes, negative pushes away.
+        weights: one sibling each; 1 is the source itself, 0 removes, negative pushes away.
         **options: as for ``edit``; ``cross_steps`` and ``self_steps`` as for ``Reweight``.
 
     Raises:
-        ValueError: there are no weights, or the word isn't in the prompt.
+        ValueError: weights is empty, or the word is not in the prompt.
 
     Example:
         >>> pipe, prompt = xattn.demo(), "a red car on a green lawn"
         >>> xattn.sweep(pipe, prompt, "red", weights=[-1, 0, 1, 2, 4]).strip().save("sweep.png")
     """
     if not len(weights):
-        raise ValueError("weights has none: give some, such as [-1, 0, 1, 2, 4]")
+        raise ValueError("weights is empty: pass some, such as [-1, 0, 1, 2, 4]")
     timing = {name: options.pop(name) for name in ("cross_steps", "self_steps") if name in options}
     edits = [Reweight({word: weight}, **timing) for weight in weights]
     labels = [f"{word} x {weight:g}" for weight in weights]
@@ -171,7 +171,7 @@ def sweep(
 
 
 def _by_prompt(images: Any, each: int) -> list[list[Any]]:
-    """Gives the images of each prompt."""
+    """Return the images of each prompt."""
     return [[images[i + k] for k in range(each)] for i in range(0, len(images), each)]
 
 
@@ -203,7 +203,7 @@ def _result(
 
 def _labels(edits: Sequence[Edits], given: Sequence[str] | None) -> Sequence[str]:
     if given is not None and len(given) != len(edits):
-        raise ValueError(f"{len(given)} labels for {len(edits)} edits: give one each")
+        raise ValueError(f"{len(given)} labels for {len(edits)} edits: pass one each")
     return [_label(each) for each in edits] if given is None else list(given)
 
 

@@ -1,4 +1,4 @@
-"""``editing(...)``: edits for pipeline calls, or a sampling loop, of one's own."""
+"""``editing(...)``: edits in the user's own pipeline calls or sampling loop."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TraceOptions = bool | Mapping[str, Any]
 
 
 class Session:
-    """What ``editing`` yields: the prompts to sample, and LocalBlend's step between steps.
+    """The object yielded by ``editing``: prompts to sample, and LocalBlend between steps.
 
     Attributes:
-        plan: which token takes from which.
+        plan: the plan of the edits.
         prompts: the source's prompt and each sibling's: the rows of the batch, in this order.
-            Without the source's where it was kept of an earlier run.
-        trace: what every row attends to in effect; None where it isn't recorded.
+            Without the source's if it was kept from an earlier run.
+        trace: the attention of every row in effect; None if it is not recorded.
     """
 
     def __init__(self, block: Block, editor: Editor, blender: Blender, trace: Trace | None) -> None:
@@ -53,10 +53,10 @@ class Session:
         return self._blender.between_steps
 
     def blend(self, latents: Tensor) -> Tensor:
-        """Return the latents after a step of the scheduler, LocalBlends applied.
+        """Return the latents after a scheduler step, with LocalBlends applied.
 
-        To be called after each of the scheduler's steps; without a LocalBlend the latents come
-        back as they are.
+        Call it after each of the scheduler's steps; without a LocalBlend the latents are returned
+        unchanged.
 
         Args:
             latents: (prompts x images, channels, height, width), prompt-major.
@@ -65,10 +65,10 @@ class Session:
 
     @property
     def masks(self) -> list[Tensor | None]:
-        """For each edit where LocalBlend let it through, (steps, images, height, width).
+        """For each edit, where LocalBlend let it through, (steps, images, height, width).
 
         All of it in the steps before LocalBlend starts; None for an edit without LocalBlend. On
-        the CPU, so that asking for it waits for the device.
+        the CPU, so reading it waits for the device.
         """
         found: list[Tensor | None] = []
         for sibling, masks in zip(self.plan.siblings, self._blender.masks, strict=True):
@@ -96,36 +96,36 @@ def editing(
     scale: int | None = None,
     trace: TraceOptions = True,
 ) -> Iterator[Session]:
-    """Edit while the block runs: for pipeline calls, or a sampling loop, of your own.
+    """Edit the user's own pipeline calls, or sampling loop, inside the block.
 
     Inside the block a batch of ``session.prompts`` is edited; start all of its rows from the same
-    noise. On leaving the denoiser is as it was found.
+    noise. Leaving the block restores the denoiser.
 
     A ``LocalBlend`` acts between steps: call the pipeline with
-    ``callback_on_step_end=session.callback``, or, in your own loop, ``session.blend`` after each
-    step. A step that is left out is an error.
+    ``callback_on_step_end=session.callback``, or, in a custom loop, ``session.blend`` after each
+    step. Omitting a step is an error.
 
-    A ``record`` block around this one sees each row's own attention, as the model computed it
-    before the edit; what a row attends to in effect is in ``session.trace``.
+    A ``record`` block around this one sees each row's own attention, as computed by the model
+    before the edit; the attention in effect is in ``session.trace``.
 
     Args:
-        pipe: a pipeline; or, for your own loop, an ``xattn.Loop`` with its scheduler.
+        pipe: a pipeline; or, for a custom loop, an ``xattn.Loop`` with its scheduler.
         prompt: the source's prompt.
-        *edits: one for each sibling; a list composes into one.
+        *edits: one per sibling; a list composes into one.
         side: self-attention follows the source in layers of at most side x side queries; by
-            default 16, or a quarter of the latents' height and width where that is more.
-        scale: for masks in pixels, pixels for each latent; the VAE's, or 8.
-        trace: whether to record what each row attends to in effect, or ``record``'s options for
+            default 16, or a quarter of the latents' height and width if larger.
+        scale: for masks in pixels, pixels per latent; the VAE's, or 8.
+        trace: whether to record the attention in effect of each row, or ``record``'s options for
             it: ``keep``, ``words``, ``layers``, ``dtype``, ``to``.
 
     Yields:
         A ``Session``.
 
     Raises:
-        TypeError: the pipeline has no text cross-attention that can be seen.
-        ValueError: an edit doesn't fit the prompt, an option makes no sense, or, before anything
-            is edited, the batch isn't that of the prompts.
-        RuntimeError: a LocalBlend was left out after a step.
+        TypeError: the pipeline has no text cross-attention xattn can edit.
+        ValueError: an edit does not fit the prompt, an option is invalid, or (before anything is
+            edited) the batch does not match the prompts.
+        RuntimeError: a step ended without its LocalBlend.
 
     Example:
         >>> loop = xattn.Loop(unet, tokenizer=tokenizer, scheduler=scheduler)
@@ -168,14 +168,14 @@ def session_of(
         instruments.append(Recorder(options, recorded.runs, edited=True))
     with opened(origin, instruments) as block:
         yield Session(block, editor, blender, recorded)
-        if block.sampling is None:  # whole, or nobody's any more
+        if block.sampling is None:  # complete, or already released
             block.check_stepped()
 
 
 def _planned(
     pipe: Any, prompt: str, edits: Sequence[Edits], *, alone: bool
 ) -> tuple[Origin, EditPlan]:
-    """Return where the calls come from, and the plan of the edits."""
+    """Return the origin of the calls, and the plan of the edits."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"prompt must be one text with words in it, got {prompt!r}")
     if isinstance(pipe, Loop):
@@ -186,8 +186,8 @@ def _planned(
         return LoopOrigin(pipe, plan.prompts), plan
     if isinstance(pipe, nn.Module):
         raise TypeError(
-            f"editing takes a pipeline; for your own loop pass xattn.Loop({type(pipe).__name__}, "
-            "tokenizer=, scheduler=) in its place"
+            f"editing needs a pipeline; for a custom loop pass xattn.Loop({type(pipe).__name__}, "
+            "tokenizer=, scheduler=) instead"
         )
     axis = family_of_pipeline(pipe).axes(pipe)[0]
     read = _reader(axis.tokenizers, axis.convert)
@@ -199,9 +199,9 @@ def _reader(tokenizers: Sequence[Any], convert: Any) -> Callable[[str], Prompt]:
 
 
 def _whole(given: Any, name: str) -> int | None:
-    """Return a number of things, checked; numpy's integers are as good as Python's."""
+    """Return a checked count; numpy's integers are accepted like Python's."""
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
-        raise ValueError(f"{name}={given!r} must be a whole number, 1 or more")
+        raise ValueError(f"{name}={given!r} must be a positive integer")
     return int(given)

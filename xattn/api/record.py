@@ -1,4 +1,4 @@
-"""``record(pipe)``: the block in which a pipeline's attention to words is recorded."""
+"""``record(pipe)``: a block that records a pipeline's attention to words."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ def record(
     previews: bool = False,
     affinity: bool = False,
 ) -> Iterator[Trace]:
-    """Record what every word of a prompt attends to, at every step, while the block runs.
+    """Record the attention of every word of a prompt, at every step, inside the block.
 
-    The image stays the pipeline's own, bit for bit, and on leaving the pipeline is as it was
-    found. Each call of the pipeline inside the block is a run of its own: the trace answers for
-    the latest, ``trace[i]`` for the others.
+    The image stays the pipeline's own, bit for bit, and leaving the block restores the pipeline.
+    Each pipeline call inside the block is its own run: the trace's methods use the latest,
+    ``trace[i]`` selects another.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline (text, img2img, inpaint, ControlNet ...), or an
-            ``xattn.Loop`` for a sampling loop of your own.
-        keep: which of the axes "step", "layer", "head" stay apart. Those left out are averaged
-            while running, in float32, and take no memory.
+            ``xattn.Loop`` for a custom sampling loop.
+        keep: the axes to keep, of "step", "layer", "head". The others are averaged while running,
+            in float32, and take no memory.
         words: the words, phrases or token positions to keep; every token of the prompts by
-            default. ``range(77)`` keeps the start, end and padding too.
+            default. ``range(77)`` includes start, end and padding tokens.
         layers: names or globs of the layers to record, such as "up_blocks.*"; a ControlNet's
             layers are recorded only when named, by "controlnet.*".
-        dtype: of the kept maps. Softmax and averages are float32 whatever it is.
-        to: a device, or a folder to which maps are streamed, a safetensors file for each step.
+        dtype: dtype of the kept maps. Softmax and averages always use float32.
+        to: a device, or a folder to stream maps to, one safetensors file per step.
         negative: record the negative prompts too, as further images after the others.
-        prompt: the text, where a pipeline is given embeddings in its place.
-        previews: keep what the denoiser expects the image to be at each step, so that
-            ``trace.animate`` shows it as it forms: as many numbers a step as the latents have.
-        affinity: keep what the image's places attend to among themselves, the mean over steps and
-            layers of the finest grid of at most 32 x 32, for ``heatmap(word, refined=True)``: as
-            many numbers as the grid has pairs of cells, 2 MB for each image at 32 x 32.
+        prompt: the text, if the pipeline receives embeddings instead.
+        previews: keep the denoiser's estimate of the image at each step, so that
+            ``trace.animate`` can show it forming: per step as many numbers as the latents.
+        affinity: keep self-attention between the image's cells, averaged over steps and the layers
+            of the finest grid up to 32 x 32, for ``heatmap(word, refined=True)``: one number per
+            pair of cells, 2 MB per image at 32 x 32.
 
     Yields:
-        A ``Trace``, filled while the block runs.
+        A ``Trace``, filled inside the block.
 
     Raises:
-        MemoryError: before the first step, when the maps would not fit where they go; the error
-            names the options that would make them fit.
+        MemoryError: before the first step, if the maps would not fit; the error names options
+            that would make them fit.
         TypeError: pipe is neither a pipeline of a known family nor a loop.
-        ValueError: an option makes no sense, or a word isn't in the prompt (before any sampling).
+        ValueError: an option is invalid, or a word is not in the prompt (before any sampling).
 
     Example:
         >>> pipe = xattn.demo()
@@ -105,17 +105,17 @@ def _instruments(options: Options, trace: Trace) -> list[Instrument]:
 def _origin(pipe: Any, options: Options, prompt: str | Sequence[str] | None) -> Origin:
     if isinstance(pipe, nn.Module):
         raise TypeError(
-            f"record takes a pipeline; for your own loop pass xattn.Loop({type(pipe).__name__}, "
-            "tokenizer=, prompt=) in its place"
+            f"record needs a pipeline; for a custom loop pass xattn.Loop({type(pipe).__name__}, "
+            "tokenizer=, prompt=) instead"
         )
     if not isinstance(pipe, Loop):
         texts = None if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
         return PipelineOrigin(pipe, texts, negative=options.negative)
     if prompt is not None or not pipe.texts:
-        raise ValueError("a recorded loop brings its prompt: xattn.Loop(unet, prompt=...)")
+        raise ValueError("a recorded loop needs its prompt: xattn.Loop(unet, prompt=...)")
     if options.negative:
         raise ValueError(
-            "negative=True needs a pipeline, which knows its negative prompt; for a loop give "
+            "negative=True needs a pipeline; for a loop pass "
             "the negative prompts as prompt=, and rows= for where they are"
         )
     return LoopOrigin(pipe)
