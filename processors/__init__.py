@@ -1,4 +1,4 @@
-"""The custom AttentionProcessor classes: they wrap a layer's own and own its attention call."""
+"""Attention processors that run the layer's own, and take over its attention call."""
 
 from xattn.processors.call import AttentionCall, Chain, Handler
 from xattn.processors.wrapping import unwrap, wrap

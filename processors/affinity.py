@@ -1,4 +1,4 @@
-"""Adding up what the image's places attend to among themselves."""
+"""Accumulation of self-attention between the image's cells."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from xattn.processors.call import AttentionCall, Handler
 
 
 class Affinity(Handler):
-    """Add one layer's attention of the image to itself to a buffer; leave its output alone.
+    """Add one layer's self-attention to a buffer; leave its output unchanged.
 
     Attributes:
-        rows: the rows of the batch that are recorded.
-        buffer: (images, queries, queries), float32, where the mean over heads is added.
-        share: what this layer adds of it.
+        rows: the recorded rows of the batch.
+        buffer: (images, queries, queries), float32; the mean over heads is added here.
+        share: this layer's weight in the buffer.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Affinity(Handler):
         self.share = 1.0
 
     def observe(self, call: AttentionCall) -> None:
-        """Add what the rows that follow the prompts attend to."""
+        """Add the self-attention of the recorded rows."""
         if self.buffer is None:
             return
         call.prepare()

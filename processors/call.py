@@ -1,4 +1,4 @@
-"""One layer's attention in flight, and who may act on it."""
+"""One layer's attention call, and the handlers that act on it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from xattn.processors.probabilities import (
 
 @dataclass(frozen=True)
 class Place:
-    """Where image and text stand in one row of a call that attends to both.
+    """The places of image and text in one row of a joint attention call.
 
     Attributes:
-        queries: the image's queries, in the order of the grid.
-        text: the keys of the token axis' positions, in their order.
+        queries: the image's queries, in grid order.
+        text: the keys of the token axis, in its order.
         image: the image's keys.
     """
 
@@ -36,21 +36,21 @@ class Place:
 
     @property
     def key(self) -> Any:
-        """What tells this place from another; tensors by identity."""
+        """A key that identifies the place; tensors compare by identity."""
         text = (self.text.start, self.text.stop) if isinstance(self.text, slice) else id(self.text)
         return self.queries.start, self.queries.stop, text
 
 
 Locate = Callable[[int, int], Sequence[Place] | None]
-"""Where text and image stand for each row, from a call's numbers of queries and keys."""
+"""A function from a call's numbers of queries and keys to each row's place of text and image."""
 
 
 class OwnCall:
-    """The model's own call of scaled dot-product attention, on any rows of the batch.
+    """The model's own scaled dot-product attention, callable on any rows of the batch.
 
     Attributes:
-        scale: what the model passed.
-        usual: whether it is softmax(query keyᵀ scale + mask) value and nothing else.
+        scale: the scale passed by the model.
+        usual: whether it is exactly softmax(query keyᵀ scale + mask) value.
     """
 
     def __init__(self, extra: dict[str, Any]) -> None:
@@ -64,14 +64,14 @@ class OwnCall:
 
 
 class AttentionCall:
-    """One layer's attention: its inputs, the model's own call, and its probabilities, once.
+    """One layer's attention: its inputs, the model's own call, and cached probabilities.
 
     Attributes:
         query: (batch, heads, queries, channels).
         key: (batch, heads, keys, channels).
         value: (batch, heads, keys, channels).
-        mask: the call's own, boolean or additive, or None.
-        scale: the attention's.
+        mask: the call's boolean or additive mask, or None.
+        scale: the attention scale.
         own: the model's own call.
     """
 
@@ -98,17 +98,17 @@ class AttentionCall:
 
     @property
     def places(self) -> Sequence[Place] | None:
-        """Where text and image stand in each row; None where all keys are text's."""
+        """Places of text and image in each row; None if all keys are text."""
         return None if self.locate is None else self.locate(self.query.shape[2], self.key.shape[2])
 
     def mask_of(self, rows: Any) -> Tensor | None:
-        """Return the mask of some rows, given as a slice or as indices."""
+        """Return the mask of some rows, selected by a slice or indices."""
         if self.mask is None or self.mask.ndim < 4 or len(self.mask) == 1:
             return self.mask
         return self.mask[rows]
 
     def attend(self, value: Tensor) -> Tensor:
-        """Return the model's own output for other values of every row; keep the softmax's sums."""
+        """Return the model's own output for other values; keep the softmax's sums."""
         fused = fused_attention(self.query, self.key, value, self.mask, self.own)
         if fused is None:
             return self.own(self.query, self.key, value, self.mask)  # type: ignore[no-any-return]
@@ -123,7 +123,7 @@ class AttentionCall:
 
     def scores(self) -> Tensor:
         """Return an explicit processor's probabilities, (batch x heads, queries, keys)."""
-        raise TypeError("this processor doesn't write its probabilities out")
+        raise TypeError("this processor does not compute explicit probabilities")
 
     def probabilities(self, rows: slice) -> Tensor:
         """Return softmax(query keyᵀ) in float32, (rows, heads, queries, keys); computed once."""
@@ -139,7 +139,7 @@ class AttentionCall:
         return self._probs[known]
 
     def maps(self, rows: slice, tokens: Tokens) -> Tensor:
-        """Return the image's probabilities of some tokens, (rows, heads, tokens, queries).
+        """Return the image's probabilities for some tokens, (rows, heads, tokens, queries).
 
         Args:
             rows: rows of the batch.
@@ -160,11 +160,11 @@ class AttentionCall:
         return self._from_sums(rows, place.queries, keys)
 
     def prepare(self) -> None:
-        """Make the output now, with gradients where they are on; maps then cost less."""
+        """Compute the output now, with gradients where enabled; maps are then cheaper."""
         self.output()
 
     def _has_sums(self) -> bool:
-        """Whether the model's own call was made and left its softmax's sums, without gradients."""
+        """Return whether the model's own call left its softmax's sums (without gradients)."""
         return self._sums is not None and not torch.is_grad_enabled()
 
     def _from_sums(self, rows: slice, queries: slice, keys: Tokens) -> Tensor:
@@ -180,7 +180,7 @@ class AttentionCall:
 
 
 class ScoresCall(AttentionCall):
-    """The attention of an explicit processor, which asks for probabilities and nothing else.
+    """The attention of an explicit processor, which only requests probabilities.
 
     Attributes:
         compute: the model's own ``get_attention_scores``, on (batch x heads, ...) tensors.
@@ -203,8 +203,8 @@ class ScoresCall(AttentionCall):
         super().__init__(query, key, key, whole, scale, None, locate)
 
     def output(self) -> Tensor:
-        """Raise TypeError: values never reach an explicit processor's scores."""
-        raise TypeError("an explicit processor's output is its own; ask for scores()")
+        """Raise TypeError: an explicit processor applies its probabilities to the values itself."""
+        raise TypeError("an explicit processor computes its own output; call scores()")
 
     def scores(self) -> Tensor:
         """Return the model's own probabilities, (batch x heads, queries, keys)."""
@@ -213,17 +213,17 @@ class ScoresCall(AttentionCall):
         return self._output
 
     def prepare(self) -> None:
-        """Do nothing: scores are computed when the processor is to have them."""
+        """Do nothing: scores are computed when the processor requests them."""
 
 
 class Handler:
-    """What acts on a layer's attention; it observes the call, or puts another in its place.
+    """Base class of objects acting on a layer's attention: they observe or replace the call.
 
-    A handler with nothing to change returns the call that it was handed.
+    A handler with nothing to change returns the call it received.
 
     Attributes:
-        live: whether calls are handed over; while no handler is live the layer runs as found.
-        seen: whether the denoiser call under way came by.
+        live: whether it receives calls; the layer runs unchanged while no handler is live.
+        seen: whether it received the current denoiser call.
         edits: whether it may change the call, and so needs the whole batch at once.
     """
 
@@ -234,24 +234,24 @@ class Handler:
         self.seen = False
 
     def observe(self, call: AttentionCall) -> None:
-        """Look at a call; change nothing."""
+        """Observe a call without changing it."""
 
     def transform(self, call: AttentionCall) -> AttentionCall:
-        """Return the call that is in effect from here on."""
+        """Return the call in effect from here on."""
         self.observe(call)
         return call
 
 
 class Chain:
-    """The handlers of one layer, in order: what stands later sees what is in effect.
+    """The handlers of one layer, in order: a later one sees the effect of the earlier ones.
 
     Attributes:
-        name: the layer's.
-        heads: how many it has.
-        nth: which attention call of the layer is handed over; the others pass unseen.
-        live: whether any of the handlers is; while not, the layer runs as it was found.
-        over: whether the chain is done for good, and its wrapper may be taken out.
-        locate: where text and image stand in the denoiser call under way.
+        name: the layer's name.
+        heads: the layer's number of heads.
+        nth: index of the attention call to handle; the layer's other calls run unchanged.
+        live: whether any handler is live; otherwise the layer runs unchanged.
+        over: whether the chain has ended for good, and its wrapper can be removed.
+        locate: finder of the places of text and image in the current denoiser call.
     """
 
     def __init__(self, name: str, heads: int, handlers: Sequence[Handler], nth: int = 0) -> None:
@@ -265,18 +265,18 @@ class Chain:
         self._parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def wake(self) -> None:
-        """See the next call, where a handler is live."""
+        """Handle the next call, if a handler is live."""
         self.live = any(handler.live for handler in self.handlers)
 
     def sleep(self) -> None:
-        """Let the layer run as it was found, until some handlers are live again."""
+        """Run the layer unchanged until a handler is live again."""
         self.live = False
         for handler in self.handlers:
             handler.live = handler.seen = False
 
     @property
     def blind(self) -> bool:
-        """Whether a live handler missed the call under way."""
+        """Whether a live handler missed the current call."""
         return any(handler.live and not handler.seen for handler in self.handlers)
 
     @property
@@ -285,11 +285,11 @@ class Chain:
         return any(handler.live and handler.edits for handler in self.handlers)
 
     def opened(self) -> None:
-        """Begin a call of the layer: forget what an interrupted one left."""
+        """Begin a call of the layer: discard leftovers of an interrupted one."""
         self._parts = []
 
     def attend(self, call: AttentionCall) -> Tensor:
-        """Return the layer's output, the handlers applied."""
+        """Return the layer's output, after all handlers."""
         return self._handled(call).output()
 
     def scores(
@@ -303,8 +303,8 @@ class Chain:
     ) -> Tensor:
         """Return probabilities (some of batch x heads, queries, keys) for an explicit processor.
 
-        A sliced processor calls several times, each with the next rows; they are handed over
-        together after the last.
+        A sliced processor calls several times, with consecutive rows each; the handlers get them
+        together after the last one.
         """
         if len(query) == batch * self.heads:
             return self._handled(
@@ -312,8 +312,8 @@ class Chain:
             ).scores()
         if self.edits:
             raise TypeError(
-                f"layer {self.name} computes a few rows at a time, and edits need the source "
-                "beside its siblings; call pipe.disable_attention_slicing() first"
+                f"layer {self.name} computes attention slice by slice, but edits need the source "
+                "next to its siblings; call pipe.disable_attention_slicing() first"
             )
         self._parts.append((query, key, mask))
         if sum(len(part[0]) for part in self._parts) >= batch * self.heads:
@@ -333,7 +333,7 @@ class Chain:
 
 
 def _alike(places: Sequence[Place], rows: slice) -> list[tuple[slice, Place]]:
-    """Return spans of rows that have one place, each with it."""
+    """Return consecutive rows that share one place, with this place."""
     spans: list[tuple[slice, Place]] = []
     for row in range(*rows.indices(len(places))):
         place = places[row]

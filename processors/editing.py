@@ -1,4 +1,4 @@
-"""Handlers that edit: cross-attention by a step's mixture, self-attention after the source."""
+"""Editing handlers: cross-attention mixed per step, self-attention following the source."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from xattn.processors.probabilities import Tokens, kept_probs, picked
 
 
 class KeptCalls:
-    """The source's queries and keys in one layer, kept of an earlier run.
+    """The source's queries and keys in one layer, kept from an earlier run.
 
     Attributes:
         pairs: for each denoiser call the queries (images, heads, queries, channels) and keys.
-        number: which call is under way.
+        number: index of the current call.
     """
 
     def __init__(self, pairs: list[QueryKey]) -> None:
@@ -32,10 +32,10 @@ class KeptCalls:
         self.number = 0
 
     def read(self, call: AttentionCall) -> QueryKey:
-        """Return the queries and keys of the call under way.
+        """Return the queries and keys of the current call.
 
         Raises:
-            RuntimeError: the call is masked, or its processor writes its probabilities out.
+            RuntimeError: the call has a mask, or its processor computes explicit probabilities.
         """
         refuse_unkept(call)
         query, key = self.pairs[self.number]
@@ -43,23 +43,23 @@ class KeptCalls:
 
 
 def refuse_unkept(call: AttentionCall) -> None:
-    """Raise RuntimeError where a source can't be kept, or taken from what was."""
+    """Raise RuntimeError if a source cannot be kept or reused in a call."""
     if call.own is None:
         raise RuntimeError(
-            "this processor writes its probabilities out; a source can be kept only where it "
-            "doesn't: call pipe.unet.set_default_attn_processor() first"
+            "this processor computes explicit probabilities, and a source "
+            "cannot be kept: call pipe.unet.set_default_attn_processor() first"
         )
     if call.mask is not None:
-        raise RuntimeError("a source can't be kept where attention is masked")
+        raise RuntimeError("a source cannot be kept with masked attention")
 
 
 class EditedCall(AttentionCall):
     """A layer's cross-attention with some rows edited.
 
     Attributes:
-        before: the call that was edited.
-        step: what the step does.
-        source: the source's queries and keys, where it isn't in the batch.
+        before: the call before the edit.
+        step: the step's edit.
+        source: the source's queries and keys, if it is not in the batch.
     """
 
     def __init__(self, before: AttentionCall, step: CrossStep, source: QueryKey | None) -> None:
@@ -72,7 +72,7 @@ class EditedCall(AttentionCall):
         self._edited: dict[bool, Tensor] = {}
 
     def output(self) -> Tensor:
-        """Return the layer's output, in the form that measures faster."""
+        """Return the layer's output, by the form that measures faster."""
         if self._output is None:
             if prefers_probabilities(self.query):
                 self._output = on_probabilities(self.before, self.step, self.edited())
@@ -81,7 +81,7 @@ class EditedCall(AttentionCall):
         return self._output
 
     def prepare(self) -> None:
-        """Make the output now, where it isn't the processor's own affair."""
+        """Compute the output now, unless the processor computes it itself."""
         if self.own is not None:
             self.output()
 
@@ -117,7 +117,7 @@ class EditedCall(AttentionCall):
         return between.index_select(0, rows.edited - rows.bounds.start)
 
     def probabilities(self, rows: slice) -> Tensor:
-        """Return probabilities as they are in effect, float32 (rows, heads, queries, tokens)."""
+        """Return the probabilities in effect, float32 (rows, heads, queries, tokens)."""
         span, first = self.step.rows.span, self.step.rows.first
         if (
             self.source is None
@@ -130,7 +130,7 @@ class EditedCall(AttentionCall):
         return probs.index_copy(0, edited - rows.start, self.edited())
 
     def maps(self, rows: slice, tokens: Tokens) -> Tensor:
-        """Return some tokens' maps as they are in effect, (rows, heads, tokens, queries)."""
+        """Return some tokens' maps in effect, (rows, heads, tokens, queries)."""
         known = (rows.start, rows.stop, torch.is_grad_enabled())
         if known not in self._probs:
             self._probs[known] = self.probabilities(rows)
@@ -141,8 +141,8 @@ class CrossEditing(Handler):
     """Edit one layer's cross-attention.
 
     Attributes:
-        step: what the step does; None where every row takes the model's own call.
-        kept: the source, where it was kept of an earlier run; None where it is in the batch.
+        step: the step's edit; None if every row keeps the model's own call.
+        kept: the source kept from an earlier run; None if it is in the batch.
     """
 
     edits = True
@@ -153,7 +153,7 @@ class CrossEditing(Handler):
         self.kept: KeptCalls | None = None
 
     def transform(self, call: AttentionCall) -> AttentionCall:
-        """Return the call with its edited rows exchanged."""
+        """Return the call with its edited rows replaced."""
         if self.step is None:
             return call
         return EditedCall(call, self.step, None if self.kept is None else self.kept.read(call))
@@ -163,9 +163,9 @@ class FollowingCall(AttentionCall):
     """A layer's self-attention with some rows attending as their source does.
 
     Attributes:
-        before: the call that was edited.
-        rows: the rows that follow.
-        source: the source's queries and keys, where it isn't in the batch.
+        before: the call before the edit.
+        rows: the rows following the source.
+        source: the source's queries and keys, if it is not in the batch.
     """
 
     def __init__(self, before: AttentionCall, rows: EditedRows, source: QueryKey | None) -> None:
@@ -177,24 +177,24 @@ class FollowingCall(AttentionCall):
         self.source = source
 
     def output(self) -> Tensor:
-        """Return SDPA(q_src, k_src, v) for the rows that follow, the model's own for the rest."""
+        """Return SDPA(q_src, k_src, v) for the following rows, the model's own for the rest."""
         if self._output is None:
             self._output = followed(self.before, self.rows, self.source)
         return self._output
 
     def prepare(self) -> None:
-        """Make the output now, where it isn't the processor's own affair."""
+        """Compute the output now, unless the processor computes it itself."""
         if self.own is not None:
             self.output()
 
     def scores(self) -> Tensor:
-        """Return an explicit processor's probabilities, the source's for rows that follow."""
+        """Return an explicit processor's probabilities, the source's for following rows."""
         own = self.before.scores()
         whole = own.unflatten(0, self.query.shape[:2])  # (batch, heads, queries, queries)
         return self.rows.joined(whole, self.rows.taken(whole)).flatten(0, 1)
 
     def probabilities(self, rows: slice) -> Tensor:
-        """Return probabilities as they are in effect, float32 (rows, heads, queries, queries)."""
+        """Return the probabilities in effect, float32 (rows, heads, queries, queries)."""
         probs = self.before.probabilities(rows)
         if self.source is None:
             taken = self.before.probabilities(self.rows.span)
@@ -204,18 +204,18 @@ class FollowingCall(AttentionCall):
         return probs.index_copy(0, edited, self.rows.spread(taken))
 
     def maps(self, rows: slice, tokens: Tokens) -> Tensor:
-        """Return some keys' maps as they are in effect, (rows, heads, keys, queries)."""
+        """Return some keys' maps in effect, (rows, heads, keys, queries)."""
         return picked(self.probabilities(rows), tokens, -1).transpose(-1, -2)
 
 
 class SelfEditing(Handler):
-    """Have some rows attend as their source does in one self-attention layer.
+    """Make some rows attend as their source does in one self-attention layer.
 
-    No queries x queries matrix is made beyond what the model's own call makes.
+    Allocates no queries x queries matrix beyond those of the model's own call.
 
     Attributes:
-        follow: the rows that follow their source; None where none does.
-        kept: the source, where it was kept of an earlier run; None where it is in the batch.
+        follow: the rows following their source; None if there are none.
+        kept: the source kept from an earlier run; None if it is in the batch.
     """
 
     edits = True
@@ -226,7 +226,7 @@ class SelfEditing(Handler):
         self.kept: KeptCalls | None = None
 
     def transform(self, call: AttentionCall) -> AttentionCall:
-        """Return the call with its following rows exchanged."""
+        """Return the call with its following rows replaced."""
         if self.follow is None:
             return call
         return FollowingCall(call, self.follow, None if self.kept is None else self.kept.read(call))
@@ -236,11 +236,11 @@ class Keeping(Handler):
     """Keep the source's queries and keys of one layer for later edits.
 
     Attributes:
-        pairs: where they go, a pair for each denoiser call.
+        pairs: the list to append to, one pair per denoiser call.
         rows: the source's rows of the batch.
     """
 
-    edits = True  # a sliced processor's calls bring a few rows each
+    edits = True  # a sliced processor's calls bring only some rows each
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,9 +258,9 @@ class Blending(Handler):
     """Add one layer's maps of every token to a sum, for LocalBlend's masks.
 
     Attributes:
-        rows: the rows of the batch that follow the prompts.
-        total: float32 (rows, tokens, height, width), where the mean over heads is added.
-        share: what this layer adds of it.
+        rows: the conditional rows of the batch.
+        total: float32 (rows, tokens, height, width); the mean over heads is added here.
+        share: this layer's weight in the sum.
     """
 
     def __init__(self) -> None:
@@ -270,7 +270,7 @@ class Blending(Handler):
         self.share = 1.0
 
     def observe(self, call: AttentionCall) -> None:
-        """Add the maps that are in effect."""
+        """Add the maps in effect."""
         if self.total is None:
             return
         call.prepare()

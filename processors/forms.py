@@ -1,12 +1,12 @@
 """Prompt-to-prompt inside the attention call (Hertz et al. 2022, section 3), in two forms.
 
-Everything that an edit does to probabilities is linear in them, so nothing has to be materialised:
+Edits are linear in the probabilities, so nothing has to be materialised:
 
     A · mix · V + B · own · V  =  SDPA(q_src, k_src, mix · V) + SDPA(q, k, own · V)
 
-with A the source's probabilities, B the edited row's own, V its values, and ``mix`` and ``own`` as
-``EditPlan.cross`` has them. Cross-attention of few queries is faster with explicit probabilities,
-and takes that form. Rows of the batch that aren't edited in a step go through the model's own call.
+with A the source's probabilities, B the edited row's own, V its values, and ``mix`` and ``own``
+from ``EditPlan.cross``. Cross-attention with few queries is faster with explicit probabilities,
+and uses them. Rows of the batch not edited in a step use the model's own call.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ QueryKey = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class EditedRows:
-    """Rows of the batch that are edited, and for each the source's row of the same image.
+    """Edited rows of the batch, and for each the source's row of the same image.
 
     Attributes:
         edited: the edited rows, sibling after sibling.
-        sources: their sources', counted in the batch, or in what was kept of an earlier run.
-        span: the source's rows, of which ``sources`` names each once for every sibling.
-        bounds: the batch from the first edited row to the last; some between may not be edited.
-        first: the first edited row, where all that follow are edited; None where others do.
+        sources: their source rows, counted in the batch or in the kept source.
+        span: the source's rows; ``sources`` names each once per sibling.
+        bounds: the batch from the first to the last edited row; some between may be unedited.
+        first: the first edited row if all following rows are edited; otherwise None.
     """
 
     edited: Tensor
@@ -53,12 +53,12 @@ class EditedRows:
         """Return the rows of some siblings.
 
         Args:
-            siblings: which, from 0.
-            images: images of each prompt; the batch is prompt-major, the source's come first.
-            start: where the conditional rows begin.
-            device: of the batch.
-            kept: whether the source isn't in the batch, but was kept of an earlier run.
-            batch: how many rows there are.
+            siblings: their indices, from 0.
+            images: images per prompt; the batch is prompt-major, source first.
+            start: the first conditional row.
+            device: device of the batch.
+            kept: whether the source comes from an earlier run and is not in the batch.
+            batch: number of rows.
         """
         first, source = (start, 0) if kept else (start + images, start)
         edited = [first + j * images + i for j in siblings for i in range(images)]
@@ -73,11 +73,11 @@ class EditedRows:
         )
 
     def taken(self, tensor: Tensor) -> Tensor:
-        """Return the sources' rows of (rows, ...), without copying them where that can be."""
+        """Return the source rows of (rows, ...), without a copy if possible."""
         return self.spread(tensor[self.span])
 
     def spread(self, source: Tensor) -> Tensor:
-        """Return the source's (images, ...) once for each edited row."""
+        """Return the source's (images, ...) repeated for each edited row."""
         if len(source) == len(self.edited):
             return source
         if len(source) == 1:
@@ -91,7 +91,7 @@ class EditedRows:
         return tensor[self.first :]
 
     def joined(self, tensor: Tensor, edited: Tensor) -> Tensor:
-        """Return (rows, ...) with its edited rows exchanged."""
+        """Return (rows, ...) with its edited rows replaced."""
         if self.first is None:
             return tensor.index_copy(0, self.edited, edited)
         return torch.cat([tensor[: self.first], edited])
@@ -99,14 +99,14 @@ class EditedRows:
 
 @dataclass(frozen=True)
 class CrossStep:
-    """What a step does to cross-attention, shared by all layers.
+    """A step's edit of cross-attention, shared by all layers.
 
     Attributes:
-        rows: the rows edited in this step.
-        mix: what each takes from the source's probabilities, (rows, source tokens, tokens); None
-            where each token takes all of its own position's.
-        own: what each takes from its own, (rows, tokens).
-        owns: whether any takes anything from its own.
+        rows: the rows edited at this step.
+        mix: weights of the source's probabilities, (rows, source tokens, tokens); None if each
+            token takes all of its own position's.
+        own: weights of the row's own probabilities, (rows, tokens).
+        owns: whether any of ``own`` is nonzero.
     """
 
     rows: EditedRows
@@ -118,23 +118,23 @@ class CrossStep:
 def prefers_probabilities(query: Tensor) -> bool:
     """Return whether explicit probabilities are faster than values for a call.
 
-    On the CPU they are where there are fewer queries than twice a head's channels, in float32 and
-    in bfloat16 (``python -m benchmarks.attention_forms``). On CUDA, where each operation is a
-    launch, the form of fewer operations is taken.
+    On the CPU they are faster for fewer queries than twice a head's channels, in float32 and
+    bfloat16 (``python -m benchmarks.attention_forms``). On CUDA, where every operation is a
+    launch, use the form with fewer operations.
     """
     return query.device.type == "cpu" and query.shape[2] < 2 * query.shape[3]
 
 
 def on_values(call: AttentionCall, step: CrossStep, source: QueryKey | None = None) -> Tensor:
-    """Return the edited output with the edit moved from the probabilities to the values.
+    """Return the edited output, with the edit moved from the probabilities to the values.
 
-    One call of the model's own where rows take all of their attention from the source, and a
-    second one, for the edited rows alone, where they keep some of theirs.
+    One of the model's own calls suffices if rows take all attention from the source; a second,
+    only for the edited rows, is needed if they keep some of their own.
 
     Args:
-        call: the layer's, unedited.
-        step: what to do.
-        source: the source's queries and keys, where it isn't in the batch.
+        call: the layer's unedited call.
+        step: the step's edit.
+        source: the source's queries and keys, if it is not in the batch.
 
     Returns:
         (batch, heads, queries, channels)
@@ -151,15 +151,15 @@ def on_values(call: AttentionCall, step: CrossStep, source: QueryKey | None = No
     taken = _following(call, rows, source, mixed)
     if torch.is_grad_enabled():
         return out.index_add(0, rows.edited, taken)
-    return out.index_add_(0, rows.edited, taken)  # ours alone, so that nothing is copied
+    return out.index_add_(0, rows.edited, taken)  # a tensor of our own: no copy needed
 
 
 def on_probabilities(call: AttentionCall, step: CrossStep, edited: Tensor) -> Tensor:
-    """Return the edited output by the edited rows' probabilities.
+    """Return the edited output computed from explicit probabilities.
 
     Args:
-        call: the layer's, unedited.
-        step: what to do.
+        call: the layer's unedited call.
+        step: the step's edit.
         edited: ``edited_probabilities``, float32 (edited rows, heads, queries, tokens).
 
     Returns:
@@ -170,12 +170,12 @@ def on_probabilities(call: AttentionCall, step: CrossStep, edited: Tensor) -> Te
 
 
 def edited_probabilities(step: CrossStep, taken: Tensor, own: Tensor | None) -> Tensor:
-    """Return the edited rows' probabilities as they are in effect.
+    """Return the edited rows' probabilities in effect.
 
     Args:
-        step: what to do.
+        step: the step's edit.
         taken: the source's, float32 (images, heads, queries, source tokens).
-        own: the edited rows' own; None where they keep nothing of them.
+        own: the edited rows' own; None if they keep nothing of them.
 
     Returns:
         float32 (edited rows, heads, queries, tokens)
@@ -194,7 +194,7 @@ def followed(
 ) -> Tensor:
     """Return the model's own call with some rows attending as their source does.
 
-    That is SDPA(q_src, k_src, v) for these rows, of their own values or of those given.
+    For these rows: SDPA(q_src, k_src, v), with their own values or the given ones.
     """
     values = rows.chosen(call.value) if values is None else values
     return _beside(_following(call, rows, source, values), call, rows)
@@ -208,7 +208,7 @@ def _following(
 
 
 def _beside(result: Tensor, call: AttentionCall, rows: EditedRows) -> Tensor:
-    """Return the whole batch: the edited rows' result, and the model's own call for the others."""
+    """Return the whole batch: the edited rows' result, and the model's own call for the rest."""
     if rows.first is None:
         return call.attend(call.value).index_copy(0, rows.edited, result)
     before = slice(0, rows.first)

@@ -1,4 +1,4 @@
-"""Wrapping a layer's processor, and taking the wrapper out: exact inverses."""
+"""Wrapping a layer's processor and removing the wrapper: exact inverses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from xattn.processors.wrapping import chain_of, is_wrapped, unwrap, wrap
 
 
 def install(module: Any, chain: Chain) -> None:
-    """Wrap the processor of an attention module; do nothing where the chain stands already.
+    """Wrap the processor of an attention module; do nothing if it already has the chain.
 
     Raises:
-        TypeError: the processor computes attention where it can't be seen.
+        TypeError: the processor computes attention out of xattn's reach.
     """
     processor = module.processor
     while is_wrapped(processor):
@@ -23,9 +23,9 @@ def install(module: Any, chain: Chain) -> None:
 
 
 def remove(module: Any, chain: Chain) -> None:
-    """End a chain, and take its wrapper out of an attention module.
+    """End a chain, and remove its wrapper from an attention module.
 
-    A wrapper under one that still works stays, as the layer was found, until that one leaves.
+    A wrapper below one still in use stays, inactive, until the upper one leaves.
     """
     chain.over = True
     chain.sleep()
@@ -35,10 +35,10 @@ def remove(module: Any, chain: Chain) -> None:
 
 
 def remove_stored(model: Any) -> None:
-    """Take ended wrappers out of what a model put aside inside the block.
+    """Remove ended wrappers from processors a model stored inside the block.
 
-    ``fuse_qkv_projections()`` stores the processors that it finds, and ``unfuse_...`` puts them
-    back, perhaps long after the block.
+    ``fuse_qkv_projections()`` stores the processors it finds, and ``unfuse_...`` restores them,
+    perhaps long after the block.
     """
     model = getattr(model, "_orig_mod", model)
     stored = model.__dict__.get("original_attn_processors")
@@ -47,14 +47,14 @@ def remove_stored(model: Any) -> None:
 
 
 def _without_ended(processor: Any) -> Any:
-    """Return a processor without the wrappers on it whose chains are done."""
+    """Return a processor without wrappers whose chains have ended."""
     while is_wrapped(processor) and getattr(chain_of(processor), "over", False):
         processor = unwrap(processor)
     return processor
 
 
 def _set_processor(module: Any, processor: Any) -> None:
-    """Set a processor without ``set_processor``'s eviction of one that has weights."""
+    """Set a processor without ``set_processor``'s removal of one with weights."""
     if "processor" in module._modules:
         module._modules["processor"] = processor
     else:

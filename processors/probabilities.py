@@ -1,8 +1,8 @@
-"""Attention probabilities in float32, of what is kept and nothing else.
+"""Attention probabilities in float32, only for kept tokens.
 
-PyTorch's fused attention has the logarithms of the softmax's sums and throws them away. Called by
-its own name, the operator returns them beside the very same output, and a kept token's
-probabilities are then exp(query keyᵀ scale - sums): work for that token alone, and no matrix of
+PyTorch's fused attention computes the logarithms of the softmax's sums and discards them. Called
+by its own name, the operator returns them beside the very same output. A kept token's
+probabilities are then exp(query keyᵀ scale - sums): work for one token, and no matrix of
 queries x keys.
 """
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 Tokens = slice | Tensor
-"""Positions along an axis: a slice where they follow one another."""
+"""Positions along an axis: a slice if they are consecutive."""
 
 _FLASH = 1  # SDPBackend.FLASH_ATTENTION
-_CHUNK = 2**24  # logits at a time where only their sums are wanted: 64 MB
+_CHUNK = 2**24  # logits at a time if only their sums are needed: 64 MB
 
 
 def fused_attention(
@@ -25,18 +25,18 @@ def fused_attention(
 ) -> tuple[Tensor, Tensor] | None:
     """Return the model's own output, and the logarithms of its softmax's sums.
 
-    The operator is the one that ``scaled_dot_product_attention`` would choose on the CPU.
+    The operator is the one ``scaled_dot_product_attention`` would choose on the CPU.
 
     Args:
         query: (batch, heads, queries, channels).
         key: (batch, heads, keys, channels).
         value: (batch, heads, keys, channels).
-        mask: the call's own, boolean or additive.
+        mask: the call's boolean or additive mask.
         own: the model's own call, an ``OwnCall``.
 
     Returns:
-        (batch, heads, queries, channels) and float32 (batch, heads, queries), or None where
-        PyTorch would compute otherwise, or somebody else watches its calls.
+        (batch, heads, queries, channels) and float32 (batch, heads, queries), or None if PyTorch
+        would use another operator, or a torch function mode watches its calls.
     """
     if (
         query.device.type != "cpu"
@@ -53,11 +53,11 @@ def fused_attention(
     output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, attn_mask=_additive(mask, query.dtype), scale=own.scale
     )
-    return output, sums.detach().float()  # double where the queries are
+    return output, sums.detach().float()  # double if the queries are
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return a mask as numbers that are added to the logits."""
+    """Return a mask as numbers to add to the logits."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
@@ -71,14 +71,14 @@ def kept_maps(
     tokens: Tokens,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return exp(query keyᵀ scale + mask - sums) in float32, of the kept tokens alone.
+    """Return exp(query keyᵀ scale + mask - sums) in float32, for kept tokens only.
 
     Args:
         query: (rows, heads, queries, channels).
         key: (rows, heads, keys, channels).
-        scale: the attention's.
+        scale: the attention scale.
         sums: logarithms of the softmax's sums, (rows, heads, queries).
-        tokens: which keys are kept.
+        tokens: the keys to keep.
         mask: boolean or additive, broadcastable to (rows, heads, queries, keys).
 
     Returns:
@@ -100,10 +100,10 @@ def kept_maps(
 def kept_probs(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float, tokens: Tokens
 ) -> Tensor:
-    """Return softmax(query keyᵀ scale + mask) in float32 or more, of the kept tokens.
+    """Return softmax(query keyᵀ scale + mask) in float32 or more, for kept tokens.
 
-    The softmax runs over every key; autocast, which would turn float32 into bfloat16 here, is off.
-    Gradients flow where they are on.
+    The softmax runs over every key; autocast is off, as it would turn float32 into bfloat16.
+    Gradients flow where enabled.
 
     Returns:
         (..., queries, kept tokens)
@@ -115,7 +115,7 @@ def kept_probs(
 
 
 def log_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return the logarithms of the softmax's sums, some queries at a time.
+    """Return the logarithms of the softmax's sums, computed in chunks of queries.
 
     Returns:
         float32 (rows, heads, queries)
@@ -133,12 +133,12 @@ def log_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> T
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or as it is where it has more digits."""
+    """Return a tensor in float32, or unchanged if it is more precise."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def picked(tensor: Tensor, tokens: Tokens, axis: int) -> Tensor:
-    """Return a tensor's entries at some positions of an axis; a slice copies nothing."""
+    """Return a tensor's entries at some positions of an axis; a slice is not copied."""
     if not isinstance(tokens, slice):
         return tensor.index_select(axis, tokens)
     if tokens == slice(None):

@@ -1,4 +1,4 @@
-"""Keeping the maps that were asked for, and nothing else of the attention call."""
+"""Recording of the requested maps, and nothing else of the attention call."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from xattn.processors.probabilities import Tokens
 
 
 class Recording(Handler):
-    """Write one layer's maps into its buffer, and leave the layer's output alone.
+    """Write one layer's maps into its buffer; leave its output unchanged.
 
     Attributes:
-        name: the layer's.
-        heads: how many it has.
-        rows: the rows of the batch that are recorded, as slices of it.
-        batch: how many rows the denoiser's call has.
-        images: how many of them are recorded; the buffer may have room for more.
-        tokens: the positions that are kept: a slice where they follow one another.
-        buffer: (images, heads or 1, tokens, height, width), float32, where maps are written.
-        share: what one layer adds to the buffer; None where the buffer is its own.
+        name: the layer's name.
+        heads: the layer's number of heads.
+        rows: the recorded rows of the batch, as slices.
+        batch: number of rows in the denoiser's call.
+        images: number of recorded images; the buffer may have room for more.
+        tokens: the kept positions, as a slice if they are consecutive.
+        buffer: (images, heads or 1, tokens, height, width), float32, for the maps.
+        share: this layer's weight if it shares the buffer; None if the buffer is its own.
     """
 
     def __init__(self, name: str, heads: int) -> None:
@@ -35,18 +35,18 @@ class Recording(Handler):
         self.share: float | None = None
 
     def observe(self, call: AttentionCall) -> None:
-        """Write the maps of the rows that follow the prompts.
+        """Write the maps of the recorded rows.
 
         Raises:
-            RuntimeError: the call's rows or queries are not those of the denoiser's call.
+            RuntimeError: the call's rows or queries do not match the denoiser's call.
         """
         if self.buffer is None:
             return
         if call.query.shape[:2] != (self.batch, self.heads):
             raise RuntimeError(
                 f"layer {self.name} attends with {tuple(call.query.shape[:2])} (rows, heads) "
-                f"where the denoiser has {(self.batch, self.heads)}: xattn doesn't know what its "
-                "rows are; please report the model's configuration"
+                f"where the denoiser has {(self.batch, self.heads)}: which rows follow the "
+                "prompts is unclear; please report the model's configuration"
             )
         call.prepare()
         with torch.no_grad():
@@ -57,14 +57,14 @@ class Recording(Handler):
         """Write (images, heads, tokens, queries) into the buffer.
 
         Raises:
-            RuntimeError: the queries are not as many as the grid has cells.
+            RuntimeError: the queries do not match the grid's cells.
         """
         if self.buffer is None:
             return
         buffer = self.buffer[: self.images].flatten(-2)  # (images, heads or 1, tokens, queries)
         if maps.shape[-1] != buffer.shape[-1]:
             raise RuntimeError(
-                f"layer {self.name} has {maps.shape[-1]} queries where a grid of "
+                f"layer {self.name} has {maps.shape[-1]} queries, but a grid of "
                 f"{tuple(self.buffer.shape[-2:])} was expected; please report the model's "
                 "configuration"
             )

@@ -1,11 +1,11 @@
-"""A processor that wraps the layer's own and takes over the one attention call inside it.
+"""A processor wrapping the layer's own, and taking over its attention call.
 
-Projections, norms, LoRA, IP-Adapter and rotary embeddings stay the model's. Two doors lead to the
-attention call: ``torch.nn.functional.scaled_dot_product_attention``, seen through a
+Projections, norms, LoRA, IP-Adapter and rotary embeddings stay the model's. Two paths lead to the
+attention call: ``torch.nn.functional.scaled_dot_product_attention``, intercepted by a
 ``TorchFunctionMode``, and ``attn.get_attention_scores`` of diffusers' explicit and sliced
-processors. A mode sees every torch function of a layer's call, which costs a small model several
-per cent; so the processor that nearly every model has runs its own code with that one name bound to
-the handlers.
+processors. A mode intercepts every torch function of a layer's call, which costs a small model
+several per cent; so the most common processor runs its own code with this one name bound to the
+handlers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SCORES = "get_attention_scores"
 class Interception(TorchFunctionMode):
     """Hand one scaled dot-product attention of a layer's call to its chain of handlers.
 
-    Mostly the first: the text's (or, in a self-attention layer, the image's); what an IP-Adapter
-    adds after it passes unseen.
+    Usually the first: the text's (or, in a self-attention layer, the image's). IP-Adapter's added
+    attention after it runs unchanged.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -84,12 +84,12 @@ _STARS: dict[Any, str] = {
 
 
 def wrap(inner: Any, chain: Chain) -> Any:
-    """Return a processor that runs ``inner`` and lets ``chain`` attend in its middle.
+    """Return a processor that runs ``inner``, but hands its attention call to ``chain``.
 
-    To everything else it looks like ``inner``: class, attributes, weights, parameter names.
+    From outside it looks like ``inner``: class, attributes, weights, parameter names.
 
     Raises:
-        TypeError: ``inner`` computes attention where it can't be seen (xformers, for one).
+        TypeError: ``inner`` computes attention out of xattn's reach (xformers, for one).
     """
     kind = type(inner)
     _refuse_unseen(innermost(inner))
@@ -99,26 +99,26 @@ def wrap(inner: Any, chain: Chain) -> Any:
 
 
 def unwrap(processor: Any) -> Any:
-    """Return the processor that an xattn processor wraps, or the processor itself."""
+    """Return the processor inside an xattn processor, or the processor itself."""
     return (
         object.__getattribute__(processor, "_xattn_inner") if is_wrapped(processor) else processor
     )
 
 
 def innermost(processor: Any) -> Any:
-    """Return the processor under every wrapper of ours, however many are nested."""
+    """Return the processor inside all our wrappers, however deeply nested."""
     while is_wrapped(processor):
         processor = unwrap(processor)
     return processor
 
 
 def is_wrapped(processor: Any) -> bool:
-    """Return whether a processor is one of ours (``type`` and not ``__class__`` knows)."""
+    """Return whether a processor is one of ours (only ``type``, not ``__class__``, tells)."""
     return issubclass(type(processor), Wrapper)
 
 
 def chain_of(processor: Any) -> Chain | None:
-    """Return the chain of an xattn processor; None of any other."""
+    """Return the chain of an xattn processor, or None for any other."""
     if not is_wrapped(processor):
         return None
     chain: Chain = object.__getattribute__(processor, "_xattn_chain")
@@ -126,7 +126,7 @@ def chain_of(processor: Any) -> Chain | None:
 
 
 def _names(kind: type) -> set[str]:
-    """Return the attribute names that the processor's call uses, one function deep."""
+    """Return the attribute names used by the processor's call, one function deep."""
     names: set[str] = set()
     for method in ("__call__", "forward"):
         code = getattr(getattr(kind, method, None), "__code__", None)
@@ -138,27 +138,27 @@ def _refuse_unseen(inner: Any) -> None:
     name = type(inner).__name__
     if "xformers" in name.lower():
         raise TypeError(
-            f"{name} computes attention inside xformers, where xattn can't see it; "
+            f"{name} computes attention inside xformers, out of xattn's reach; "
             "call pipe.disable_xformers_memory_efficient_attention() first"
         )
     backend = getattr(inner, "_attention_backend", None)
     chosen = str(getattr(backend, "value", backend or "native"))
     if not chosen.lstrip("_").startswith("native"):
         raise TypeError(
-            f"{name} computes attention in the backend {chosen!r}, where xattn can't see it; "
+            f"{name} computes attention in the backend {chosen!r}, out of xattn's reach; "
             'call pipe.unet.set_attention_backend("native") first'
         )
 
 
 class Wrapper:
-    """A processor that looks like the one it wraps; see ``wrap``."""
+    """A processor that looks like the one inside it; see ``wrap``."""
 
     def __init__(self, inner: Any, chain: Chain) -> None:
         object.__setattr__(self, "_xattn_inner", inner)
         object.__setattr__(self, "_xattn_chain", chain)
         object.__setattr__(self, "_xattn_direct", _direct(inner, chain))
 
-    @property  # type: ignore[misc]  # what isinstance() and unload_ip_adapter() ask
+    @property  # type: ignore[misc]  # asked by isinstance() and unload_ip_adapter()
     def __class__(self) -> Any:
         return type(object.__getattribute__(self, "_xattn_inner"))
 
@@ -174,7 +174,7 @@ class Wrapper:
     def __repr__(self) -> str:
         return f"xattn({object.__getattribute__(self, '_xattn_inner')!r})"
 
-    # a copied or pickled model is the model itself, without us
+    # copies and pickles hold the model's own processor, without ours
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(object.__getattribute__(self, "_xattn_inner"), memo)
 
@@ -198,7 +198,7 @@ def _run_direct(direct: Any, inner: Any, chain: Chain, *args: Any, **kwargs: Any
 
 
 class _Functional:
-    """Stand where a processor's code finds ``torch.nn.functional``: one name leads elsewhere."""
+    """A stand-in for a processor's ``torch.nn.functional``, with one name replaced."""
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
@@ -211,7 +211,7 @@ class _Functional:
 
 
 def _has_direct(kind: type) -> bool:
-    """Return whether a processor makes one attention call, and as ``F.scaled_...``."""
+    """Return whether a processor makes exactly one attention call, as ``F.scaled_...``."""
     usual = ("diffusers.models.attention_processor", "AttnProcessor2_0")
     call = kind.__call__
     return (
@@ -224,9 +224,9 @@ def _has_direct(kind: type) -> bool:
 
 
 def _direct(inner: Any, chain: Chain) -> Any:
-    """Return the processor's own code with ``F`` bound to the chain's; None where it isn't safe.
+    """Return the processor's own code with ``F`` bound to the chain's; None if that is unsafe.
 
-    What it computes can't differ: it is the same code object.
+    Its results cannot differ: it is the same code object.
     """
     if not _has_direct(type(inner)):
         return None
@@ -260,11 +260,11 @@ def _run_explicit(
 
 
 def _wrapper_class(inner: Any) -> type:
-    """Make the wrapper of a processor class, with that class's own parameter list.
+    """Make the wrapper class of a processor class, with its own parameter list.
 
-    ``Attention.forward`` passes only the keyword arguments that the signature of ``__call__``
-    names, and torch.compile follows neither a patched ``__signature__`` nor a ``__call__`` set on
-    an instance: so the parameter list has to stand literally in a method of the class.
+    ``Attention.forward`` passes only keyword arguments named in the signature of ``__call__``, and
+    torch.compile follows neither a patched ``__signature__`` nor a ``__call__`` set on an
+    instance: so a method of the class must spell out the parameter list.
     """
     kind = type(inner)
     used = _names(type(innermost(inner)))
