@@ -1060,7 +1060,7 @@ def test_a_sibling_after_a_run_that_was_broken_off_is_not_recorded(sd1: Any) -> 
 def test_an_exchanged_unet_is_refused(sd1: Any) -> None:
     with xattn.record(sd1):
         sd1.unet = tiny.unet(1)
-        with pytest.raises(RuntimeError, match="exchanged"):
+        with pytest.raises(RuntimeError, match="replaced"):
             draw(sd1)
 
 
