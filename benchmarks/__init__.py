@@ -1,1 +1,1 @@
-"""What xattn costs, and whether what it shows is true: ``python -m benchmarks``."""
+"""Cost of xattn, and truth of its maps: ``python -m benchmarks``."""

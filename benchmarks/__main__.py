@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures, prints the tables, and writes them beside the results."""
+"""``python -m benchmarks``: measure, print the tables, and write them beside the results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ QUICK = ("speed", "memory", "truth", "batch")
 
 
 def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measures one part, and yields what there is of it so far."""
-    # imported where they are used: --readme needs none of them
+    """Measure one part, yielding its results so far."""
+    # imported on use: --readme needs none of them
     if part == "speed":
         from benchmarks import pictures, speed
 
         usual = [name for name in speed.MODELS if name != "sdxl" or options.full]
         before: dict[str, Any] = {}
-        if options.models:  # measured again, beside what was measured of the others
+        if options.models:  # measured again, merged with the other models' results
             before = page.read(options.out).get("speed", {}).get("result", {})
         chosen = options.models.split(",") if options.models else usual
         for new in speed.measure(options.quick, chosen):
@@ -48,7 +48,7 @@ def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         mains = {"batch": batch, "edits": edits, "schedules": schedules, "forms": attention_forms}
         quick = ["--quick"] if options.quick else []
-        mains[part].main([*quick, "--out", str(options.out)])  # each writes its own
+        mains[part].main([*quick, "--out", str(options.out)])  # each writes its own files
     else:
         from benchmarks import peers
 
@@ -60,7 +60,7 @@ def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs what was asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     few = f"under five minutes on two cores: {', '.join(QUICK)}, on few cases"
     parser.add_argument("--quick", action="store_true", help=few)

@@ -1,9 +1,9 @@
-"""Times the two forms of an edited cross-attention call, on values and on probabilities.
+"""Timing of the two forms of an edited cross-attention call, on values and on probabilities.
 
 `python -m benchmarks.attention_forms [--device cuda]` writes `attention-forms.md` to
 `benchmarks/results`. One guided batch of a source and its siblings; "keeps" is a step in which
-siblings keep some tokens of their own (Refine, a schedule per word), "follows" one in which they
-take everything from the source. Best of several rounds, forms in turn.
+siblings keep some tokens of their own (Refine, word schedules), "follows" one in which they
+take everything from the source. Best of several rounds, alternating the forms.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = Non
 
 
 def best(calls: Sequence[Callable[[], Tensor]], rounds: int, device: str) -> list[float]:
-    """Gives the shortest time of each call, in milliseconds."""
+    """Return the shortest time of each call, in milliseconds."""
     times = [float("inf")] * len(calls)
     for call in calls:
         call()
@@ -61,7 +61,7 @@ def best(calls: Sequence[Callable[[], Tensor]], rounds: int, device: str) -> lis
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Times both forms, and writes the table."""
+    """Time both forms, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_forms")
     parser.add_argument("--quick", action="store_true", help="best of 3")
     parser.add_argument("--device", default="cpu")
@@ -84,7 +84,7 @@ HEAD = (
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Writes the times as a page."""
+    """Format the times as a page."""
     rows = [[*row[:4], *(f"{t:.2f}" for t in row[4:])] for row in result["result"]]
     parts = [
         "# Edited cross-attention: two forms",
@@ -101,7 +101,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def measure(device: torch.device, rounds: int) -> list[list[Any]]:
-    """Gives a row for each shape: what it is, and its times in the order of ``HEAD``."""
+    """Return a row per shape: its description, and its times in the order of ``HEAD``."""
     rows: list[list[Any]] = []
     half = torch.bfloat16 if device.type == "cpu" else torch.float16
     for dtype in (torch.float32, half):

@@ -1,6 +1,6 @@
-"""What a batch costs: its speed against plain batched sampling, and its memory over many items.
+"""Cost of a batch: speed against plain batched sampling, and memory over many items.
 
-Run as ``python -m benchmarks.batch``; it writes ``benchmarks/results/batch.json``.
+Run as ``python -m benchmarks.batch``; writes ``benchmarks/results/batch.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def prompts(number: int) -> list[str]:
 
 
 def speed(pipe: Any, folder: Path, items: int, batch_size: int, steps: int, pairs: int) -> Any:
-    """Gives the time of a batch, recorded and written to files, as a ratio of plain sampling's."""
+    """Return the time of a recorded and saved batch, relative to plain sampling."""
     texts, runs = prompts(items), count()
 
     def plain() -> None:
@@ -50,7 +50,7 @@ def speed(pipe: Any, folder: Path, items: int, batch_size: int, steps: int, pair
 
 
 def memory(folder: Path, items: int, side: int) -> int:
-    """Gives the highest resident bytes of a process of its own that draws a batch."""
+    """Return the peak resident bytes of a separate process drawing a batch."""
     work = multiprocessing.get_context("spawn").Process(
         target=_draw, args=(folder / f"memory-{items}", items, side)
     )
@@ -71,7 +71,7 @@ def _draw(out: Path, items: int, side: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and writes."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one pair, 50 items for the memory")
     parser.add_argument("--items", type=int, default=16)

@@ -1,10 +1,10 @@
-"""Measures the edits on the bundled model: what changes, and what stays.
+"""Measurement of the edits on the bundled model: what changes, and what stays.
 
 `python -m benchmarks.edits` writes `edits.json`, `edits.md` and `edits.png` to
-`benchmarks/results`; `--quick` takes 12 prompts. Every prompt has a seed of its own, and all of its
-edits run in one batch with their source. Each edit is held against the same seed with the changed
-prompt and no attention control ("new prompt"). A network that was trained on drawn scenes alone
-(`benchmarks.judge`) says where the object is and what it is.
+`benchmarks/results`; `--quick` uses 12 prompts. Every prompt has its own seed, and all of its edits
+run in one batch with their source. Each edit is compared with the changed prompt at the same seed
+without attention control ("new prompt"). A network trained only on drawn scenes
+(`benchmarks.judge`) finds the object and classifies it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from xattn.toyland.world import COLOURS, GROUNDS, HELD_OUT, NOUNS, PALETTE
 
 FIRST_SEED = 30_000_000
 STEPS, GUIDANCE = 20, 5.0
-HALO = 4  # pixels around an object that the autoencoder smears, counted as the object's
+HALO = 4  # pixels around an object smeared by the autoencoder, counted as part of the object
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
-FALL = 0.01  # from one weight to the next, that still counts as level
+FALL = 0.01  # from one weight to the next: still counts as level
 CHROMATIC = tuple(name for name in COLOURS if name not in ("white", "black"))
 
 Mask = npt.NDArray[np.bool_]
@@ -48,7 +48,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt and what is changed in it."""
+    """One prompt, and what is changed in it."""
 
     seed: int
     colour: str
@@ -64,7 +64,7 @@ class Case:
 
 
 def cases(count: int) -> list[Case]:
-    """Gives prompts of one object; no pair of colour and noun that training never saw."""
+    """Return prompts of one object; no pair of colour and noun held out of training."""
     random = np.random.default_rng(FIRST_SEED)
     found: list[Case] = []
     while len(found) < count:
@@ -81,7 +81,7 @@ def cases(count: int) -> list[Case]:
 
 
 def edits_of(case: Case) -> dict[str, Edits]:
-    """Gives every edit of a prompt, by its name; all with the library's own defaults."""
+    """Return every edit of a prompt, by name; all with the library's defaults."""
     free = {"cross_steps": 0.0, "self_steps": 0.0}
     recolour = xattn.Replace(case.colour, case.new_colour)
     swap = xattn.Replace(case.noun, case.new_noun)
@@ -103,7 +103,7 @@ def edits_of(case: Case) -> dict[str, Edits]:
 
 
 def place(pipe: Any, case: Case, steps: int, folder: Path) -> Path:
-    """Gives where a case's latents are kept; other weights or edits have another place."""
+    """Return the file for a case's latents; it differs for other weights or edits."""
     weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
     state = float(sum(p.detach().double().abs().sum() for p in weights))
     asked = repr((edits_of(case), CROSS_STEPS, SELF_STEPS, GUIDANCE))
@@ -112,7 +112,7 @@ def place(pipe: Any, case: Case, steps: int, folder: Path) -> Path:
 
 
 def drawn(pipe: Any, case: Case, steps: int) -> Tensor:
-    """Gives the latents of a source and its edits, (1 + edits, channels, height, width)."""
+    """Return the latents of a source and its edits, (1 + edits, channels, height, width)."""
     result = xattn.edit(
         pipe,
         case.prompt,
@@ -127,10 +127,10 @@ def drawn(pipe: Any, case: Case, steps: int) -> Tensor:
 
 
 def check_kept(pipe: Any, chosen: Sequence[Case], steps: int, folder: Path) -> None:
-    """Draws the first of the kept cases again, and refuses latents of another library.
+    """Draw the first kept case again, and refuse latents of another library version.
 
     Raises:
-        ValueError: what was kept isn't what is drawn now.
+        ValueError: kept and new latents differ.
     """
     for case in chosen:
         path = place(pipe, case, steps, folder)
@@ -142,7 +142,7 @@ def check_kept(pipe: Any, chosen: Sequence[Case], steps: int, folder: Path) -> N
 
 
 def draw(pipe: Any, case: Case, steps: int, folder: Path) -> dict[str, Image.Image]:
-    """Gives the source and its edits; latents that were drawn before are kept."""
+    """Return the source and its edits; draw latents only if not kept from before."""
     edits, path = edits_of(case), place(pipe, case, steps, folder)
     if path.exists():
         latents = torch.load(path, weights_only=True)
@@ -161,7 +161,7 @@ def draw(pipe: Any, case: Case, steps: int, folder: Path) -> dict[str, Image.Ima
 
 @dataclass(frozen=True)
 class Found:
-    """The largest object of a picture: what it is, its colour, and where it is."""
+    """The largest object of a picture: its class, colour and place."""
 
     noun: str
     colour: str
@@ -171,7 +171,7 @@ class Found:
 
 @torch.no_grad()
 def look(judge: Judge, images: Sequence[Image.Image]) -> list[Found | None]:
-    """Finds the largest object of each picture."""
+    """Find the largest object of each picture."""
     labels = judge(to_pixels(images)).argmax(1).numpy()
     labels = labels.repeat(2, axis=1).repeat(2, axis=2)  # (images, height, width)
     return [
@@ -193,19 +193,19 @@ def _largest(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> Fo
 
 
 def psnr(one: Image.Image, two: Image.Image, where: Mask) -> float:
-    """Gives the peak signal-to-noise ratio inside a mask, in dB; at most 60."""
+    """Return the peak signal-to-noise ratio inside a mask, in dB; at most 60."""
     difference = np.asarray(one, dtype=float)[where] - np.asarray(two, dtype=float)[where]
     error = float(np.square(difference).mean())
     return min(60.0, float(10 * np.log10(255**2 / max(error, 1e-9))))
 
 
 def outside(*masks: Mask) -> Mask:
-    """Gives what is outside of some masks and of the halo around them."""
+    """Return the mask outside some masks and the halo around them."""
     return ~ndimage.binary_dilation(np.logical_or.reduce(masks), iterations=HALO)
 
 
 def strength(image: Image.Image, where: Mask, colour: str) -> float:
-    """Gives how much of a colour a region has: its mean along that colour's direction from grey.
+    """Return a region's strength of a colour: its mean along the colour's direction from grey.
 
     1 is the palette's own colour, 0 is grey, below 0 is its complement.
     """
@@ -216,7 +216,7 @@ def strength(image: Image.Image, where: Mask, colour: str) -> float:
 
 
 def saturation(image: Image.Image, where: Mask) -> float:
-    """Gives the mean saturation of a region, in [0, 1]."""
+    """Return the mean saturation of a region, in [0, 1]."""
     return float(np.asarray(image.convert("HSV"), dtype=float)[where][:, 1].mean() / 255)
 
 
@@ -228,7 +228,7 @@ def iou(one: Mask, two: Mask) -> float:
 
 
 def score(case: Case, images: dict[str, Image.Image], judge: Judge, tally: Tally) -> bool:
-    """Scores the edits of a prompt; False where the source doesn't show what it should."""
+    """Score the edits of a prompt; return False if the source does not show its object."""
     found = dict(zip(images, look(judge, list(images.values())), strict=True))
     source, original = images["source"], found["source"]
     good = original is not None and (original.noun, original.colour) == (case.noun, case.colour)
@@ -273,7 +273,7 @@ def score(case: Case, images: dict[str, Image.Image], judge: Judge, tally: Tally
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Writes the figures as a page."""
+    """Format the figures as a page."""
     facts, result = result["machine"], result["result"]
     figures = result["figures"]
     scored = figures["recolour, held: new colour"]["count"]
@@ -296,7 +296,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _on_sweeps(figures: dict[str, Any]) -> str:
-    """Says where the sweeps that don't rise throughout fall, and why."""
+    """Explain where sweeps that do not rise throughout fall, and why."""
 
     def rising(what: str, part: str = "") -> float:
         return 100 * figures[f"sweep{part}: {what} rises"]["mean"]

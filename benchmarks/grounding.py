@@ -1,9 +1,9 @@
-"""Whether heat maps are true: words of drawn scenes against their exact masks.
+"""Truth of heat maps: words of drawn scenes against their exact masks.
 
-Scenes that training never saw are noised to a few levels and passed once through the UNet inside
-``xattn.record``. Thresholds, and layers where they are chosen, come from other scenes than those
-that are scored. Intervals are 95 % bootstrap intervals over scenes; the difference to the default
-heat map is taken word by word.
+Scenes never seen in training are noised to a few levels and passed once through the UNet inside
+``xattn.record``. Thresholds, and layers if chosen, come from other scenes than the scored ones.
+Intervals are 95 % bootstrap intervals over scenes; differences to the default heat map are taken
+word by word.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Case:
         scene: the scene's seed.
         kind: the word's class.
         mask: its true mask, (128, 128).
-        maps: its maps on the latent grid, the mean over heads, (levels, layers, 16, 16).
-        heads: the same of every head of every layer, the mean over levels, (heads, 16, 16).
+        maps: its maps on the latent grid, averaged over heads, (levels, layers, 16, 16).
+        heads: the same for every head of every layer, averaged over levels, (heads, 16, 16).
         total: the same, summed over all words of the prompt.
-        default: its heat map as ``trace.heatmap`` gives it, (16, 16).
+        default: its heat map from ``trace.heatmap``, (16, 16).
         refined: with ``refined=True``.
-        twice: refined, and refined again.
+        twice: refined, then refined again.
         all: with ``layers="all"``.
     """
 
@@ -73,7 +73,7 @@ class Recorded:
 
 @torch.no_grad()
 def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Recorded:
-    """Passes scenes through the UNet at each noise level, and keeps the maps of their words."""
+    """Pass scenes through the UNet at each noise level, and keep the maps of their words."""
     cases: list[Case] = []
     for start in range(0, len(scenes), batch):
         group = scenes[start : start + batch]
@@ -130,7 +130,7 @@ def _kind(word: str, about: Any) -> str:
     return kind
 
 
-# -- ways to make one map of what is recorded
+# -- ways to combine recorded maps into one
 
 Way = Callable[[Case], Array]
 
@@ -154,10 +154,10 @@ def _scaled(maps: Array) -> Array:
 
 
 def ways(recorded: Recorded, chosen: Sequence[int], heads: Sequence[int] = ()) -> dict[str, Way]:
-    """Gives the ways that are compared, by name.
+    """Return the compared ways, by name.
 
     Args:
-        recorded: the words.
+        recorded: the recorded words.
         chosen: layers chosen on other scenes.
         heads: heads chosen on other scenes, counted through all layers.
     """
@@ -198,7 +198,7 @@ def ways(recorded: Recorded, chosen: Sequence[int], heads: Sequence[int] = ()) -
 
 
 def ceiling(case: Case) -> Array:
-    """Gives the exact mask on the latent grid: what a perfect heat map would be."""
+    """Return the exact mask on the latent grid: a perfect heat map."""
     mask = torch.from_numpy(case.mask).float()[None, None]
     small: Array = F.interpolate(mask, size=case.default.shape, mode="area")[0, 0].numpy()
     return small
@@ -208,21 +208,21 @@ def ceiling(case: Case) -> Array:
 
 
 def enlarged(maps: Iterable[Array], size: tuple[int, int]) -> Array:
-    """Brings maps to pixels, (count, height, width)."""
+    """Resize maps to pixels, (count, height, width)."""
     stacked = torch.from_numpy(np.stack(list(maps)).astype(np.float32))
     pixels: Array = to_grid(stacked, size).numpy()
     return pixels
 
 
 def pointed(heats: Array, masks: Mask) -> Array:
-    """Tells for each map whether its maximum lies in the mask."""
+    """Return for each map whether its maximum lies in the mask."""
     peaks = heats.reshape(len(heats), -1).argmax(1)
     hits: Array = masks.reshape(len(masks), -1)[np.arange(len(peaks)), peaks]
     return hits.astype(np.float32)
 
 
 def ious(heats: Array, masks: Mask, threshold: float) -> Array:
-    """Gives each map's IoU, where it reaches a share of its maximum."""
+    """Return each map's IoU, thresholded at a share of its maximum."""
     found = heats >= threshold * heats.max((1, 2), keepdims=True)
     both = (found & masks).sum((1, 2))
     shares: Array = both / np.maximum((found | masks).sum((1, 2)), 1)
@@ -231,14 +231,14 @@ def ious(heats: Array, masks: Mask, threshold: float) -> Array:
 
 @dataclass(frozen=True)
 class Score:
-    """What one way scored, word by word, in the order of the cases."""
+    """One way's scores, word by word, in the order of the cases."""
 
     points: Array
     ious: Array
 
 
 def score(way: Way, cases: Sequence[Case], others: Sequence[Case]) -> Score:
-    """Scores a way; the threshold of each class of words is chosen on other scenes."""
+    """Score a way; the threshold of each class of words is chosen on other scenes."""
     points, overlaps = np.zeros(len(cases), np.float32), np.zeros(len(cases), np.float32)
     for kind in sorted({case.kind for case in cases}):
         threshold = _threshold(way, [case for case in others if case.kind == kind])
@@ -260,7 +260,7 @@ def _threshold(way: Way, cases: Sequence[Case]) -> float:
 
 
 def choose_layers(recorded: Recorded) -> tuple[int, ...]:
-    """Chooses, of all sets of layers, the one that serves the words of these scenes best."""
+    """Choose the set of layers with the best score for the words of these scenes."""
     cases = [c for c in recorded.cases if c.kind in ("noun", "object colour")]
     masks = np.stack([case.mask for case in cases])[:, 2::4, 2::4]
     by_layer = np.stack([case.maps.mean(0) for case in cases], axis=1)  # (layers, cases, 16, 16)
@@ -272,7 +272,7 @@ def choose_layers(recorded: Recorded) -> tuple[int, ...]:
 
 
 def choose_heads(recorded: Recorded) -> tuple[int, ...]:
-    """Chooses heads one by one, each the one that helps the words of these scenes most."""
+    """Choose heads one by one, each the most helpful for the words of these scenes."""
     cases = [c for c in recorded.cases if c.kind in ("noun", "object colour")]
     masks = np.stack([case.mask for case in cases])[:, 2::4, 2::4]
     by_head = np.stack([case.heads for case in cases], axis=1)  # (heads, cases, 16, 16)
@@ -296,7 +296,7 @@ def _worth(heats: Array, masks: Mask) -> float:
 
 
 def summary(mine: Score, base: Score, cases: Sequence[Case]) -> dict[str, Any]:
-    """Gives the figures of each class of words, and of the differences to the default."""
+    """Return the figures of each class of words, and of the differences to the default."""
     found: dict[str, Any] = {}
     for kind in [EVERY, *sorted({case.kind for case in cases})]:
         where = [i for i, case in enumerate(cases) if kind in (EVERY, case.kind)]
@@ -315,14 +315,14 @@ def summary(mine: Score, base: Score, cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def untrained(pipe: Any) -> Any:
-    """Gives the pipeline with a UNet of random weights."""
+    """Return the pipeline with a UNet of random weights."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(pipe.unet.config).eval()
     return pipe.__class__(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
 
 
 def measure_grounding(pipe: Any, count: int) -> dict[str, Any]:
-    """Scores every way to make a heat map on ``count`` scenes, with floor and ceiling."""
+    """Score every way to make a heat map on ``count`` scenes, with floor and ceiling."""
     chosen_on = record_scenes(pipe, [scene(CHOICE_SEED + n) for n in range(count)])
     scenes = [scene(GROUND_SEED + n) for n in range(count)]
     recorded = record_scenes(pipe, scenes)
@@ -358,9 +358,9 @@ def _head_name(layers: Sequence[Layer], head: int) -> str:
 
 
 def better(result: dict[str, Any]) -> list[str]:
-    """Names the ways that beat the default in one figure, and fall behind it in none.
+    """Return the ways better than the default in one figure and worse in none.
 
-    Both outside of the noise: by the interval of the difference, taken word by word.
+    Both beyond noise: by the interval of the difference, taken word by word.
     """
     found = []
     for name, figures in result["ways"].items():
@@ -376,7 +376,7 @@ def better(result: dict[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def measure_precision(pipe: Any, count: int = 8) -> dict[str, Any]:
-    """Compares maps of half-precision models with float32's, layer by layer."""
+    """Compare maps of half-precision models with float32's, layer by layer."""
     scenes = [scene(GROUND_SEED + n) for n in range(count)]
     exact = _trace(pipe, scenes, [500]).run
     result: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""A judge of Toyland pictures: a small network that says what each pixel belongs to.
+"""A judge of Toyland pictures: a small network classifying each pixel.
 
-It is trained on drawn scenes alone, of seeds that nothing else uses, held-out pairs among them;
-it is blurred, noised and tinted in training, so that it doesn't hang on crispness. Colours are
-read by the nearest palette colour inside the regions that it finds.
+It is trained only on drawn scenes with seeds used nowhere else, including held-out pairs; training
+pictures are blurred, noised and tinted, so it does not depend on crispness. Colours are read as
+the nearest palette colour inside the regions it finds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Judge(nn.Module):
         self.out = nn.Conv2d(48 + 24, len(CLASSES), 3, padding=1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Give the scores of each class for each pixel at half size."""
+        """Return the class scores of each pixel at half size."""
         half = self.first(pixels)  # (batch, 24, 64, 64)
         quarter = self.second(half)  # (batch, 48, 32, 32)
         eighth = self.third(quarter)  # (batch, 64, 16, 16)
@@ -72,7 +72,7 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def truth(drawn: Scene) -> npt.NDArray[np.int64]:
-    """Give the class of each pixel at half size, `(64, 64)`."""
+    """Return the class of each pixel at half size, `(64, 64)`."""
     labels = np.zeros(drawn.sky_mask.shape, dtype=np.int64)
     labels[drawn.ground_mask] = 1
     for thing, mask in zip(drawn.things, drawn.thing_masks, strict=True):
@@ -139,7 +139,7 @@ class Verdict:
 
 
 def nearest(pixels: npt.NDArray[np.uint8], palette: dict[str, tuple[int, int, int]]) -> str:
-    """Give the palette colour to which most pixels `(count, 3)` are nearest ("" for none)."""
+    """Return the palette colour nearest to most pixels `(count, 3)`, or ""."""
     names = list(palette)
     colours = np.array([palette[name] for name in names], dtype=float)
     distances = np.square(pixels[:, None, :].astype(float) - colours[None]).sum(-1)

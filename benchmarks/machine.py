@@ -1,4 +1,4 @@
-"""What a result was measured with: the versions, and the machine's kind."""
+"""The environment of a result: versions, and the kind of machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xattn.records.run import info_versions
 
 
 def cpu_model() -> str:
-    """Gives the processor's name."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -23,7 +23,7 @@ def cpu_model() -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Gives plain JSON values; nothing that would tell one machine from another of its kind."""
+    """Return plain JSON values, without anything that identifies a single machine."""
     cuda = torch.cuda.is_available()
     return {
         "versions": {**info_versions(), "python": platform.python_version()},
@@ -35,7 +35,7 @@ def facts() -> dict[str, Any]:
 
 
 def line(found: dict[str, Any]) -> str:
-    """Gives the facts as one line for under a table."""
+    """Return the facts as one line, for use below a table."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     gpu = f", {found['gpu']}" if found["gpu"] else ""
     return f"{found['cpu']}, {found['cores']} cores, {found['capability']}{gpu}; {versions}."

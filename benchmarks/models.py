@@ -1,6 +1,6 @@
-"""The models that are timed: the bundled one, and Stable Diffusion's exact shapes, untrained.
+"""The timed models: the bundled one, and untrained UNets of Stable Diffusion's exact shapes.
 
-Imports nothing of xattn: peers load these in environments of their own.
+Imports nothing from xattn: peers load these in their own environments.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SDXL: dict[str, Any] = {
 
 
 def unet(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    """Builds an untrained UNet, its weights drawn in ``dtype`` at once."""
+    """Build an untrained UNet, its weights drawn directly in ``dtype``."""
     usual = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
@@ -61,7 +61,7 @@ def unet(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> UNet2DCo
 
 
 def bundled() -> Any:
-    """Loads the bundled model, without progress bars."""
+    """Load the bundled model, without progress bars."""
     pipe = StableDiffusionPipeline.from_pretrained(BUNDLED, local_files_only=True)
     pipe.to(torch.float32)  # the files are float16
     pipe.set_progress_bar_config(disable=True)
@@ -69,7 +69,7 @@ def bundled() -> Any:
 
 
 def words() -> Any:
-    """Builds a CLIP tokenizer of whole words, enough for the prompts that are timed."""
+    """Build a CLIP tokenizer of whole words, enough for the timed prompts."""
     from_words = ["a", "red", "blue", "green", "car", "boat", "lawn", "on", "at", "night", "large"]
     vocabulary = [*map(chr, range(33, 127)), *(f"{chr(c)}</w>" for c in range(33, 127))]
     merges: list[str] = []
@@ -93,9 +93,9 @@ def words() -> Any:
 
 
 def sd15(dtype: torch.dtype = torch.float32) -> Any:
-    """Builds a pipeline around a UNet of Stable Diffusion 1.5's shape; the rest is small.
+    """Build a pipeline around a UNet of Stable Diffusion 1.5's shape; the rest is small.
 
-    Ask it for ``output_type="latent"``: its autoencoder is a stub.
+    Call it with ``output_type="latent"``: its autoencoder is a stub.
     """
     tokenizer = words()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The results as tables: one page of all of them, and README's part of it."""
+"""The results as tables: a page of all of them, and the README's part."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Result = dict[str, Any]
 
 
 def read(folder: Path = RESULTS) -> dict[str, Result]:
-    """Reads the parts that were measured."""
+    """Read the measured parts."""
     files = {part: folder / f"{part}.json" for part in PARTS}
     return {part: json.loads(f.read_text("utf-8")) for part, f in files.items() if f.exists()}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Writes a Markdown table."""
+    """Format a Markdown table."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
 
 
 def ratio(figure: dict[str, float]) -> str:
-    """Writes a ratio with its quartiles."""
+    """Format a ratio with its quartiles."""
     return f"{figure['median']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def percent(figure: dict[str, float]) -> str:
-    """Writes a share with its interval."""
+    """Format a share with its interval."""
     return f"{100 * figure['mean']:.1f} % ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
 
 
@@ -54,7 +54,7 @@ EDIT_GOALS = {
 
 
 def edit_figure(name: str, figure: dict[str, float]) -> str:
-    """Writes a figure of the edits: a share, a ratio in dB, or a number."""
+    """Format a figure of the edits: a share, a ratio in dB, or a number."""
     if "PSNR" in name or "strength at" in name or "IoU" in name:
         unit = " dB" if "PSNR" in name else ""
         digits = 1 if unit else 2
@@ -64,7 +64,7 @@ def edit_figure(name: str, figure: dict[str, float]) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Writes bytes."""
+    """Format a number of bytes."""
     for unit in ("B", "kB", "MB"):
         if nbytes < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
@@ -83,7 +83,7 @@ _COST = ("", "CPU time, plain = 1", "wall time, plain = 1", "pairs")
 
 
 def speed_page(result: Result) -> str:
-    """Writes what recording and editing cost."""
+    """Format the cost of recording and editing."""
     parts = [
         "## Time",
         "One thread; a pair is a plain call and the other one, next to each other. Median of the "
@@ -114,7 +114,7 @@ def _bytes(found: Result) -> str:
 
 
 def memory_page(result: Result) -> str:
-    """Writes what recordings keep."""
+    """Format the memory kept by recordings."""
     rows = [
         [name, size(each["kept"]), size(each["implied"]), f"{each['kept'] / each['implied']:.3f}"]
         for name, each in result["result"].items()
@@ -124,7 +124,7 @@ def memory_page(result: Result) -> str:
 
 
 def truth_page(result: Result) -> str:
-    """Writes whether heat maps are true."""
+    """Format the truth of heat maps."""
     grounding, precision = result["result"]["grounding"], result["result"]["precision"]
     kinds = list(next(iter(grounding["ways"].values())))
     parts = [
@@ -196,7 +196,7 @@ def _precision(found: Result) -> str:
 
 
 def peers_page(result: Result) -> str:
-    """Writes what other libraries cost, each against its own plain pipeline."""
+    """Format the cost of other libraries, each against its own plain pipeline."""
     rows = []
     for model, peers in result["result"].items():
         for name, each in peers.items():
@@ -212,7 +212,7 @@ def peers_page(result: Result) -> str:
 
 
 def batch_page(result: Result) -> str:
-    """Writes what a batch of prompts costs."""
+    """Format the cost of a batch of prompts."""
     found = result["result"]
     pairs = found["time"]["ratios"]["batch"]["cpu"]["pairs"]
     shares = found["throughput_ratio"]
@@ -249,7 +249,7 @@ _PAGES = {
 
 
 def page(results: dict[str, Result]) -> str:
-    """Writes every part, each with what it was measured on."""
+    """Format every part, with the machine it was measured on."""
     parts = ["# What xattn costs, and whether it is true", "Made by `python -m benchmarks`."]
     for part, result in results.items():
         quick = " `--quick`." if result["quick"] else ""
@@ -262,7 +262,7 @@ def page(results: dict[str, Result]) -> str:
 
 
 def summary(results: dict[str, Result]) -> str:
-    """Writes README's tables; what wasn't measured is left out."""
+    """Format the README's tables; unmeasured parts are left out."""
     parts = []
     if "speed" in results:
         rows = []
@@ -348,10 +348,10 @@ def _peer_rows(result: Result | None) -> list[list[str]]:
 
 
 def with_tables(readme: str, tables: str) -> str:
-    """Puts tables between README's markers.
+    """Insert tables between the README's markers.
 
     Raises:
-        ValueError: README lacks the markers.
+        ValueError: the README lacks the markers.
     """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,7 +1,7 @@
-"""Times a peer against the plain pipeline, inside the peer's own environment.
+"""Timing of a peer against the plain pipeline, inside the peer's own environment.
 
 ``python -m benchmarks.peer_probe daam --size 128 --steps 20 --pairs 10`` prints JSON. Imports
-neither xattn nor the peer where it isn't asked for.
+neither xattn nor any peer but the requested one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Peer = Callable[[Any], AbstractContextManager[Any]]
 
 
 def daam(pipe: Any) -> AbstractContextManager[Any]:
-    """DAAM's own tracer, as its README uses it."""
+    """Return DAAM's own tracer, used as in its README."""
     context: AbstractContextManager[Any] = importlib.import_module("daam").trace(pipe)
     return context
 
 
 def attention_map_diffusers(pipe: Any) -> AbstractContextManager[Any]:
-    """attention-map-diffusers' capture, of the maps of every step and layer, as ours are."""
+    """Return attention-map-diffusers' capture of every step and layer, like ours."""
     module = importlib.import_module("attention_map_diffusers")
     context: AbstractContextManager[Any] = module.AttentionCapture(
         pipe, relations=["image->text"], timesteps="all", mode="exact"
@@ -46,7 +46,7 @@ PEERS: dict[str, Peer] = {
 
 
 def probe(peer: Peer, pipe: Any, size: int, steps: int, pairs: int) -> dict[str, Any]:
-    """Times a peer, and says whether it changed the latents."""
+    """Time a peer, and report whether it changed the latents."""
 
     def plain() -> Any:
         generator = torch.Generator().manual_seed(0)

@@ -1,8 +1,8 @@
-"""Other libraries that record the same, each in an environment of its own.
+"""Other libraries with the same recordings, each in its own environment.
 
-Environments are made once, with the newest versions that a peer was seen to run on, from the
-package registry; ``--peers`` names the folder they stay in. A peer that can't be installed or that
-fails is reported as absent, with the reason.
+Environments are built once from the package registry, with the newest versions known to run the
+peer; ``--peers`` names their folder. A peer whose installation or run fails is reported as absent,
+with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARED = ("torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0", "acceler
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a peer's environment holds: the peer, without its pins, and what it needs."""
+    """Contents of a peer's environment: the peer, without its pins, and its dependencies."""
 
     peer: str
     needs: tuple[str, ...]
@@ -51,7 +51,7 @@ def _run(command: list[str], seconds: int) -> str:
 
 
 def environment(name: str, folder: Path) -> Path:
-    """Gives the Python of a peer's environment, which is made where there is none."""
+    """Return the Python of a peer's environment, building it if missing."""
     home, recipe = folder / name, RECIPES[name]
     python = home / "bin" / "python"
     ready = home / "ready"
@@ -65,7 +65,7 @@ def environment(name: str, folder: Path) -> Path:
 
 
 def measure_peers(folder: Path, pairs: int, model: str = "bundled") -> dict[str, Any]:
-    """Times each peer against its own plain pipeline."""
+    """Time each peer against its own plain pipeline."""
     size, steps = ("128", "20") if model == "bundled" else ("256", "1")
     found: dict[str, Any] = {}
     for name in PEERS:

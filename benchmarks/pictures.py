@@ -11,7 +11,7 @@ from benchmarks.grounding import EVERY
 def _bars(
     names: list[str], series: dict[str, list[tuple[float, float, float]]], path: Path
 ) -> None:
-    """Draws (middle, low, high) of each name, a panel for each series."""
+    """Draw (middle, low, high) of each name, a panel per series."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(series) + 3, 0.3 * len(names) + 1.2), layout="constrained")
@@ -28,7 +28,7 @@ def _bars(
 
 
 def draw_grounding(grounding: dict[str, Any], path: Path) -> None:
-    """Draws pointing and IoU of every way, with their intervals."""
+    """Draw pointing and IoU of every way, with their intervals."""
     ways = {name: figures[EVERY] for name, figures in grounding["ways"].items()}
 
     def values(figure: str) -> list[tuple[float, float, float]]:
@@ -38,7 +38,7 @@ def draw_grounding(grounding: dict[str, Any], path: Path) -> None:
 
 
 def draw_speed(speed: dict[str, Any], path: Path) -> None:
-    """Draws the CPU time of recordings and edits against plain, with quartiles."""
+    """Draw the CPU time of recordings and edits relative to plain, with quartiles."""
     names, values = [], []
     for model, found in speed.items():
         for part in ("recording", "editing"):

@@ -1,8 +1,8 @@
-"""Where the time of recording and editing goes, operation by operation, on the bundled model.
+"""Time spent in recording and editing, operation by operation, on the bundled model.
 
 `python -m benchmarks.profiles` writes `profiles.md` to `benchmarks/results`: for each way of
-recording and editing, what torch's operators take more than in the plain call, on one thread, and
-how many calls more there are. What doesn't stand there is Python's share.
+recording and editing, the extra time and number of calls of torch's operators over the plain call,
+on one thread. The remaining time is Python's.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from benchmarks.toyland import RESULTS
 
 SHOWN = 8  # operators of each kind
 SKIPPED = ("addmm", "convolution", "conv2d", "native_group_norm", "aten::mm", "native_layer_norm")
-"""The model's own heavy operators: the same calls in both, so that a difference is noise."""
+"""The model's heavy operators: the same calls in both, so their difference is noise."""
 
 
 def operators(call: Call) -> dict[str, tuple[float, int]]:
-    """Gives each operator's own milliseconds, and how often it was called."""
+    """Return each operator's own milliseconds, and its number of calls."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         call()
     return {e.key: (e.self_cpu_time_total / 1000, e.count) for e in found.key_averages()}
 
 
 def more(plain: Call, other: Call) -> list[tuple[str, float, int]]:
-    """Gives what a call's operators take more than a plain call's, the largest first."""
+    """Return the operators' extra cost over a plain call, largest first."""
     before, after = operators(plain), operators(other)
     rows = []
     for name in before.keys() | after.keys():
@@ -44,7 +44,7 @@ def more(plain: Call, other: Call) -> list[tuple[str, float, int]]:
 
 
 def measure(steps: int) -> list[tuple[str, float, list[tuple[str, float, int]]]]:
-    """Gives for each way its name, the plain call's milliseconds, and its operators."""
+    """Return for each way its name, the plain call's milliseconds, and its operators."""
     draw = Drawing(models.bundled(), 128, steps)
     single, double = draw.plain(), draw.plain([PROMPT, OTHER])
     replace = [EDITS["replace"]]
@@ -68,7 +68,7 @@ def measure(steps: int) -> list[tuple[str, float, list[tuple[str, float, int]]]]
 
 
 def markdown(found: Sequence[Any], steps: int, facts: dict[str, Any]) -> str:
-    """Writes the operators as a page."""
+    """Format the operators as a page."""
     parts = [
         "# Where the time goes",
         f"Made by `python -m benchmarks.profiles`: bundled model, {steps} steps, one thread, what "
@@ -89,7 +89,7 @@ def markdown(found: Sequence[Any], steps: int, facts: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Profiles and writes."""
+    """Profile, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -1,11 +1,11 @@
-"""How long attention should follow the source: what is kept against what is done.
+"""How long attention should follow the source: edit strength against preservation.
 
 `python -m benchmarks.schedules` writes `schedules.json`, `schedules.md` and `schedules.png` to
-`benchmarks/results`; `--quick` takes 6 prompts. A word is replaced while cross-attention follows
-the source for a share of the steps, and self-attention for half that share, as the defaults have
-it (0.8 and 0.4). A share of 0 is the new prompt without control. Beside ours stands the textbook
-of `benchmarks.textbook`, with dense probabilities. Prompts, seeds and scores are those of
-`benchmarks.edits`.
+`benchmarks/results`; `--quick` uses 6 prompts. A word is replaced while cross-attention follows
+the source for a share of the steps, and self-attention for half this share, as in the defaults
+(0.8 and 0.4). A share of 0 is the new prompt without control. The textbook implementation of
+`benchmarks.textbook`, with dense probabilities, is shown beside ours. Prompts, seeds and scores
+are those of `benchmarks.edits`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXTBOOK = (0.4, 0.8)
 KINDS = {"recolour": "the new colour", "swap": "the new object"}
 OURS, BOOK = "ours", "textbook"
 
-Key = tuple[str, str, float]  # the kind of edit, whose, and the share
+Key = tuple[str, str, float]  # the kind of edit, its maker, and the share
 
 
 def _swap(case: Case, kind: str) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def _swap(case: Case, kind: str) -> tuple[str, str]:
 
 @torch.no_grad()
 def draw(pipe: Any, case: Case, steps: int) -> tuple[Image.Image, dict[Key, Image.Image]]:
-    """Gives the source of a case, and its edits by kind, maker and share."""
+    """Return the source of a case, and its edits by kind, maker and share."""
     options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "latent"}
     asked: dict[Key, Any] = {
         (kind, OURS, share): xattn.Replace(
@@ -66,7 +66,7 @@ def draw(pipe: Any, case: Case, steps: int) -> tuple[Image.Image, dict[Key, Imag
 
 def score(case: Case, source: Image.Image, edits: dict[Key, Image.Image], judge: Judge,
           tally: Tally) -> None:  # fmt: skip
-    """Scores the edits of a case, unless the source doesn't show what it should."""
+    """Score the edits of a case, unless the source does not show its object."""
     original, *found = look(judge, [source, *edits.values()])
     if original is None or (original.noun, original.colour) != (case.noun, case.colour):
         return
@@ -83,7 +83,7 @@ def score(case: Case, source: Image.Image, edits: dict[Key, Image.Image], judge:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Writes the figures as a page."""
+    """Format the figures as a page."""
     facts, result = result["machine"], result["result"]
     parts = [
         "# Schedules: what is kept against what is done",
@@ -108,7 +108,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draws background kept (x) against edit done (y), a panel for each kind."""
+    """Plot background kept (x) against edit done (y), a panel per kind."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -133,7 +133,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws, scores and writes."""
+    """Draw, score, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.schedules", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="6 prompts")
     parser.add_argument("--prompts", type=int, default=24)

@@ -1,4 +1,4 @@
-"""What recording and editing cost, in time and in bytes, against the plain pipeline."""
+"""Cost of recording and editing in time and bytes, against the plain pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPT = "a red car on a green lawn"
 OTHER = "a blue car on a green lawn"
 LONGER = "a red car on a green lawn at night"
 
-CONTROL = "the plain call itself"  # what the machine's own noise makes of 1
+CONTROL = "the plain call itself"  # shows the machine's own noise around 1
 
 Options = dict[str, Any]
 
@@ -38,7 +38,7 @@ EDITS: dict[str, Any] = {
 
 
 class Drawing:
-    """Calls of one pipeline, of one size."""
+    """Calls of one pipeline at one size."""
 
     def __init__(self, pipe: Any, size: int, steps: int) -> None:
         self.pipe = pipe
@@ -46,7 +46,7 @@ class Drawing:
         self.steps = steps
 
     def __call__(self, prompts: str | list[str] = PROMPT, steps: int | None = None) -> Any:
-        """Draws prompts, each from a generator of its own."""
+        """Draw prompts, each from its own generator."""
         count = 1 if isinstance(prompts, str) else len(prompts)
         generators = [torch.Generator().manual_seed(0) for _ in range(count)]
         steps = steps or self.steps
@@ -55,13 +55,13 @@ class Drawing:
         ).images
 
     def plain(self, prompts: str | list[str] = PROMPT, steps: int | None = None) -> Call:
-        """Gives the plain call."""
+        """Return the plain call."""
         return lambda: self(prompts, steps)
 
     def recorded(
         self, options: Options, prompts: str | list[str] = PROMPT, steps: int | None = None
     ) -> Call:
-        """Gives the call inside ``xattn.record``."""
+        """Return the call inside ``xattn.record``."""
 
         def call() -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ class Drawing:
         return call
 
     def edited(self, edits: Sequence[Any], trace: bool = False) -> Call:
-        """Gives ``xattn.edit``'s call."""
+        """Return a call of ``xattn.edit``."""
 
         def call() -> None:
             generator = torch.Generator().manual_seed(0)
@@ -82,18 +82,18 @@ class Drawing:
         return call
 
     def textbook_recorded(self) -> None:
-        """Draws under the textbook recorder."""
+        """Draw under the textbook recorder."""
         with textbook.recording(self.pipe):
             self()
 
     def textbook_edited(self) -> None:
-        """Draws a replacement by the textbook."""
+        """Draw a replacement by the textbook implementation."""
         with textbook.replacing(self.pipe, self.steps):
             self([PROMPT, OTHER])
 
 
 def check(draw: Drawing) -> dict[str, Any]:
-    """Holds what is timed to its promises: the image unchanged, the textbook's edit ours."""
+    """Check what is timed: the image unchanged, and the textbook's edit equal to ours."""
     plain = draw()
     with xattn.record(draw.pipe):
         same = torch.equal(plain, draw())
@@ -103,7 +103,7 @@ def check(draw: Drawing) -> dict[str, Any]:
 
 
 def measure_recording(draw: Drawing, pairs: int, names: Sequence[str] | None = None) -> Any:
-    """Times ways of recording, and the textbook's, against the plain pipeline."""
+    """Time ways of recording, and the textbook's, against the plain pipeline."""
     chosen = names or list(RECORDINGS)
     calls = {name: draw.recorded(RECORDINGS[name]) for name in chosen}
     calls["textbook recorder"] = draw.textbook_recorded
@@ -112,7 +112,7 @@ def measure_recording(draw: Drawing, pairs: int, names: Sequence[str] | None = N
 
 
 def measure_growth(draw: Drawing, pairs: int) -> dict[str, Any]:
-    """Times and weighs recording each step and layer: more steps, more prompts, more pixels."""
+    """Time and weigh recording each step and layer at more steps, prompts and pixels."""
     found: dict[str, Any] = {"steps": {}, "prompts": {}, "pixels": {}}
     for steps in (5, 20, 50):
         found["steps"][steps] = _grown(draw, pairs, PROMPT, steps)
@@ -134,7 +134,7 @@ def _grown(draw: Drawing, pairs: int, prompts: str | list[str], steps: int) -> d
 
 
 def measure_editing(draw: Drawing, pairs: int, names: Sequence[str] | None = None) -> Any:
-    """Times edits against a plain batch of a source and one other prompt."""
+    """Time edits against a plain batch of a source and one other prompt."""
     calls: dict[str, Call] = {}
     for name in names or list(EDITS):
         calls[name] = draw.edited([EDITS[name]])
@@ -145,7 +145,7 @@ def measure_editing(draw: Drawing, pairs: int, names: Sequence[str] | None = Non
 
 
 def implied(run: Any) -> int:
-    """Gives the bytes that a run's options imply, from the model's layers alone."""
+    """Return the bytes implied by a run's options, from the model's layers alone."""
     steps = len(run.timesteps) if "step" in run.keep else 1
     numbers = 0
     for layer in run.layers:
@@ -155,7 +155,7 @@ def implied(run: Any) -> int:
 
 
 def measure_memory(draw: Drawing) -> dict[str, Any]:
-    """Counts the bytes that recordings keep, beside what their options imply."""
+    """Return the bytes recordings keep, beside what their options imply."""
     found: dict[str, Any] = {}
     for name, options in RECORDINGS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +174,7 @@ def measure_memory(draw: Drawing) -> dict[str, Any]:
 
 
 def measure_sdxl() -> dict[str, Any]:
-    """Times one call of a UNet of SDXL's shape, in bfloat16, at 512 px."""
+    """Time one call of a UNet of SDXL's shape, in bfloat16, at 512 px."""
     unet = models.unet(models.SDXL, torch.bfloat16)
     random = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 64, 64, generator=random).bfloat16()
@@ -197,7 +197,7 @@ def measure_sdxl() -> dict[str, Any]:
 
 
 def measure_bundled(quick: bool) -> Iterator[dict[str, Any]]:
-    """Times everything on the bundled model."""
+    """Time everything on the bundled model."""
     toy = Drawing(models.bundled(), 128, 20)
     pairs = 2 if quick else 16
     found: dict[str, Any] = {"bundled": {"checks": check(toy)}}
@@ -210,7 +210,7 @@ def measure_bundled(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def measure_sd15(quick: bool) -> Iterator[dict[str, Any]]:
-    """Times a UNet of Stable Diffusion 1.5's shape: one step, or ten where there is CUDA."""
+    """Time a UNet of Stable Diffusion 1.5's shape: one step, or ten with CUDA."""
     pipe = models.sd15()
     small = Drawing(pipe, 256, 1)
     if quick:
@@ -241,7 +241,7 @@ def measure_sd15(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def measure_sdxl_shape(quick: bool) -> Iterator[dict[str, Any]]:
-    """Times a call of a UNet of SDXL's shape."""
+    """Time a call of a UNet of SDXL's shape."""
     yield {"SDXL, 512 px, bfloat16": {"recording": measure_sdxl()}}
 
 
@@ -249,7 +249,7 @@ MODELS = {"bundled": measure_bundled, "sd15": measure_sd15, "sdxl": measure_sdxl
 
 
 def measure(quick: bool, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Times models, and yields what there is so far after each part."""
+    """Time models, yielding the results so far after each part."""
     done: dict[str, Any] = {}
     for name in chosen:
         for found in MODELS[name](quick):
@@ -258,5 +258,5 @@ def measure(quick: bool, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def measure_bytes() -> dict[str, Any]:
-    """Counts the bytes of recordings of the bundled model, 20 steps."""
+    """Return the bytes of recordings of the bundled model at 20 steps."""
     return measure_memory(Drawing(models.bundled(), 128, 20))

@@ -1,8 +1,8 @@
-"""The two methods as their papers write them down, to compare with: plain, dense, unhurried.
+"""The two methods as their papers state them, for comparison: plain, dense, not optimized.
 
 ``recording`` is Tang et al. 2023, section 3: an explicit softmax in every layer, and the
 cross-attention maps of every layer and step appended to a list. ``replacing`` is Hertz et al.
-2022, section 3: explicit probabilities in every layer, the source's put in the targets' place.
+2022, section 3: explicit probabilities in every layer, the targets' replaced by the source's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Explicit:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Attends as the model does."""
+        """Compute attention like the model."""
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(text))
@@ -40,26 +40,26 @@ class Explicit:
         return out
 
     def change(self, probs: Tensor, heads: int) -> Tensor:
-        """Gives the probabilities (batch x heads, queries, tokens) that are used."""
+        """Return the probabilities to use, (batch x heads, queries, tokens)."""
         return probs
 
 
 class Keeping(Explicit):
-    """Appends what it sees to a list."""
+    """A processor that appends cross-attention to a list."""
 
     def __init__(self, cross: bool, kept: list[Tensor]) -> None:
         super().__init__(cross)
         self.kept = kept
 
     def change(self, probs: Tensor, heads: int) -> Tensor:
-        """Appends cross-attention, all of it."""
+        """Append all cross-attention probabilities."""
         if self.cross:
             self.kept.append(probs.detach().cpu())
         return probs
 
 
 class Replacing(Explicit):
-    """Puts the source's probabilities in the place of the one target's, while ``on`` says so.
+    """Replace the one target's probabilities by the source's, while ``on`` is set.
 
     The batch is [negative, negative, source, target].
     """
@@ -70,13 +70,13 @@ class Replacing(Explicit):
         self.most = most
 
     def change(self, probs: Tensor, heads: int) -> Tensor:
-        """Replaces the words' maps, and self-attention of few enough queries."""
+        """Replace the words' maps, and self-attention with few enough queries."""
         replaced = self.on["cross"] if self.cross else self.on["self"]
         if not replaced or (not self.cross and probs.shape[1] > self.most):
             return probs
         parts = list(probs.unflatten(0, (-1, heads)))  # 4 of (heads, queries, tokens)
         if self.cross:
-            swap = torch.eye(probs.shape[-1], dtype=probs.dtype)  # a word for a word
+            swap = torch.eye(probs.shape[-1], dtype=probs.dtype)  # word by word
             parts[3] = torch.einsum("hqw,wn->hqn", parts[2], swap)
         else:
             parts[3] = parts[2]
@@ -85,7 +85,7 @@ class Replacing(Explicit):
 
 @contextmanager
 def recording(pipe: Any) -> Iterator[list[Tensor]]:
-    """Yields the list to which (batch x heads, queries, tokens) of each layer are appended."""
+    """Yield the list of each layer's (batch x heads, queries, tokens)."""
     kept: list[Tensor] = []
     before = dict(pipe.unet.attn_processors)
     pipe.unet.set_attn_processor({n: Keeping(".attn2." in n, kept) for n in before})
@@ -99,7 +99,7 @@ def recording(pipe: Any) -> Iterator[list[Tensor]]:
 def replacing(
     pipe: Any, steps: int, *, cross_steps: float = 0.8, self_steps: float = 0.4, side: int = 16
 ) -> Iterator[None]:
-    """Edits a batch of a source and one target, for the given shares of the steps."""
+    """Edit a batch of a source and one target, for the given shares of the steps."""
     on = {"cross": cross_steps > 0, "self": self_steps > 0}
     done = 0
 

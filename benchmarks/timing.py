@@ -1,9 +1,8 @@
-"""Times two things against each other, in turn, on one thread.
+"""Timing of calls against each other, in turn, on one thread.
 
 On shared machines the same call varies by tens of per cent from one minute to the next. So every
-figure is a ratio of two calls that ran one after the other, the order changing from pair to pair;
-process CPU time stands beside wall time; and what is reported is the median of the pairs with
-their quartiles.
+figure is a ratio of two consecutive calls, whose order changes from pair to pair; process CPU time
+is measured beside wall time; the report is the median of the pairs with their quartiles.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of several ratios, their quartiles, and how many there are."""
+    """The median of several ratios, their quartiles, and their number."""
 
     median: float
     low: float
@@ -31,14 +30,14 @@ class Ratio:
 
     @classmethod
     def of(cls, ratios: list[float]) -> Ratio:
-        """Summarises ratios."""
+        """Summarize ratios."""
         low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         return cls(float(median), float(low), float(high), len(ratios))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Has torch compute on one thread inside the block."""
+    """Limit torch to one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 
 def timed(call: Call) -> tuple[float, float]:
-    """Gives the wall seconds and the process's CPU seconds of a call."""
+    """Return the wall seconds and the process's CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     if torch.cuda.is_available():
@@ -57,7 +56,7 @@ def timed(call: Call) -> tuple[float, float]:
 
 
 def compare(plain: Call, others: dict[str, Call], pairs: int) -> dict[str, Any]:
-    """Times each of some calls against a plain one, in interleaved pairs on one thread.
+    """Time several calls against a plain one, in interleaved pairs on one thread.
 
     Returns:
         ``plain``'s median seconds, and by name the ratios of wall and of CPU time.

@@ -1,11 +1,10 @@
-"""Measures the bundled model: does it draw what it is told, and does its attention ground?
+"""Measurement of the bundled model: does it draw its prompt, and does its attention ground words?
 
 `python -m benchmarks.toyland` writes `toyland.json`, `toyland.md` and two contact sheets to
-`benchmarks/results`. `--quick` takes a tenth of the pictures.
+`benchmarks/results`. `--quick` uses a tenth of the pictures.
 
-Everything is measured on seeds that training never saw. The layers, the noise levels and the
-threshold are chosen on other scenes than those they are measured on. Intervals are 95 % bootstrap
-intervals over scenes.
+Everything is measured on seeds never seen in training. Layers, noise levels and threshold are
+chosen on other scenes than the measured ones. Intervals are 95 % bootstrap intervals over scenes.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Array = npt.NDArray[np.float64]
 
 
 def interval(values: Sequence[float], owners: Sequence[int]) -> dict[str, float]:
-    """Give the mean with its 95 % bootstrap interval; values of one owner are drawn together."""
+    """Return the mean with its 95 % bootstrap interval; values of one owner are drawn together."""
     groups: dict[int, list[float]] = defaultdict(list)
     for value, owner in zip(values, owners, strict=True):
         groups[owner].append(float(value))
@@ -62,7 +61,7 @@ def interval(values: Sequence[float], owners: Sequence[int]) -> dict[str, float]
 
 
 class Tally:
-    """Collects scores by name, each with the scene that it is from."""
+    """Scores by name, each with the scene it comes from."""
 
     def __init__(self) -> None:
         self.scores: dict[str, tuple[list[float], list[int]]] = defaultdict(lambda: ([], []))
@@ -74,7 +73,7 @@ class Tally:
         owners.append(owner)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Give each name's mean and interval."""
+        """Return each name's mean and interval."""
         return {name: interval(*scores) for name, scores in sorted(self.scores.items())}
 
 
@@ -84,7 +83,7 @@ class Tally:
 def generate(
     pipe: StableDiffusionPipeline, captions: Sequence[str], seeds: Sequence[int], batch: int = 20
 ) -> torch.Tensor:
-    """Draw captions, each from its own seed, and give their latents `(count, 8, 16, 16)`."""
+    """Draw captions, each from its own seed, and return their latents `(count, 8, 16, 16)`."""
     latents = []
     for start in range(0, len(captions), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
@@ -101,7 +100,7 @@ def generate(
 
 @torch.no_grad()
 def decode(pipe: StableDiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """Turn latents into pictures."""
+    """Decode latents into pictures."""
     images: list[Image.Image] = []
     for part in (latents / pipe.vae.config.scaling_factor).split(20):
         images += pipe.image_processor.postprocess(pipe.vae.decode(part).sample)
@@ -118,7 +117,7 @@ def rebuild(pipe: StableDiffusionPipeline, images: Sequence[Image.Image]) -> lis
 
 
 def score_picture(wanted: Scene, found: Verdict, tally: Tally) -> None:
-    """Compare what was asked with what the judge sees; only what the caption says counts."""
+    """Compare the caption with what the judge sees; only what the caption names counts."""
     seed = wanted.seed
     largest = found.things[: len(wanted.things)]
     in_order = sorted(largest, key=lambda thing: thing.x)
@@ -154,7 +153,7 @@ _FILL: dict[str, float] = {}
 
 
 def _fill(noun: str) -> float:
-    """Give the share of its box that a noun's mask covers, measured once on a drawn scene."""
+    """Return the share of its box covered by a noun's mask, measured once on a drawn scene."""
     if noun not in _FILL:
         for seed in itertools.count(FIRST_SEED):
             drawn = scene(seed)
@@ -169,9 +168,9 @@ def _fill(noun: str) -> float:
 def measure_drawing(
     pipe: StableDiffusionPipeline, judge: Judge, count: int, keep: Path | None = None
 ) -> tuple[dict[str, Any], list[tuple[Scene, Image.Image, Verdict]]]:
-    """Draw captions of unseen seeds and score them; the judge itself is scored on real scenes.
+    """Draw captions of unseen seeds and score them; score the judge itself on real scenes.
 
-    `keep` is a folder for the drawn latents: they outlast a change of the decoder.
+    `keep` is a folder for the drawn latents, to reuse them after a change of the decoder.
     """
     result: dict[str, Any] = {}
     drawn: list[tuple[Scene, Image.Image, Verdict]] = []
@@ -225,7 +224,7 @@ class Recorder:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend as the model does."""
+        """Compute attention like the model."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
@@ -247,7 +246,7 @@ class WordMaps:
 
 
 def kind_of(word: str) -> str:
-    """Give the class of a word that has a mask."""
+    """Return the class of a word with a mask."""
     from xattn.toyland.world import GROUNDS, NOUNS, PALETTE
 
     if word in NOUNS:
@@ -307,7 +306,7 @@ def record(
 
 
 def enlarge(maps: Array) -> Array:
-    """Bring maps `(count, 16, 16)` to pixels, bicubic, clamped at 0."""
+    """Resize maps `(count, 16, 16)` to pixels, bicubic, clamped at 0."""
     big = torch.nn.functional.interpolate(
         torch.from_numpy(maps)[:, None], size=(SIDE, SIDE), mode="bicubic", align_corners=False
     )
@@ -316,7 +315,7 @@ def enlarge(maps: Array) -> Array:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which levels and layers make a heat map, and the threshold of its mask."""
+    """The levels and layers of a heat map, and the threshold of its mask."""
 
     levels: tuple[int, ...]
     layers: tuple[int, ...]
@@ -324,18 +323,18 @@ class Choice:
 
 
 def heat(words: Sequence[WordMaps], choice: Choice) -> Array:
-    """Give the heat map of each word in pixels, `(count, 128, 128)`."""
+    """Return the heat map of each word in pixels, `(count, 128, 128)`."""
     picked = [word.maps[np.ix_(choice.levels, choice.layers)].mean((0, 1)) for word in words]
     return enlarge(np.stack(picked))
 
 
 def points(heats: Array, words: Sequence[WordMaps]) -> list[bool]:
-    """Tell for each word whether its maximum lies inside its mask."""
+    """Return for each word whether its maximum lies inside its mask."""
     return [bool(word.mask.flat[one.argmax()]) for one, word in zip(heats, words, strict=True)]
 
 
 def ious(heats: Array, words: Sequence[WordMaps], threshold: float) -> list[float]:
-    """Give each word's IoU where its map reaches a share of its maximum."""
+    """Return each word's IoU, thresholded at a share of its maximum."""
     found = heats >= threshold * heats.max((1, 2), keepdims=True)
     masks = np.stack([word.mask for word in words])
     return list((found & masks).sum((1, 2)) / (found | masks).sum((1, 2)))
@@ -344,7 +343,7 @@ def ious(heats: Array, words: Sequence[WordMaps], threshold: float) -> list[floa
 def best_threshold(
     heats: Array, words: Sequence[WordMaps], thresholds: Array = THRESHOLDS
 ) -> tuple[float, float]:
-    """Give the threshold of the highest mean IoU, and that IoU."""
+    """Return the threshold with the highest mean IoU, and this IoU."""
     means = [float(np.mean(ious(heats, words, threshold))) for threshold in thresholds]
     best = int(np.argmax(means))
     return float(thresholds[best]), means[best]
@@ -355,7 +354,7 @@ def of_kind(words: Iterable[WordMaps], *kinds: str) -> list[WordMaps]:
 
 
 def choose(words: Sequence[WordMaps], layers: int) -> Choice:
-    """Choose the layers, over all levels, that serve nouns and object colours best together."""
+    """Choose the layers, over all levels, with the best score for nouns and object colours."""
     nouns, colours = of_kind(words, "noun"), of_kind(words, "object colour")
     levels = tuple(range(len(LEVELS)))
     subsets = [
