@@ -1,4 +1,4 @@
-"""Turns one word up and down: `python examples/amplify.py`."""
+"""Turn one word up and down: `python examples/amplify.py`."""
 
 from __future__ import annotations
 

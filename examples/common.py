@@ -1,4 +1,4 @@
-"""What the examples share: `--model`, `--steps`, `--guidance`, `--seed`, `--out`."""
+"""Options shared by the examples: `--model`, `--steps`, `--guidance`, `--seed`, `--out`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def arguments(about: str | None, out: str) -> argparse.Namespace:
 
 
 def draw(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Loads the pipeline, and gives what every call of it is told."""
-    pipe = load_pipeline(options.model)  # on the accelerator there is, then in half precision
+    """Load the pipeline, and return it with the arguments shared by all of its calls."""
+    pipe = load_pipeline(options.model)  # on the accelerator, if any, and then in half precision
     pipe.set_progress_bar_config(disable=True)
     return pipe, {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
 

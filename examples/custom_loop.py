@@ -1,9 +1,8 @@
-"""Edits in a sampling loop of one's own: `python examples/custom_loop.py`.
+"""Edits in a custom sampling loop: `python examples/custom_loop.py`.
 
 `xattn.editing` puts the edits into the UNet; the loop starts all rows from the same noise, and
-calls `session.blend` after each of the scheduler's steps. It is written for Stable Diffusion 1 and
-2; SDXL's UNet wants its pooled text and its sizes with every call, which a loop for it would add as
-`added_cond_kwargs`.
+calls `session.blend` after each of the scheduler's steps. It works for Stable Diffusion 1 and 2;
+for SDXL's UNet, add its pooled text and sizes to every call as `added_cond_kwargs`.
 """
 
 from __future__ import annotations

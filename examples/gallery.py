@@ -1,6 +1,6 @@
-"""Makes the README's pictures with the bundled model: `python examples/gallery.py`.
+"""Make the README's pictures with the bundled model: `python examples/gallery.py`.
 
-They go to `docs/images`. The same seeds give the same pictures on the same machine.
+They go to `docs/images`. Equal seeds give equal pictures on the same machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def noise(seed: int) -> torch.Generator:
 
 
 def small(picture: Image.Image, path: Path, width: int = 1200) -> None:
-    """Writes a picture that a page can show: at most so wide, 256 colours where that is enough."""
+    """Write a picture for a web page: limited width, and 256 colours if that is enough."""
     if picture.width > width:
         height = round(picture.height * width / picture.width)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,7 +1,7 @@
-"""Edits inside a mask of one's own: `python examples/local_mask.py`.
+"""Edits inside a custom mask: `python examples/local_mask.py`.
 
-The mask can be drawn by hand, (height, width) of the image; or it can come from a word's heat map,
-as the second one here.
+The mask can be drawn by hand, (height, width) of the image, or come from a word's heat map, like
+the second one here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Recolours an object by swapping one word: `python examples/recolour.py`.
+"""Recolour an object by swapping one word: `python examples/recolour.py`.
 
-The same seed, drawn three times: the prompt; the prompt with the word changed and nothing else
-done, so that the whole picture moves; and the word swapped under the source's attention.
+The same seed, drawn three times: the prompt; the changed prompt without attention control, which
+moves the whole picture; and the word swapped under the source's attention.
 """
 
 from __future__ import annotations

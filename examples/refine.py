@@ -1,4 +1,4 @@
-"""Adds words to a prompt and keeps the rest of the picture: `python examples/refine.py`."""
+"""Add words to a prompt and keep the rest of the picture: `python examples/refine.py`."""
 
 from __future__ import annotations
 

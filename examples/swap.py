@@ -1,7 +1,7 @@
-"""Swaps an object and keeps its surroundings: `python examples/swap.py`.
+"""Swap an object and keep its surroundings: `python examples/swap.py`.
 
-`LocalBlend("car")` looks at where "car" acts in the source and "boat" in the sibling, and lets the
-edit through there alone.
+`LocalBlend("car")` finds where "car" acts in the source and "boat" in the sibling, and lets the
+edit through only there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def main() -> None:
     options = arguments(__doc__, "swap.png")
     pipe, settings = draw(options)
     edits = [
-        # the new object needs a shape of its own: let go of the old one's early
+        # the new object needs its own shape: release the old one's early
         [xattn.Replace("car", new, cross_steps=0.4, self_steps=0.2), xattn.LocalBlend("car")]
         for new in ("boat", "fish", "house")
     ]
