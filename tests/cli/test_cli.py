@@ -286,7 +286,7 @@ def test_edits_keep_their_order_and_a_plus_joins():
         (["--reweight", "red=1e30"], "give a number from -1000 to 1000"),
         (["--reweight", "red=-inf"], "out of range"),
         (["--refine", " "], "Refine takes the complete new prompt"),
-        (["--replace", "red=blue", "--self-steps", "2"], "is no share of the run"),
+        (["--replace", "red=blue", "--self-steps", "2"], "is not a share of the run"),
     ],
 )
 def test_edits_that_make_no_sense_are_wrong_calls(xattn_command, words, says):
