@@ -203,5 +203,5 @@ def _whole(given: Any, name: str) -> int | None:
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
-        raise ValueError(f"{name}={given!r} must be a positive integer")
+        raise ValueError(f"{name}={given!r} must be a whole number, 1 or more")
     return int(given)
