@@ -74,7 +74,7 @@ class Following:
 
 
 class Origin(Protocol):
-    """The source of denoiser calls; it tells the session what each call means."""
+    """The origin of denoiser calls; it tells the session what each call means."""
 
     denoiser: nn.Module
     family: Family
