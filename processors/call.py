@@ -350,6 +350,7 @@ def _is_all(tokens: Tokens) -> bool:
 
 def _shifted(tokens: Tokens, text: slice) -> Tokens:
     if not isinstance(tokens, slice):
-        return tokens + text.start
+        shifted: Tensor = tokens + text.start
+        return shifted
     stop = text.stop if tokens.stop is None else text.start + tokens.stop
     return slice(text.start + (tokens.start or 0), stop)

@@ -179,7 +179,7 @@ def _result(
     session: Session,
     sources: list[Any],
     siblings: list[list[Any]],
-    labels: list[str],
+    labels: Sequence[str],
     kept: KeptSource | None,
 ) -> EditResult:
     masks = session.masks

@@ -80,10 +80,12 @@ class Editor(Instrument):
         assert sampling.schedule is not None
         self.kept.check_schedule(sampling.schedule)
         most = area_limit(sampling.latent, self.side)
-        for layer, handler in [*self.cross.items(), *self.selfs.items()]:
+        for layer, crossing in self.cross.items():
+            crossing.kept = KeptCalls(self.kept.of_layer(layer.name, self.side))
+        for layer, following in self.selfs.items():
             height, width = sampling.grid(layer)
-            if layer.role == "cross" or height * width <= most:
-                handler.kept = KeptCalls(self.kept.of_layer(layer.name, self.side))
+            if height * width <= most:
+                following.kept = KeptCalls(self.kept.of_layer(layer.name, self.side))
 
     def images(self, sampling: Sampling) -> int:
         """Return the number of images per prompt in a run."""

@@ -217,7 +217,7 @@ def _check_whole(layer: Layer, pick: LayerFilter, wanted: LayerFilter) -> None:
 
 def _listed(value: int | Sequence[int], name: str) -> list[int]:
     with suppress(TypeError):
-        return [operator.index(value)]  # any integer, numpy's too
+        return [operator.index(value)]  # type: ignore[arg-type]  # any integer, numpy's too
     with suppress(TypeError):
         return [operator.index(v) for v in value]  # type: ignore[union-attr]
     raise ValueError(f"{name}={value!r}: expected an index or several, integers from 0")
