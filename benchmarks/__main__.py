@@ -17,8 +17,8 @@ QUICK = ("speed", "memory", "truth", "batch")
 
 
 def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure one part, yielding its results so far."""
-    # imported on use: --readme needs none of them
+    """Measures one part, and yields what there is of it so far."""
+    # imported where they are used: --docs needs none of them
     if part == "speed":
         from benchmarks import pictures, speed
 
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", help="of the speed: bundled,sd15,sdxl; the others stay")
     parser.add_argument("--only", help=f"parts, with commas between: {','.join(page.PARTS)}")
     parser.add_argument("--out", type=Path, default=page.RESULTS)
-    parser.add_argument("--readme", action="store_true", help="put the results there are in README")
+    where = page.DOCS.relative_to(page.DOCS.parents[1])
+    parser.add_argument("--docs", action="store_true", help=f"put the results there are in {where}")
     parser.add_argument(
         "--peers",
         type=Path,
@@ -76,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="where the peers' environments are made and kept",
     )
     options = parser.parse_args(arguments)
-    if options.readme:
-        text = page.README.read_text("utf-8")
+    if options.docs:
+        text = page.DOCS.read_text("utf-8")
         tables = page.summary(page.read(options.out))
-        page.README.write_text(page.with_tables(text, tables), "utf-8")
+        page.DOCS.write_text(page.with_tables(text, tables), "utf-8")
         return
     usual = QUICK if options.quick else page.PARTS
     parts = options.only.split(",") if options.only else list(usual)

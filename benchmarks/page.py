@@ -1,4 +1,4 @@
-"""The results as tables: a page of all of them, and the README's part."""
+"""The results as tables: one page of all of them, and the documentation's part of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.machine import line
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
 PARTS = ("speed", "memory", "truth", "batch", "edits", "schedules", "forms", "peers")
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
@@ -258,11 +258,11 @@ def page(results: dict[str, Result]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# -- README
+# -- documentation
 
 
 def summary(results: dict[str, Result]) -> str:
-    """Format the README's tables; unmeasured parts are left out."""
+    """Return the documentation's tables; what wasn't measured is left out."""
     parts = []
     if "speed" in results:
         rows = []
@@ -296,7 +296,8 @@ def summary(results: dict[str, Result]) -> str:
         ]
         parts += [
             f"Truth: {grounding['words']} words of {grounding['scenes']} scenes that training "
-            "never saw, against their exact masks (95 % bootstrap intervals):",
+            "never saw, against their exact masks (95 % bootstrap intervals). They are a small "
+            "model's, whose text encoder doesn't mix tokens.",
             table(("heat map", "pointing", "IoU"), rows),
         ]
     if "edits" in results:
@@ -319,9 +320,8 @@ def summary(results: dict[str, Result]) -> str:
     if results:
         first = next(iter(results.values()))
         parts.append(
-            f"*{line(first['machine'])}* All figures: "
-            "[benchmarks/results](benchmarks/results/benchmarks.md); made by "
-            "`python -m benchmarks`, put here by `python -m benchmarks --readme`."
+            f"*{line(first['machine'])}* All figures: `benchmarks/results/benchmarks.md`; made by "
+            "`python -m benchmarks`, put here by `python -m benchmarks --docs`."
         )
     return "\n\n".join(parts)
 
@@ -347,14 +347,14 @@ def _peer_rows(result: Result | None) -> list[list[str]]:
     return rows
 
 
-def with_tables(readme: str, tables: str) -> str:
-    """Insert tables between the README's markers.
+def with_tables(text: str, tables: str) -> str:
+    """Return a page with tables between its markers.
 
     Raises:
-        ValueError: the README lacks the markers.
+        ValueError: the page lacks the markers.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md has no {BEGIN} and {END} to write between")
+        raise ValueError(f"{DOCS.name} has no {BEGIN} and {END} to write between")
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"

@@ -1,4 +1,4 @@
-"""README shows what was measured, and the benchmarks themselves run."""
+"""The documentation shows what was measured, and the benchmarks themselves run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks import page, speed, textbook, timing
 from tests import tiny
 
 
-def test_readme_shows_the_results() -> None:
-    """Mended by ``python -m benchmarks --readme``."""
+def test_the_documentation_shows_the_results() -> None:
+    """Mended by ``python -m benchmarks --docs``."""
     results = page.read()
-    if not page.README.exists() or not results:
-        pytest.skip("no README or no results in this tree")
-    text = page.README.read_text("utf-8")
-    assert text == page.with_tables(text, page.summary(results)), test_readme_shows_the_results
+    if not page.DOCS.exists() or not results:
+        pytest.skip("no docs or no results in this tree")
+    text = page.DOCS.read_text("utf-8")
+    assert text == page.with_tables(text, page.summary(results)), "run python -m benchmarks --docs"
 
 
 def test_the_page_shows_the_results() -> None:
@@ -30,8 +30,8 @@ def test_the_page_shows_the_results() -> None:
 
 
 def test_tables_go_between_the_markers_and_nowhere_else() -> None:
-    readme = f"above\n{page.BEGIN}\nold\n{page.END}\nbelow\n"
-    once = page.with_tables(readme, "new")
+    text = f"above\n{page.BEGIN}\nold\n{page.END}\nbelow\n"
+    once = page.with_tables(text, "new")
     assert once == f"above\n{page.BEGIN}\n\nnew\n\n{page.END}\nbelow\n"
     assert page.with_tables(once, "new") == once
     with pytest.raises(ValueError, match="has no <!-- benchmarks:begin -->"):

@@ -105,10 +105,14 @@ def test_pages_speak_of_the_repository_alone(page):
     assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", text)
 
 
-def test_the_readme_has_its_two_commands_and_its_marks():
+def test_the_readme_has_its_two_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert 'pip install -c constraints.txt -e ".[cli]" && xattn demo\n' in text
     assert 'pip install -c constraints.txt -e ".[dev]" && python -m pytest -n 2\n' in text
+
+
+def test_the_page_of_costs_has_its_marks():
+    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
     assert text.count(begin) == text.count(end) == 1
     assert text.index(begin) < text.index(end)
