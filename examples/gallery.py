@@ -1,4 +1,4 @@
-"""Make the README's pictures with the bundled model: `python examples/gallery.py`.
+"""Draw the pictures of the README and the gallery: `python examples/gallery.py`.
 
 They go to `docs/images`. Equal seeds give equal pictures on the same machine.
 """

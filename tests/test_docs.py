@@ -5,13 +5,16 @@ Snippets run with the tiny pipelines in place of the bundled model and of the hu
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,12 +121,24 @@ def test_the_page_of_costs_has_its_marks():
     assert text.index(begin) < text.index(end)
 
 
-def test_every_page_is_in_the_menu_and_on_the_first_page():
+def test_every_page_is_in_the_menu_and_in_the_readme():
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    first = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in menu
-        assert f"({page.name})" in first or page.name == "index.md"
+        assert f"(docs/{page.name})" in readme or page.name == "index.md"
+
+
+def test_the_first_page_is_the_readme_as_seen_from_the_docs():
+    hook = runpy.run_path(str(ROOT / ".ci/first_page.py"))["on_page_markdown"]
+    first, other = (SimpleNamespace(file=SimpleNamespace(src_uri=u)) for u in ("index.md", "a.md"))
+    assert hook("as it was", page=other) == "as it was"
+    text = hook("<!-- a comment -->", page=first)
+    assert text.startswith("# xattn\n")
+    assert "](docs/" not in text
+    for target in LINK.findall(text):
+        if not target.startswith("https://"):
+            assert (ROOT / "docs" / target).exists(), target
 
 
 @pages
@@ -131,6 +146,34 @@ def test_every_test_that_a_page_names_is_one_that_there_is(page):
     there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
         assert f"def {name}(" in there, name
+
+
+@pages
+def test_every_file_that_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:xattn|processors|tests|benchmarks|docs)/[\w./]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """Yield a module's strings, with a line break for each value that an f-string puts in."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "\n" for part in node.values]
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_error_of_troubleshooting_is_one_that_the_code_raises():
+    modules = [path for top in ("xattn", "processors") for path in (ROOT / top).rglob("*.py")]
+    known = [text for path in modules for text in texts_of(path)]
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+    assert len(messages) == page.count("\n### ")
+    for message in messages:
+        pattern = ".*".join(re.escape(part) for part in re.split(r"\.\.\.", message))
+        assert any(re.search(pattern, text, re.DOTALL) for text in known), message
 
 
 def test_everything_in_the_reference_is_where_it_says():
