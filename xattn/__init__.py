@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.edits.kinds import Refine as Refine
     from xattn.edits.kinds import Replace as Replace
     from xattn.edits.kinds import Reweight as Reweight
+    from xattn.edits.plan import EditPlan as EditPlan
+    from xattn.instruments.keeper import KeptSource as KeptSource
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
     from xattn.results.edit import EditResult as EditResult
@@ -40,6 +42,8 @@ _HOMES = {
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
+        "edits.plan": "EditPlan",
+        "instruments.keeper": "KeptSource",
         "records.format": "FileError",
         "records.run": "Layer",
         "results.edit": "EditResult",

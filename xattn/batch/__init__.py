@@ -1,6 +1,7 @@
 """Batches: many prompts, drawn in groups and stored in one folder."""
 
+from xattn.batch.index import Runs, StoredRun
 from xattn.batch.items import Item
 from xattn.batch.run import run
 
-__all__ = ["Item", "run"]
+__all__ = ["Item", "Runs", "StoredRun", "run"]
