@@ -121,6 +121,7 @@ class Recorder(Instrument):
             info={**sampling.facts, "versions": dict(info_versions())},
             estimates=sampling.estimates,
             affinity=sampling.affinity,
+            map_layers=sampling.family.map_layers,
         )
         self.runs.append(sampling.run)
 

@@ -19,7 +19,7 @@ def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -
     found: set[int] = set()
     if words is None:
         for prompt in asked:
-            found.update(t.position for t in prompt.tokens)
+            found.update(prompt.own_positions)
             if prompt.is_anonymous or (prompt.clash and not prompt.tokens):
                 found.update(range(prompt.length))
         if not found:  # an empty prompt: only its end token can be shown
@@ -64,15 +64,28 @@ DEFAULT_LAYERS: Callable[[Layer, tuple[int, int]], bool] = daam_layers
 _NAMED = {"all": all_layers, "daam": daam_layers}
 
 
+def _default(run: Run) -> Callable[[Layer, tuple[int, int]], bool]:
+    globs = run.map_layers
+    if globs is None:
+        return DEFAULT_LAYERS
+
+    def named(layer: Layer, latent: tuple[int, int]) -> bool:
+        parts = [Layer(name, layer.grid, layer.heads) for name in layer.members]
+        return all(picks(part, globs) for part in parts)
+
+    return named
+
+
 def layers_of(run: Run, wanted: LayerFilter = None) -> tuple[list[int], list[float]]:
     """Return the indices of the layers to use, and the weight of each in their mean.
 
-    Defaults to ``DEFAULT_LAYERS``, or to all layers if the recording has none of these.
+    By default those that the run's family names, else those of ``DEFAULT_LAYERS``; all, where a
+    recording has none of these.
 
     Raises:
         ValueError: no layer matches, or a matching layer was averaged with one that does not.
     """
-    named = DEFAULT_LAYERS if wanted is None else None
+    named = _default(run) if wanted is None else None
     if isinstance(wanted, str):
         named = _NAMED.get(wanted)
     if named is None:

@@ -104,7 +104,9 @@ def parse_run(
     check(positions[0] >= 0, path, "its positions are negative")
     check(keep.issubset(AXES), path, f"its axes are unknown: {sorted(keep)}")
     check(1 <= done <= len(timesteps), path, f"{done} of {len(timesteps)} steps")
-    check(all(x.heads > 0 for x in layers), path, "a layer has no heads")
+    check(all(x.heads > 0 for x in layers), path, "a layer has no head")
+    globs = entry.get("map_layers")
+    map_layers = None if globs is None else tuple(map(str, globs))
     head = "head" in keep
     shapes = tuple(
         (kept_steps(keep, done), len(rows), x.heads if head else 1, len(positions), *x.grid)
@@ -114,7 +116,7 @@ def parse_run(
     def build(store: Any, images: list[Image.Image]) -> Run:
         return Run(
             prompts, rows, positions, layers, timesteps, latent, keep, store,
-            info=dict(entry["info"]), images=images, done=done,
+            info=dict(entry["info"]), images=images, done=done, map_layers=map_layers,
         )  # fmt: skip
 
     return shapes, _DTYPES[entry["dtype"]], build
@@ -189,6 +191,7 @@ def describe(run: Run, dtype: str) -> dict[str, Any]:
         "images": len(run.images),
         **dict.fromkeys(EXTRAS),
         **{name: list(extra.shape) for name, extra in extras_of(run).items()},
+        "map_layers": json_value(run.map_layers),
         "info": json_value(run.info),
     }
 

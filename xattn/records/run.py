@@ -82,13 +82,15 @@ class Run:
         keep: the axes kept, of "step", "layer", "head".
         store: the maps.
         info: facts about the run (model, scheduler, guidance, versions), plain JSON values.
-        images: the pipeline's images, if it returned any.
-        done: number of complete steps.
-        estimates: (steps, images, channels, height, width), the denoiser's estimate of the clean
-            latents at each step; None without ``previews=True``.
-        affinity: (images, height, width, height, width), the image's self-attention: each query
-            cell's share of every cell, averaged over the heads, layers of one grid, and denoiser
-            calls; None without ``affinity=True``.
+        images: the pictures that the pipeline gave, where it gave pictures.
+        done: how many steps are complete.
+        estimates: (steps, images, channels, height, width), what the denoiser took the clean
+            latents to be at each step; None where previews weren't asked for.
+        affinity: (images, height, width, height, width), the image's attention to itself: for each
+            query cell the shares that it takes of every cell, the mean over heads, layers of that
+            grid, and denoiser calls; None where ``affinity=True`` wasn't asked for.
+        map_layers: globs of the layers that heat maps are made of by default; None for the usual
+            selection, which goes by the layers' grids.
     """
 
     prompts: tuple[Prompt, ...]
@@ -104,6 +106,7 @@ class Run:
     done: int = 0
     estimates: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
+    map_layers: tuple[str, ...] | None = None
 
     @property
     def nbytes(self) -> int:

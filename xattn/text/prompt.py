@@ -7,7 +7,8 @@ lower case, Unicode composition, the vectors of a textual inversion.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -59,11 +60,13 @@ class Prompt:
         text: the prompt as written.
         tokens: its own tokens in order, without start, end and padding.
         length: the length of the token axis, 77 for CLIP.
-        end: the position of the end token, right after the prompt's own; padding follows it. None
-            if only the embeddings are known.
-        lost: the text cut off by truncation, "" if nothing was.
-        clash: why the lost words have no position of their own on the axis, if the reason is not
-            truncation; otherwise "".
+        end: the position of the end token, behind the prompt's own; padding follows it. None
+            where only the embeddings are known.
+        lost: the text that truncation cut off, "" where nothing was.
+        clash: why the lost words have no place of their own on the axis, where it isn't that the
+            model's tokens ran out; "" elsewhere.
+        also: the same text as further encoders read it, in stretches of the token axis that lie
+            behind this one (SD3's T5 behind its CLIPs); a word then has positions in each.
 
     Raises:
         ValueError: the attributes contradict each other.
@@ -75,6 +78,7 @@ class Prompt:
     end: int | None
     lost: str = ""
     clash: str = ""
+    also: tuple[Prompt, ...] = ()
 
     def __post_init__(self) -> None:
         problem = _contradiction(self)
@@ -91,6 +95,32 @@ class Prompt:
         """Return a prompt without any word at a position of its own on the token axis."""
         return cls(text=text, tokens=(), length=length, end=1, lost=text, clash=reason)
 
+    def beside(self, other: Prompt, offset: int) -> Prompt:
+        """Return the prompt with a further stretch of the token axis.
+
+        Args:
+            other: the same text as another encoder reads it, counted from 0.
+            offset: where its first position stands on the whole axis.
+
+        Raises:
+            ValueError: the texts differ, or the stretches overlap.
+        """
+        if other.end is None:
+            raise ValueError("a prompt known only by its embeddings has no words to stand beside")
+        tokens = tuple(replace(t, position=t.position + offset) for t in other.tokens)
+        moved = replace(other, tokens=tokens, length=other.length + offset, end=other.end + offset)
+        return replace(self, also=(*self.also, moved))
+
+    @property
+    def extent(self) -> int:
+        """How many positions the whole token axis has."""
+        return self.also[-1].length if self.also else self.length
+
+    @property
+    def own_positions(self) -> tuple[int, ...]:
+        """The positions of the prompt's own tokens in every stretch, ascending."""
+        return tuple(t.position for stretch in self._stretches for t in stretch.tokens)
+
     @property
     def is_anonymous(self) -> bool:
         """Whether only the embeddings are known; the words then have no text."""
@@ -101,12 +131,12 @@ class Prompt:
         """The words the model reads in full, in order; words cut off are left out."""
         found = []
         for start, end in words(self.text):
-            inside = self._touched(start, end)
-            # a token can include the punctuation ("!?" and a smiley): then the word does, too
+            inside = self._read(start, end)
+            # A token can hold the punctuation too ("!?" and a smiley): then so does the word.
             start = min([start, *(t.start for t in inside)])
             end = max([end, *(t.end for t in inside)])
             if inside and end <= self._cut:
-                places = tuple(t.position for t in self._touched(start, end))
+                places = tuple(t.position for t in self._read(start, end))
                 found.append(Word(self.text[start:end], start, end, places))
         return tuple(found)
 
@@ -151,10 +181,11 @@ class Prompt:
         """
         if isinstance(word, str):
             return self.positions(word)
-        return self._within(word, range(self.length))
+        return self._within(word, range(self.extent))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the prompt as plain JSON values; a token is [position, id, start, end]."""
+        """Gives the prompt as plain JSON values; a token is [position, id, start, end]."""
+        also = {"also": [stretch.to_json() for stretch in self.also]} if self.also else {}
         return {
             "text": self.text,
             "tokens": [[t.position, t.id, t.start, t.end] for t in self.tokens],
@@ -162,6 +193,7 @@ class Prompt:
             "end": self.end,
             "lost": self.lost,
             "clash": self.clash,
+            **also,
         }
 
     @classmethod
@@ -178,16 +210,21 @@ class Prompt:
                 Token(position, number, text[start:stop], start, stop)
                 for position, number, start, stop in data["tokens"]
             )
+            also = tuple(cls.from_json(stretch) for stretch in data.get("also", ()))
         except KeyError as missing:
             raise ValueError(f"not a prompt: {missing} is missing") from None
-        except (TypeError, ValueError) as wrong:
+        except (AttributeError, TypeError, ValueError) as wrong:
             raise ValueError(f"not a prompt: {wrong}") from None
-        return cls(text, tokens, length, end, lost, clash)
+        return cls(text, tokens, length, end, lost, clash, also)
+
+    @property
+    def _stretches(self) -> tuple[Prompt, ...]:
+        return (self, *self.also)
 
     @property
     def _cut(self) -> int:
-        """Offset where the text read by the model ends."""
-        return len(self.text) - len(self.lost)
+        """Where the text that the model sees ends: the encoder's that reads furthest."""
+        return len(self.text) - min(len(stretch.lost) for stretch in self._stretches)
 
     @property
     def _first(self) -> int:
@@ -198,6 +235,11 @@ class Prompt:
 
     def _touched(self, start: int, end: int) -> list[Token]:
         return [t for t in self.tokens if t.start < end and t.end > start]
+
+    def _read(self, start: int, end: int) -> list[Token]:
+        """Return the tokens of a span in every stretch whose encoder read it to its end."""
+        reading = [s for s in self._stretches if end <= len(s.text) - len(s.lost)]
+        return [token for stretch in reading for token in stretch._touched(start, end)]
 
     def _spans(self, word: str) -> list[Span]:
         """Return the spans of a word, without those cut off; at least one."""
@@ -218,8 +260,9 @@ class Prompt:
                 "pass token positions (1, 2, ...) to see them anyway"
             )
         if spans:
+            where = "in each of its encoders" if self.also else f"at {self.length} tokens"
             raise WordError(
-                f"word {word!r} was cut off at {self.length} tokens: the model reads only "
+                f"word {word!r} was cut off {where}: the model reads only "
                 f"up to {self.text[: self._cut][-30:]!r}; {self._inventory()}"
             )
         raise WordError(f"word {word!r} is not in the prompt {self.text!r}; {self._inventory()}")
@@ -231,7 +274,7 @@ class Prompt:
         return f"{'the words left' if self.lost else 'its words'} are: {', '.join(there)}"
 
     def _covered(self, word: str, span: Span) -> tuple[int, ...]:
-        inside = self._touched(*span)
+        inside = self._read(*span)
         for token in inside:
             if token.start < span[0] or token.end > span[1]:
                 raise WordError(
@@ -246,9 +289,9 @@ class Prompt:
         """Return token positions given by number, checked."""
         if self.is_anonymous:
             return self._within(word, range(self.length))
-        return self._within(word, range(self._first, self._first + len(self.tokens)))
+        return self._within(word, self.own_positions)
 
-    def _within(self, word: int | Sequence[int], there: range) -> tuple[int, ...]:
+    def _within(self, word: int | Sequence[int], there: Sequence[int]) -> tuple[int, ...]:
         given = word if isinstance(word, Sequence) else [word]
         if not all(hasattr(place, "__index__") and not isinstance(place, bool) for place in given):
             raise WordError(f"word {word!r} must be a string or token positions")
@@ -257,7 +300,7 @@ class Prompt:
             raise WordError("word () is empty: pass at least one token position")
         for place in places:
             if place not in there:
-                extent = f"{there[0]} to {there[-1]}" if there else "none"
+                extent = ", ".join(f"{run[0]} to {run[-1]}" for run in _runs(there)) or "none"
                 raise WordError(
                     f"token position {place} is outside the prompt {self.text!r}; "
                     f"its own tokens are at: {extent}"
@@ -274,6 +317,13 @@ class Prompt:
                 f"{self.text!r}; occurrences are counted from 0"
             )
         return (found[occurrence],)
+
+
+def _runs(numbers: Sequence[int]) -> list[Sequence[int]]:
+    """Return ascending numbers in runs that follow one another."""
+    breaks = [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1]
+    edges = [0, *breaks, len(numbers)]
+    return [numbers[a:b] for a, b in pairwise(edges) if b > a]
 
 
 def _contradiction(prompt: Prompt) -> str | None:
@@ -301,4 +351,9 @@ def _contradiction(prompt: Prompt) -> str | None:
     for t in prompt.tokens:
         if not 0 <= t.start <= t.end <= len(text) or t.text != text[t.start : t.end]:
             return f"the token at {t.position} is not text[{t.start}:{t.end}]"
+    for before, stretch in pairwise((prompt, *prompt.also)):
+        if stretch.text != text or stretch.also or stretch.end is None:
+            return "a further stretch must be of the same text, and have none itself"
+        if stretch.end - len(stretch.tokens) < before.length:
+            return "a further stretch of the axis must lie behind the one before"
     return None
