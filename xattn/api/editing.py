@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from xattn.edits.kinds import Edits
 from xattn.edits.plan import EditPlan, make_plan
 from xattn.instruments.blender import Blender
-from xattn.instruments.editor import Editor
+from xattn.instruments.editor import Editor, check_editable
 from xattn.instruments.keeper import Keeper, KeptSource
 from xattn.instruments.recorder import Recorder
-from xattn.models import family_of_pipeline
+from xattn.models import family_of, family_of_pipeline
 from xattn.records.options import Options
 from xattn.results.trace import Trace
 from xattn.session.instrument import Instrument
@@ -181,6 +181,7 @@ def _planned(
     if isinstance(pipe, Loop):
         if pipe.scheduler is None:
             raise ValueError("editing a loop needs its scheduler: xattn.Loop(unet, scheduler=...)")
+        check_editable(family_of(pipe.unet))
         read = _reader(pipe.tokenizers, None)
         plan = make_plan(read(prompt), edits, read)
         return LoopOrigin(pipe, plan.prompts), plan
@@ -189,7 +190,9 @@ def _planned(
             f"editing needs a pipeline; for a custom loop pass xattn.Loop({type(pipe).__name__}, "
             "tokenizer=, scheduler=) instead"
         )
-    axis = family_of_pipeline(pipe).axes(pipe)[0]
+    family = family_of_pipeline(pipe)
+    check_editable(family)
+    axis = family.axes(pipe)[0]
     read = _reader(axis.tokenizers, axis.convert)
     return PipelineOrigin(pipe), make_plan(read(prompt), edits, read, alone=alone)
 

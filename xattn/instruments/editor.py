@@ -10,7 +10,7 @@ import torch
 from xattn.edits.plan import EditPlan
 from xattn.instruments.keeper import KeptSource
 from xattn.instruments.reach import area_limit
-from xattn.models.family import AttentionLayer, DenoiserCall, choose
+from xattn.models.family import AttentionLayer, DenoiserCall, Family, choose
 from xattn.processors.call import Handler
 from xattn.processors.editing import CrossEditing, KeptCalls, SelfEditing
 from xattn.processors.forms import CrossStep, EditedRows
@@ -157,6 +157,16 @@ class Editor(Instrument):
             following.follow = following.kept = None
 
 
+def check_editable(family: Family) -> None:
+    """Raise ValueError where a family's models can be recorded and not edited."""
+    if not family.edits:
+        raise ValueError(
+            f"{family.classes[0]} attends to text and image in one call; edits know models with "
+            "cross-attention of its own (Stable Diffusion 1, 2, XL): this one can be recorded, "
+            "and not edited yet"
+        )
+
+
 def editable(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
     """Return the denoiser's layers that edits act on.
 
@@ -165,11 +175,11 @@ def editable(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
         ValueError: the model has no cross-attention layers.
     """
     own = [layer for layer in layers if not layer.component]
-    added = [layer.name for layer in own if layer.role == "added"]
-    if added:
+    both = [layer.name for layer in own if layer.role in ("added", "joint")]
+    if both:
         raise ValueError(
-            f"layer {added[0]} attends to text and image in one call; edits need models with "
-            "separate cross-attention layers (Stable Diffusion 1, 2, XL)"
+            f"layer {both[0]} attends to text and image in one call; edits know models with "
+            "cross-attention of its own (Stable Diffusion 1, 2, XL)"
         )
     choose(own, None)  # raises if there are none
     for layer in own:

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from xattn.models.family import Family
+from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
 
-FAMILIES: tuple[Family, ...] = (UNets(),)
-"""One row per family."""
+FAMILIES: tuple[Family, ...] = (UNets(), SD3())
+"""A row for each family."""
 
 
 def family_of(denoiser: nn.Module) -> Family:
@@ -43,7 +44,7 @@ def family_of_pipeline(pipe: Any) -> Family:
         if isinstance(denoiser, nn.Module) and hasattr(pipe, "encode_prompt"):
             return family_of(denoiser)
     raise TypeError(
-        f"{type(pipe).__name__} has no supported denoiser with a text encoder; pass a "
-        "Stable Diffusion or SDXL pipeline, or xattn.Loop(unet, tokenizer=, prompt=) for a "
-        "custom sampling loop"
+        f"{type(pipe).__name__} has no denoiser with a text encoder that xattn knows; pass a "
+        "Stable Diffusion pipeline (1, 2, XL or 3), or xattn.Loop(unet, tokenizer=, prompt=) for a "
+        "sampling loop of your own"
     )

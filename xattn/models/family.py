@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xattn.processors.call import Place
 
 Role = Literal["cross", "self", "joint", "added"]
-Pass = Literal["any", "unconditional"]
+Pass = Literal["any", "guidance"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +23,13 @@ class AttentionLayer:
         name: the module's name, for example ``mid_block.attentions.0.transformer_blocks.0.attn2``,
             with its component's prefix.
         module: the attention module that holds the processor.
-        heads: number of heads.
-        role: "cross" if keys are text, "self" if they are the image's, "joint" if text and image
-            attend to both, "added" if only the image attends to both (DeepFloyd IF).
-        component: "" for the denoiser, or "controlnet.".
-        depth: how often the latent grid was halved before it.
-        nth: index of the layer's attention call that reads the text.
+        heads: its number of heads.
+        role: "cross" where keys are text, "self" where they are the image's, "joint" where text
+            and image attend to both, "added" where the image attends to both (DeepFloyd IF).
+        component: of which of the pipeline's models, "" for the denoiser, or "controlnet.".
+        depth: how often the latent grid was halved on the way to it.
+        patch: how many latents of height, and of width, one of a transformer's queries stands for.
+        nth: which of the layer's attention calls reads the text.
     """
 
     name: str
@@ -37,6 +38,7 @@ class AttentionLayer:
     role: Role
     component: str = ""
     depth: int = 0
+    patch: int = 1
     nth: int = 0
 
     @property
@@ -54,15 +56,16 @@ class DenoiserCall:
         latent: (height, width) of the latents before any packing.
         timestep: the timestep on the scheduler's scale.
         states: the text's embeddings, (rows, tokens, channels), or None.
-        component: "" for the denoiser, otherwise the prefix of the called model.
-        kind: "unconditional" for guidance's own pass, if the family can tell.
-        layout: private data of the family for finding places.
-        number: number of calls of the run before it.
-        step: its step in the schedule.
-        begins_step: whether it is the first of its step.
-        ends_step: whether it is known to be the last of its step.
-        conditional: the rows that follow the prompts, the positive prompts' first.
-        output: the denoiser's output; None before the end of the call.
+        component: "" for the denoiser, else whose call it is.
+        kind: "guidance" for a pass of guidance's own, which no map is made of, where the family
+            can tell.
+        layout: what else the family needs to find places; private to it.
+        number: how many calls of the run came before.
+        step: the step of the schedule that it belongs to.
+        begins_step: whether it is its step's first.
+        ends_step: whether it is known to be its step's last.
+        conditional: the rows that follow the prompts, first of all those of the positive ones.
+        output: what the denoiser gave; None before the end of the call.
     """
 
     sample: Tensor
@@ -103,16 +106,19 @@ class Axis:
     """A stretch of the denoiser's text positions, and the tokenizers that fill it.
 
     Attributes:
-        tokenizers: one, or several sharing the positions, as in SDXL.
-        length: number of positions; None for the tokenizers' own length.
-        offset: the first position on the whole axis.
-        convert: the pipeline's change to the text before tokenizing.
+        tokenizers: one, or several that share the positions, as SDXL's two do.
+        length: how many positions there are; None for what the tokenizers say.
+        offset: the first of them on the whole axis.
+        convert: what the pipeline does to the text first.
+        texts: the arguments of ``encode_prompt`` that the tokenizers read, one each; the prompt
+            stands in for those left out. A negative prompt's have ``negative_`` before them.
     """
 
     tokenizers: tuple[Any, ...]
     length: int | None = None
     offset: int = 0
     convert: Callable[..., str] | None = None
+    texts: tuple[str, ...] = ("prompt",)
 
 
 class Family(Protocol):
@@ -150,8 +156,13 @@ class Family(Protocol):
     ) -> Sequence[Place] | None:
         """Return the places of text and image in each row; None if all keys are text."""
 
-    def axes(self, pipe: Any) -> tuple[Axis, ...]:
-        """Return the stretches of the token axis."""
+    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+        """Return the stretches of the token axis, in their order.
+
+        Args:
+            pipe: the pipeline.
+            states: the prompts' embeddings, where they are known.
+        """
 
     def encoded(self, result: Any) -> Encoded:
         """Read the result of ``encode_prompt``."""

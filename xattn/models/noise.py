@@ -1,4 +1,4 @@
-"""Clean latents from a denoiser's prediction."""
+"""Clean latents of a denoiser's prediction, by diffusion and by flow matching."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ def clean_latents(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
     if kind == "v_prediction":
         return signal * sample - noise * output
     return (sample - noise * output) / signal
+
+
+def clean_of_flow(scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+    """Return the clean latents x - sigma v that a velocity means (Lipman et al. 2023).
+
+    Args:
+        scheduler: after ``set_timesteps``; its ``sigmas`` are those of its ``timesteps``.
+        sample: the denoiser's input x, (rows, channels, height, width).
+        output: the velocity v, noise less image; the first channels of ``sample`` are its.
+        timestep: one of the scheduler's.
+
+    Raises:
+        ValueError: the scheduler has no ``sigmas``.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        raise ValueError(
+            f"previews=True can't be had with {type(scheduler).__name__}, which has no sigmas; "
+            "leave it out"
+        )
+    index = int((scheduler.timesteps.float() - timestep).abs().argmin())
+    sample = sample[:, : output.shape[1]].float()
+    return sample - float(sigmas[index]) * output.float()

@@ -76,11 +76,12 @@ class UNets:
     def places(self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int) -> None:
         """Return None: all queries are the image's, and the first keys the text's."""
 
-    def axes(self, pipe: Any) -> tuple[Axis, ...]:
-        """Return the single axis shared by the pipeline's tokenizers."""
+    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+        """Return the one axis that the pipeline's tokenizers share."""
         named = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
         tokenizers = tuple(t for t in named if t is not None)
-        return (Axis(tokenizers, convert=getattr(pipe, "maybe_convert_prompt", None)),)
+        convert = getattr(pipe, "maybe_convert_prompt", None)
+        return (Axis(tokenizers, convert=convert, texts=("prompt", "prompt_2")),)
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, negative, ...)."""

@@ -139,8 +139,10 @@ def timestep_of(given: Any) -> float:
 
 
 def _place_in(base: Tensor, given: Any) -> int | None:
-    """Return the index of one tensor in another it is a view of, without reading values."""
-    if not isinstance(given, Tensor) or given.numel() != 1 or given.dtype != base.dtype:
+    """Tells which element of a tensor another tensor is, without reading either."""
+    if not isinstance(given, Tensor) or not given.numel() or given.dtype != base.dtype:
+        return None
+    if given.numel() > 1 and any(given.stride()):  # pipelines expand it over the rows
         return None
     if given.device != base.device or not given.untyped_storage().data_ptr():
         return None

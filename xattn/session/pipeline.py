@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from xattn.models import family_of_pipeline
-from xattn.models.family import DenoiserCall
+from xattn.models.family import Axis, DenoiserCall
 from xattn.models.family import Encoded as Embeddings
 from xattn.session import events
 from xattn.session.clock import clock_of
@@ -22,8 +22,6 @@ from xattn.session.rows import RowFinder, conditional_block
 from xattn.session.sampling import Asked
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize_common
-
-_TWO_TEXTS = "two different texts share one token axis (prompt and prompt_2)"
 
 
 class PipelineOrigin:
@@ -112,45 +110,25 @@ class PipelineOrigin:
     def _check_denoiser(self) -> None:
         if self.family.denoisers(self.pipe)[0] is not self.denoiser:
             raise RuntimeError(
-                "pipe.unet was replaced inside the block, and the new one is not recorded; "
-                "replace it first, then record(pipe)"
+                "the denoiser was exchanged inside the block, and the new one isn't recorded; "
+                "exchange it first, then record(pipe)"
             )
 
     def _asked(self, given: dict[str, Any], result: Any) -> Asked:
         embeds = self.family.encoded(result)
+        axes, images = self.family.axes(self.pipe, embeds.positive), len(embeds.positive)
+        length = embeds.positive.shape[1]
         texts = _texts(given.get("prompt")) or list(self.prompt or ())
-        images, length = len(embeds.positive), embeds.positive.shape[1]
-        second = _texts(given.get("prompt_2"))
-        found = self._tokenized(texts, length, images, bool(second and second != texts))
+        found = _tokenized(axes, _read(axes, given, texts), length, images)
         per_prompt = images // len(found)
         prompt_of = [i // per_prompt for i in range(images)]
         if self.negative and embeds.negative is not None:
-            negatives = _texts(given.get("negative_prompt")) or [""]
-            two = (_texts(given.get("negative_prompt_2")) or negatives) != negatives
-            more = self._tokenized(negatives, length, images, two)
+            texts = _texts(given.get("negative_prompt")) or [""]
+            read = _read(axes, given, texts, "negative_")
+            more = _tokenized(axes, read, length, images)
             prompt_of += [len(found) + i * len(more) // images for i in range(images)]
             found += more
         return _asked(found, prompt_of, embeds)
-
-    def _tokenized(
-        self, texts: list[str], length: int, images: int, two_texts: bool
-    ) -> list[Prompt]:
-        if not texts:
-            return [Prompt.anonymous(length)]
-        if images % len(texts):
-            raise ValueError(
-                f"{images} embeddings were passed and {len(texts)} prompts: pass one text each"
-            )
-        axis = self.family.axes(self.pipe)[0]
-        # a T5 pipeline reads fewer tokens than its tokenizer could
-        length = min(length, min(int(t.model_max_length) for t in axis.tokenizers))
-        found = [
-            tokenize_common(axis.tokenizers, text, max_length=length, convert=axis.convert)
-            for text in texts
-        ]
-        if two_texts:
-            return [Prompt.clashing(p.text, p.length, _TWO_TEXTS) for p in found]
-        return found
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -161,7 +139,9 @@ class PipelineOrigin:
         asked: Asked | None,
         fresh: Asked | None,
     ) -> Turn:
-        """Return what a call means, from its timestep and its text."""
+        """Return what a call means, by its timestep and its text."""
+        if call.kind == "guidance" or call.states is None:
+            return Turn.PASS
         if following is None or following.clock is None:
             return Turn.FIRST if asked is not None and _matches(asked, call) else Turn.PASS
         ours = following.rows.find(call) is not None
@@ -213,6 +193,48 @@ def name_of_model(given: str) -> str:
 
 def _asked(prompts: list[Prompt], prompt_of: list[int], embeds: Embeddings) -> Asked:
     return Asked(tuple(prompts), tuple(prompt_of), embeds.positive, embeds.negative)
+
+
+def _read(
+    axes: Sequence[Axis], given: dict[str, Any], texts: list[str], prefix: str = ""
+) -> list[list[list[str]]]:
+    """Return for each stretch of the token axis the texts under each of its arguments."""
+    return [[_texts(given.get(prefix + name)) or texts for name in axis.texts] for axis in axes]
+
+
+def _tokenized(
+    axes: Sequence[Axis], read: Sequence[list[list[str]]], length: int, images: int
+) -> list[Prompt]:
+    """Return the prompts on a token axis of ``length`` positions.
+
+    A stretch whose encoder reads another text than the first's has no words of the prompt.
+    """
+    texts = read[0][0]
+    if not texts:
+        return [Prompt.anonymous(length)]
+    if images % len(texts):
+        raise ValueError(f"{images} embeddings were passed and {len(texts)} prompts: give one each")
+    ends = [*(axis.offset for axis in axes[1:]), length]
+    rooms = [end - axis.offset for axis, end in zip(axes, ends, strict=True)]
+    found = _on_axis(axes[0], read[0], rooms[0])
+    for axis, theirs, room in zip(axes[1:], read[1:], rooms[1:], strict=True):
+        if theirs[0] == texts:
+            others = _on_axis(axis, theirs, room)
+            found = [p.beside(q, axis.offset) for p, q in zip(found, others, strict=True)]
+    return found
+
+
+def _on_axis(axis: Axis, read: list[list[str]], room: int) -> list[Prompt]:
+    # a T5 pipeline reads fewer tokens than its tokenizer could
+    length = min(room, *(int(t.model_max_length) for t in axis.tokenizers))
+    found = [
+        tokenize_common(axis.tokenizers, text, max_length=length, convert=axis.convert)
+        for text in read[0]
+    ]
+    if all(texts == read[0] for texts in read[1:]):
+        return found
+    reason = f"two different texts share one token axis ({' and '.join(axis.texts)})"
+    return [Prompt.clashing(p.text, p.length, reason) for p in found]
 
 
 def _arguments(method: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

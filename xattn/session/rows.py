@@ -143,8 +143,6 @@ class RowFinder:
     def is_negative(self, call: DenoiserCall) -> bool:
         """Return whether a call follows only the negative prompts: guidance's own pass."""
         negative = self.asked.negative_embeds
-        if call.kind == "unconditional":
-            return True
         if negative is None or call.states is None:
             return False
         return len(call.states) == len(negative) and (
