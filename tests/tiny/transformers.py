@@ -11,6 +11,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -122,5 +124,40 @@ def sd3(*, seed: int = 0, t5: bool = True, cls: Any = None, **parts: Any) -> Any
         "tokenizer_3": third,
     }
     pipe = (cls or StableDiffusion3Pipeline)(**(made | parts))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux_transformer(seed: int = 0, **config: Any) -> FluxTransformer2DModel:
+    """Return FLUX.1's structure: two double blocks, two single ones."""
+    torch.manual_seed(seed)
+    shared: dict[str, Any] = {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 4, 8),
+        "guidance_embeds": True,
+    }
+    return sharpened(FluxTransformer2DModel(**(shared | config)))
+
+
+def flux(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
+    """Return a pipeline of FLUX.1's structure; words are T5's."""
+    first, second = tokenizer(), t5_tokenizer()
+    made = {
+        "transformer": flux_transformer(seed),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": text_encoder(first, seed=seed),
+        "tokenizer": first,
+        "text_encoder_2": t5_encoder(second, 32, seed),
+        "tokenizer_2": second,
+    }
+    pipe = (cls or FluxPipeline)(**(made | parts))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -22,8 +22,8 @@ def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -
             found.update(prompt.own_positions)
             if prompt.is_anonymous or (prompt.clash and not prompt.tokens):
                 found.update(range(prompt.length))
-        if not found:  # an empty prompt: only its end token can be shown
-            found.add(1)
+        if not found:  # an empty prompt: its end token is all that can be looked at
+            found.update(prompt.end for prompt in asked if prompt.end is not None)
         return tuple(sorted(found))
     for word in words:
         errors = []

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from xattn.models.family import Family
+from xattn.models.flux import Flux
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
 
-FAMILIES: tuple[Family, ...] = (UNets(), SD3())
+FAMILIES: tuple[Family, ...] = (UNets(), SD3(), Flux())
 """A row for each family."""
 
 
@@ -45,6 +46,6 @@ def family_of_pipeline(pipe: Any) -> Family:
             return family_of(denoiser)
     raise TypeError(
         f"{type(pipe).__name__} has no denoiser with a text encoder that xattn knows; pass a "
-        "Stable Diffusion pipeline (1, 2, XL or 3), or xattn.Loop(unet, tokenizer=, prompt=) for a "
-        "sampling loop of your own"
+        "Stable Diffusion pipeline (1, 2, XL, 3) or FLUX.1's, or xattn.Loop(unet, tokenizer=, "
+        "prompt=) for a sampling loop of your own"
     )

@@ -125,9 +125,11 @@ class Family(Protocol):
     """The protocol of a family of denoisers; one frozen object per family.
 
     Attributes:
-        classes: class names of the denoisers; subclasses belong to the family, too.
-        map_layers: globs of the default layers for heat maps; None for the usual selection.
-        edits: the supported kinds of edits.
+        classes: the names of the denoisers' classes; subclasses are of the family, too.
+        map_layers: globs of the layers whose maps are the default; None for the usual selection.
+        edits: the kinds of edits that make sense.
+        two_passes: whether guidance calls the denoiser a second time, for negative prompts that a
+            second ``encode_prompt`` encoded.
     """
 
     @property
@@ -138,6 +140,9 @@ class Family(Protocol):
 
     @property
     def edits(self) -> frozenset[str]: ...  # noqa: D102
+
+    @property
+    def two_passes(self) -> bool: ...  # noqa: D102
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
         """Return the pipeline's denoisers, in order of use."""

@@ -24,6 +24,7 @@ class SD3:
     classes: tuple[str, ...] = ("SD3Transformer2DModel",)
     map_layers: tuple[str, ...] | None = ("*",)
     edits: frozenset[str] = frozenset()
+    two_passes: bool = False
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
         """Return the transformer."""

@@ -19,6 +19,7 @@ class UNets:
     classes: tuple[str, ...] = ("UNet2DConditionModel", "ControlNetModel", "UNetMotionModel")
     map_layers: tuple[str, ...] | None = None
     edits: frozenset[str] = frozenset(("replace", "refine", "reweight", "blend", "self"))
+    two_passes: bool = False
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
         """Return the UNet."""

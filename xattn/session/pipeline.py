@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import nn
 
 from xattn.models import family_of_pipeline
 from xattn.models.family import Axis, DenoiserCall
-from xattn.models.family import Encoded as Embeddings
 from xattn.session import events
 from xattn.session.clock import clock_of
 from xattn.session.origin import Following, Turn, untimely
@@ -45,6 +45,12 @@ class PipelineOrigin:
         self.pipe = pipe
         self.prompt = prompt
         self.negative = negative
+        self._latest: Asked | None = None
+        if negative and self.family.two_passes:
+            raise ValueError(
+                f"negative=True can't be had with {type(pipe).__name__}, whose guidance runs in "
+                "two passes; leave it out"
+            )
         self.denoiser: nn.Module = self.family.denoisers(pipe)[0]
 
     @property
@@ -128,7 +134,11 @@ class PipelineOrigin:
             more = _tokenized(axes, read, length, images)
             prompt_of += [len(found) + i * len(more) // images for i in range(images)]
             found += more
-        return _asked(found, prompt_of, embeds)
+        asked = Asked(tuple(found), tuple(prompt_of), embeds.positive, embeds.negative)
+        if self.family.two_passes:
+            before, self._latest = self._latest, asked
+            asked = replace(asked, before=before)
+        return asked
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -167,6 +177,7 @@ class PipelineOrigin:
         """Return a run beginning with a call, on the clock of the pipeline's scheduler."""
         calls = getattr(self.pipe, "_num_timesteps", None)
         clock = clock_of(self.pipe.scheduler, calls, call.timestep)
+        asked = _followed(asked, call) or asked
         return Following(asked, clock, RowFinder(asked))
 
     def facts(self) -> dict[str, Any]:
@@ -189,10 +200,6 @@ def name_of_model(given: str) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
     return path.name
-
-
-def _asked(prompts: list[Prompt], prompt_of: list[int], embeds: Embeddings) -> Asked:
-    return Asked(tuple(prompts), tuple(prompt_of), embeds.positive, embeds.negative)
 
 
 def _read(
@@ -250,9 +257,19 @@ def _wrap(stack: ExitStack, owner: Any, name: str, call: Callable[..., Any]) -> 
 
 
 def _matches(asked: Asked, call: DenoiserCall) -> bool:
+    return _followed(asked, call) is not None
+
+
+def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
+    """Return which of the texts asked for a call follows, the other as its negative."""
     if call.states is None or asked.embeds is None:
-        return False
-    return conditional_block(call.states, asked.embeds) is not None
+        return None
+    if conditional_block(call.states, asked.embeds) is not None:
+        return asked
+    if asked.before is None:
+        return None
+    before = _followed(asked.before, call)
+    return None if before is None else replace(before, negative_embeds=asked.embeds)
 
 
 def _texts(given: Any) -> list[str]:

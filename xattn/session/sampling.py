@@ -24,12 +24,15 @@ class Asked:
         prompt_of: for each image, the index of its prompt in ``prompts``.
         embeds: the positive prompts' embeddings, (images, tokens, channels), or None.
         negative_embeds: the negative prompts'.
+        before: what was encoded before it, where guidance's negative prompts have an
+            ``encode_prompt`` of their own: which of the two the images follow, the calls say.
     """
 
     prompts: tuple[Prompt, ...]
     prompt_of: tuple[int, ...]
     embeds: Tensor | None = None
     negative_embeds: Tensor | None = None
+    before: Asked | None = None
 
 
 @dataclass

@@ -1,0 +1,113 @@
+"""FLUX.1: text and image in one attention, [text, image], on packed latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from xattn.models.family import AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.processors.call import Place
+
+_PATCH = 2
+"""Latents are packed 2 x 2 into one position before the call."""
+
+
+@dataclass(frozen=True)
+class Flux:
+    """The family of FLUX.1: dev, schnell, Fill, Control, Kontext.
+
+    Words are T5's; CLIP's text reaches the model as one vector. With ``true_cfg_scale`` guidance
+    runs in two passes, the prompts' first.
+    """
+
+    classes: tuple[str, ...] = ("FluxTransformer2DModel",)
+    map_layers: tuple[str, ...] | None = ("*",)
+    edits: frozenset[str] = frozenset()
+    two_passes: bool = True
+
+    def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
+        """Return the transformer."""
+        return (pipe.transformer,)
+
+    def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
+        """Return the attention of the double blocks, then of the single ones: all joint."""
+        model: Any = getattr(denoiser, "_orig_mod", denoiser)
+        return tuple(
+            AttentionLayer(
+                component + name, module, int(module.heads), "joint", component, patch=_PATCH
+            )
+            for name, module in model.named_modules()
+            if callable(getattr(module, "processor", None)) and hasattr(module, "heads")
+        )
+
+    def grid(self, layer: AttentionLayer, latent: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of packed positions."""
+        return latent[0] // layer.patch, latent[1] // layer.patch
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call ``transformer(hidden_states, ..., timestep, img_ids, txt_ids)``.
+
+        The timestep is a thousandth of the scheduler's; the grid is known by the image's ids.
+        """
+        height, width = _grid_of(arguments["img_ids"])
+        sample = arguments["hidden_states"]
+        return DenoiserCall(
+            sample=sample,
+            latent=(height * _PATCH, width * _PATCH),
+            timestep=arguments["timestep"] * 1000,
+            states=arguments["encoder_hidden_states"],
+            component=component,
+            layout=int(sample.shape[1]),
+        )
+
+    def places(
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> tuple[Place, ...]:
+        """Return where the text, the image and behind it a reference stand, the same in each row.
+
+        Raises:
+            RuntimeError: queries or keys are not as many as the text's and the image's.
+        """
+        height, width = self.grid(layer, call.latent)
+        own, image, text = height * width, call.layout, 0
+        if call.states is not None:
+            text = int(call.states.shape[1])
+        if queries != text + image or keys != text + image or own > image:
+            raise RuntimeError(
+                f"layer {layer.name} has {queries} queries and {keys} keys where {text} of the "
+                f"text and {image} of images, {text + image}, were expected, {own} of them of the "
+                "grid: xattn doesn't know which is which; please report the model's configuration"
+            )
+        place = Place(slice(text, text + own), slice(0, text), slice(text, text + image))
+        return (place,) * call.rows
+
+    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+        """Return T5's positions."""
+        convert = getattr(pipe, "maybe_convert_prompt", None)
+        return (Axis((pipe.tokenizer_2,), convert=convert, texts=("prompt_2",)),)
+
+    def encoded(self, result: Any) -> Encoded:
+        """Read (positive, pooled, ids); negative prompts are encoded by a call of their own."""
+        return Encoded(result[0], None)
+
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Raise ValueError: previews don't know packed latents."""
+        raise ValueError("previews=True can't be had with FLUX's packed latents; leave it out")
+
+
+_grids: Any = WeakIdKeyDictionary()  # reading ids waits for the device: once for each run
+
+
+def _grid_of(ids: Tensor) -> tuple[int, int]:
+    """Return (height, width) of the image's own positions; a reference's first id is not 0."""
+    if ids not in _grids:
+        rows = ids[0] if ids.ndim == 3 else ids
+        own = rows[rows[:, 0] == 0]
+        height, width = (int(side) + 1 for side in own[:, 1:].amax(0).tolist())
+        _grids[ids] = (height, width)
+    found: tuple[int, int] = _grids[ids]
+    return found
