@@ -458,7 +458,7 @@ def labelled(image: Image.Image, text: str, height: int = 26) -> Image.Image:
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    from xattn.toyland.train import tile
+    from xattn.toyland.training.sheets import tile
 
     return tile(tiles, columns)
 

@@ -20,7 +20,8 @@ def load_pipeline(
     """Gives a text-to-image pipeline that is ready to draw.
 
     Args:
-        model: a folder or a hub id; the bundled Toyland model by default.
+        model: a folder, a hub id, or a bundled Toyland model: "unet" (the default),
+            "contextual" or "mmdit"; a folder of such a name goes before.
         device: such as "cpu" or "cuda:1"; accelerate's choice by default.
         dtype: "float32", "float16" or "bfloat16"; half precision on an accelerator by default.
         offload: keeps the weights in the CPU's memory, and brings each "model" to the device when
@@ -55,21 +56,20 @@ def load_pipeline(
 
 
 def _named(model: str | None, dtype: Any) -> Any:
-    if model is None:
-        from xattn.toyland import demo
+    from xattn.toyland.bundle import DTYPE, MODELS, demo, no_bars
 
-        return demo("cpu", dtype)
-    folder = Path(model).expanduser()
+    name: Any = model or "unet"
+    folder = Path(name).expanduser()
+    if model is None or (name in MODELS and not folder.exists()):
+        return demo(name, "cpu", dtype)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"model={model!r} has no model_index.json: it is no folder of a diffusers pipeline"
         )
     from diffusers import DiffusionPipeline  # AutoPipeline... imports every family there is
 
-    from xattn.toyland.bundle import DTYPE, no_bars
-
     try:
-        name = str(folder) if folder.exists() else model
+        name = str(folder) if folder.exists() else name
         with no_bars():
             return DiffusionPipeline.from_pretrained(name, **{DTYPE: dtype})
     except (OSError, ValueError) as error:
