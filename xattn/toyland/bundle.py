@@ -109,6 +109,8 @@ def demo(
     with no_bars():
         if model != "unet" and "vae" not in components:
             components["vae"] = shared_autoencoder(**options)
+        if model == "mmdit":  # from_pretrained asks for the T5 that the folder goes without
+            components = {"text_encoder_3": None, "tokenizer_3": None, **components}
         pipe: StableDiffusionPipeline | StableDiffusion3Pipeline
         pipe = DiffusionPipeline.from_pretrained(folder_of(model), **options, **components)
     return pipe.to(device or usual_device())
