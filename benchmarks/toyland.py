@@ -31,11 +31,13 @@ from PIL import Image, ImageDraw
 from benchmarks.judge import FIRST_SEED, Judge, Seen, Verdict, train_judge, verdicts
 from xattn import toyland
 from xattn.toyland.bundle import MODELS
-from xattn.toyland.scenes import Pairs, Scene, scene
+from xattn.toyland.scenes import Scene, scene
 from xattn.toyland.world import HELD_OUT, SIDE, SIZES
 
 DRAW_SEED, HELD_OUT_SEED, CHOICE_SEED, GROUND_SEED = 10_000_000, 11_000_000, 12_000_000, 13_000_000
 HARD_SEED = 14_000_000
+KINDS = ("training", "held out", "hard")
+"""Kinds of captions that the models are asked to draw."""
 LEVELS = (100, 300, 500, 700, 900)
 THRESHOLDS = np.linspace(0.1, 0.9, 33)
 STEPS, GUIDANCE = 20, 5.0
@@ -204,8 +206,21 @@ def _fill(noun: str) -> float:
     return _FILL[noun]
 
 
+def asked(kind: str, count: int) -> list[Scene]:
+    """Draw the scenes whose captions are asked for; half as many with held-out pairs."""
+    if kind == "hard":
+        return [scene(HARD_SEED + n, hard=True) for n in range(count)]
+    if kind == "held out":
+        return [scene(HELD_OUT_SEED + n, "held out") for n in range(count // 2)]
+    return [scene(DRAW_SEED + n) for n in range(count)]
+
+
 def measure_drawing(
-    pipe: StableDiffusionPipeline, judge: Judge, count: int, keep: Path | None = None
+    pipe: StableDiffusionPipeline,
+    judge: Judge,
+    count: int,
+    keep: Path | None = None,
+    kinds: Sequence[str] = KINDS,
 ) -> tuple[dict[str, Any], list[tuple[Scene, Image.Image, Verdict]]]:
     """Draw captions of unseen seeds and score them; the judge itself is scored on real scenes.
 
@@ -213,13 +228,8 @@ def measure_drawing(
     """
     result: dict[str, Any] = {}
     drawn: list[tuple[Scene, Image.Image, Verdict]] = []
-    usual: tuple[Pairs, Pairs] = ("training", "held out")
-    kinds = {
-        "training": [scene(DRAW_SEED + n, usual[0]) for n in range(count)],
-        "held out": [scene(HELD_OUT_SEED + n, usual[1]) for n in range(count // 2)],
-        "hard": [scene(HARD_SEED + n, hard=True) for n in range(count)],
-    }
-    for kind, wanted in kinds.items():
+    for kind in kinds:
+        wanted = asked(kind, count)
         score = score_hard if kind == "hard" else score_picture
         real, made = Tally(), Tally()
         pictures = [one.image for one in wanted]
@@ -555,7 +565,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"# Toyland: figures of {result['model']}",
         "",
         f"Made by `python -m benchmarks.toyland --model {result['model']}`: {result['pictures']} "
-        f"captions, half as many with held-out pairs, {result['pictures']} hard ones; {STEPS} "
+        f"captions, half as many with held-out pairs, and hard ones; {STEPS} "
         f"steps, guidance {GUIDANCE:g}. "
         "In brackets the 95 % bootstrap interval over scenes, and how many were judged.",
         "",
@@ -642,8 +652,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the pictures")
     parser.add_argument(
         "--only",
-        choices=["drawing", "grounding"],
-        help="measure one half, keep the other's figures",
+        choices=["drawing", "hard", "grounding"],
+        help="measure one part, keep the others' figures; hard is a part of drawing",
     )
     parser.add_argument("--model", choices=MODELS, default="unet")
     parser.add_argument("--count", type=int, help="captions of each kind; 200 by default")
@@ -662,17 +672,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {}
     if options.only and path.exists():
         result = json.loads(path.read_text())
-    result |= {"model": options.model, "pictures": count, "threads": torch.get_num_threads()}
+    if options.only != "hard":
+        result["pictures"] = count
+    result |= {"model": options.model, "threads": torch.get_num_threads()}
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     if options.only != "grounding":
         judge = train_judge(options.judge)
-        result["speed"] = measure_speed(load)
-        result["drawing"], drawn = measure_drawing(pipe, judge, count, options.latents)
+        if options.only != "hard":
+            result["speed"] = measure_speed(load)
+        kinds = ("hard",) if options.only == "hard" else KINDS
+        new, drawn = measure_drawing(pipe, judge, count, options.latents, kinds)
+        result["drawing"] = result.get("drawing", {}) | new
         tiles = [labelled(image, one.caption) for one, image, _ in drawn]
-        chosen = [*tiles[:24], *tiles[count:][:6], *tiles[count + count // 2 :][:12]]
-        sheet(chosen, 6).save(options.out / f"toyland-scenes{ending}.png", optimize=True)
-    if options.only != "drawing" and options.model != "mmdit":
+        if options.only != "hard":
+            chosen = [*tiles[:24], *tiles[count:][:6], *tiles[count + count // 2 :][:12]]
+            sheet(chosen, 6).save(options.out / f"toyland-scenes{ending}.png", optimize=True)
+    if options.only in (None, "grounding") and options.model != "mmdit":
         result["grounding"] = measure_grounding(pipe, count)
         layers = result["grounding"]["layers"]
         names = result["grounding"]["choices"]["chosen layers"]["layers"]
