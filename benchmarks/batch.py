@@ -63,7 +63,7 @@ def memory(folder: Path, items: int, side: int) -> int:
 
 def _draw(out: Path, items: int, side: int) -> None:
     torch.set_num_threads(1)
-    pipe = xattn.demo("cpu")
+    pipe = xattn.demo(device="cpu")
     pipe.set_progress_bar_config(disable=True)
     asked = [{"prompt": text, "steps": 1, "size": [side, side]} for text in prompts(items)]
     if not batch.run(pipe, asked, out).ok:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.quick:
         given.pairs, given.many, given.items, given.steps = 1, 50, 8, 10
-    pipe = xattn.demo("cpu")
+    pipe = xattn.demo(device="cpu")
     pipe.set_progress_bar_config(disable=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

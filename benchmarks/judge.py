@@ -93,7 +93,10 @@ def _worsen(pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 
 
 def train_judge(path: Path, *, scenes: int = 3000, steps: int = 900) -> Judge:
-    """Train the judge, two to five minutes on two cores, or read it from `path`."""
+    """Train the judge, two to five minutes on two cores, or read it from `path`.
+
+    Every second scene is a hard one, every third shows held-out pairs.
+    """
     judge = Judge()
     if path.exists():
         judge.load_state_dict(torch.load(path, weights_only=True))
@@ -101,7 +104,7 @@ def train_judge(path: Path, *, scenes: int = 3000, steps: int = 900) -> Judge:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     kinds: tuple[Pairs, ...] = ("training", "training", "held out")
-    drawn = [scene(FIRST_SEED + n, kinds[n % 3]) for n in range(scenes)]
+    drawn = [scene(FIRST_SEED + n, kinds[n % 3], hard=n % 2 == 1) for n in range(scenes)]
     pixels = to_pixels([one.image for one in drawn])
     labels = torch.from_numpy(np.stack([truth(one) for one in drawn]))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.01)

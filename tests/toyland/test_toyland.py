@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from xattn.toyland import train
-from xattn.toyland.autoencoder import build_autoencoder, encode, normalise_latents
-from xattn.toyland.bundle import WEIGHTS, demo
-from xattn.toyland.denoiser import Denoiser, build_scheduler, snr_weights
-from xattn.toyland.progress import Progress
-from xattn.toyland.team import ALONE
+from xattn.loading import load_pipeline
+from xattn.toyland.bundle import MODELS, WEIGHTS, demo, shared_autoencoder
+from xattn.toyland.scenes import scene
+from xattn.toyland.training import train
+from xattn.toyland.training.autoencoder import build_autoencoder, encode, normalise_latents
+from xattn.toyland.training.dataset import training_scene
+from xattn.toyland.training.denoiser import build_scheduler, build_text_encoder, snr_weights
+from xattn.toyland.training.loop import tokenize
+from xattn.toyland.training.progress import Progress
+from xattn.toyland.training.recipes import RECIPES, assemble_joint, start_from_bundled
+from xattn.toyland.training.team import ALONE
+from xattn.toyland.training.transformer import Transformer
 from xattn.toyland.vocabulary import LENGTH, build_tokenizer, learn_merges
 from xattn.toyland.world import PALETTE, WORDS
 
@@ -51,7 +57,7 @@ def test_the_bundled_tokenizer_is_the_one_that_the_script_makes(tmp_path: Path) 
 
 
 def test_the_bundle_is_small_and_half_precision() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) <= 16_000_000
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")) <= 45_000_000
     from safetensors import safe_open
 
     for path in WEIGHTS.rglob("*.safetensors"):
@@ -77,6 +83,55 @@ def test_demo_takes_components_of_ones_own() -> None:
     scheduler = build_scheduler()
     assert demo(device="cpu", scheduler=scheduler).scheduler.config == scheduler.config
     assert inspect.signature(demo).parameters["dtype"].default is torch.float32
+
+
+@pytest.mark.parametrize("name", ["cpu", "", "UNET"])
+def test_an_unknown_model_is_refused_with_the_names_there_are(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"unet, contextual, mmdit .*device="):
+        demo(name)
+
+
+def test_load_pipeline_knows_the_bundled_models_by_name() -> None:
+    assert load_pipeline("contextual", device="cpu").text_encoder.config.num_hidden_layers == 2
+    assert type(load_pipeline("mmdit", device="cpu")).__name__ == "StableDiffusion3Pipeline"
+    assert load_pipeline("unet", device="cpu").text_encoder.config.num_hidden_layers == 0
+
+
+def test_all_bundled_models_share_the_autoencoder() -> None:
+    files = [path.relative_to(WEIGHTS) for path in WEIGHTS.rglob("vae/*.safetensors")]
+    assert files == [Path("vae/diffusion_pytorch_model.safetensors")]
+    first, *others = (demo(name, device="cpu").vae.state_dict() for name in MODELS)
+    for other in others:
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_the_joint_model_draws_with_and_without_guidance(guidance: float) -> None:
+    pipe = demo("mmdit", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        "a red car on a green lawn",
+        num_inference_steps=2,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert image.size == (128, 128)
+
+
+def test_the_joint_models_prompts_hold_the_longest_hard_caption() -> None:
+    longest = "a small red car on the left and a small blue car and a small pink mug on the right"
+    tokenizer = demo("mmdit", device="cpu").tokenizer
+    assert len(tokenizer(f"{longest} on a grey road at night").input_ids) == 28
+    assert tokenizer.model_max_length == 32
+
+
+def test_a_contextual_encoder_mixes_what_stands_before_a_word() -> None:
+    pipe = demo("contextual", device="cpu")
+    ids = pipe.tokenizer(["a red car", "a blue car"], return_tensors="pt").input_ids
+    with torch.no_grad():
+        red, blue = pipe.text_encoder(ids)[0]
+    assert torch.equal(red[:2], blue[:2])  # the start token and "a"
+    assert all(not torch.allclose(red[n], blue[n], atol=1e-3) for n in (2, 3, 4))
 
 
 def nearest_colour(pixels: Any) -> str:
@@ -125,7 +180,7 @@ def test_weights_of_the_loss_follow_the_signal_to_noise_ratio() -> None:
 
 def test_text_tokens_do_not_mix() -> None:
     tokenizer = build_tokenizer()
-    model = Denoiser(tokenizer).text_encoder
+    model = build_text_encoder(tokenizer)
     ids = tokenizer(["a red car", "a blue car"], return_tensors="pt").input_ids
     with torch.no_grad():
         red, blue = model(ids)[0]
@@ -142,22 +197,95 @@ def test_a_rate_rises_and_ends_at_zero(tmp_path: Path) -> None:
     assert progress.rate(1.0, warmup=4) == pytest.approx(0)
 
 
+def test_one_vector_stands_for_all_of_t5s() -> None:
+    torch.manual_seed(0)
+    model = RECIPES["mmdit"].build().eval()
+    for parameter in model.parameters():  # nothing at zero, so that every part counts
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    pipe = assemble_joint(shared_autoencoder(), model)
+    captions = ["a red car on a green lawn", ""]
+    latents, times = torch.randn(2, 8, 16, 16), torch.tensor([300.0, 900.0])
+    with torch.no_grad():
+        text, _, pooled, _ = pipe.encode_prompt(
+            captions, None, None, do_classifier_free_guidance=False
+        )
+        wanted = pipe.transformer(latents, text, torch.zeros_like(pooled), times).sample
+        model.begin("cpu")
+        made = model(latents, times, tokenize(pipe.tokenizer, captions, 32))
+    assert text.shape == (2, 32 + 256, 128)
+    assert torch.allclose(made, wanted, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_the_pooled_prompt_is_zero_so_the_tokens_carry_everything() -> None:
+    pipe = demo("mmdit", device="cpu")
+    pooled = pipe.encode_prompt("a red car", None, None, do_classifier_free_guidance=False)[2]
+    assert not pooled.any()
+
+
+def test_the_velocity_of_a_perfect_guess_costs_nothing() -> None:
+    class Perfect(Transformer):
+        def forward(self, noisy: Any, timesteps: Any, ids: Any) -> Any:
+            share = timesteps[:, None, None, None] / 1000
+            return (noisy - clean) / share  # noise minus clean
+
+    clean = torch.randn(16, 8, 16, 16)
+    ids = torch.zeros(16, 32, dtype=torch.long)
+    loss = Perfect(build_tokenizer()).loss(clean, ids, torch.Generator().manual_seed(0))
+    assert float(loss) < 1e-8
+
+
+def test_the_contextual_model_starts_from_the_bundled_unet() -> None:
+    model = RECIPES["contextual"].build()
+    start_from_bundled(model)
+    bundled = demo(device="cpu")
+    assert all(
+        torch.equal(model.unet.state_dict()[key], value)
+        for key, value in bundled.unet.state_dict().items()
+    )
+    words = "embeddings.token_embedding.weight"
+    own, base = model.text_encoder.state_dict(), bundled.text_encoder.state_dict()
+    assert torch.equal(own[words], base[words])
+    assert len(own) > len(base)
+
+
+def test_a_mixture_has_hard_scenes_at_odd_seeds() -> None:
+    assert [len(training_scene(n, mixed=True).things) == 3 for n in range(6)] == [False, True] * 3
+    assert training_scene(3).caption == scene(3).caption
+
+
+SMALL = ["--scenes", "8", "--batch", "2", "--save-every", "2", "--sheet-steps", "1"]
+
+
 @pytest.mark.slow
 def test_training_runs_from_nothing_and_resumes(tmp_path: Path) -> None:
-    few = ["--scenes", "8", "--autoencoder-steps", "2", "--decoder-steps", "1", "--batch", "2"]
-    where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    where += ["--sheet-steps", "1"]
-    train.main([*few, *where, "--steps", "2", "--save-every", "2"])
+    few = [*SMALL, "--autoencoder-steps", "2", "--decoder-steps", "1", "--device", "cpu"]
+    where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    train.main([*few, *where, "--steps", "2"])
     assert (tmp_path / "out" / "model_index.json").exists()
     assert (tmp_path / "work" / "sheet-00002.png").exists()
     first = torch.load(tmp_path / "work" / "denoiser.pt", weights_only=True)
-    train.main([*few, *where, "--steps", "3", "--save-every", "2"])
+    train.main([*few, *where, "--steps", "3"])
     second = torch.load(tmp_path / "work" / "denoiser.pt", weights_only=True)
     assert (first["step"], second["step"]) == (2, 3)
-    assert demo_from(tmp_path / "out").unet.config.sample_size == 16
+    assert saved(tmp_path / "out").unet.config.sample_size == 16
 
 
-def demo_from(folder: Path) -> Any:
-    from diffusers import StableDiffusionPipeline
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("contextual", "StableDiffusionPipeline"), ("mmdit", "StableDiffusion3Pipeline")],
+)
+def test_every_model_trains_by_the_same_command(tmp_path: Path, model: str, kind: str) -> None:
+    where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    train.main(["--model", model, "--from-nothing", *SMALL, *where, "--steps", "2"])
+    assert (tmp_path / "work" / "sheet-00002.png").exists()
+    assert type(saved(tmp_path / "out")).__name__ == kind
+    assert (tmp_path / "out" / "losses.png").exists()
 
-    return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+def saved(folder: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if name in index}
+    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from xattn.toyland.scenes import Plan, Thing, Word, caption_words, compose, scene
+from xattn.toyland.scenes import Plan, Scene, Thing, Word, caption_words, compose, scene
 from xattn.toyland.world import COLOURS, GROUNDS, HELD_OUT, NOUNS, PALETTE, WORDS, ground_colour
 
 SEEDS = range(60)
@@ -106,6 +110,84 @@ def test_place_and_size_words_are_true() -> None:
             if thing.size_word:
                 side = ((right - left) * (bottom - top)) ** 0.5
                 assert (side < 45) == (thing.size_word == "small")
+
+
+def test_scenes_that_are_not_hard_stay_what_they_were() -> None:
+    drawn = hashlib.sha256()
+    for seed in (0, 1, 2, 3, 12_000_007):
+        for pairs in ("training", "held out"):
+            one = scene(seed, pairs)
+            drawn.update(one.caption.encode() + one.image.tobytes())
+            for word in sorted(one.masks):
+                drawn.update(word.encode() + one.masks[word].tobytes())
+    assert drawn.hexdigest() == "ec43fc7a2ee9c74ff062edad8c962b2c6891e9058c73b5eab1532e2c01e6d8ca"
+
+
+def test_hard_scenes_show_three_objects_two_of_one_kind() -> None:
+    for plan in (compose(seed, hard=True) for seed in range(300)):
+        nouns = Counter(thing.noun for thing in plan.things)
+        assert sorted(nouns.values()) == [1, 2]
+        colours = {thing.colour for thing in plan.things} | {plan.ground.colour}
+        assert len(colours) == 4
+        assert not any((t.colour, t.noun) in HELD_OUT for t in plan.things)
+
+
+def test_hard_scenes_repeat_by_seed() -> None:
+    first, again = scene(5, hard=True), scene(5, hard=True)
+    assert first.caption == again.caption
+    assert first.image.tobytes() == again.image.tobytes()
+    assert first.caption != scene(5).caption
+
+
+def test_objects_of_hard_scenes_stand_apart_inside_the_picture() -> None:
+    for plan in (compose(seed, hard=True) for seed in range(300)):
+        boxes = sorted(thing.box for thing in plan.things)
+        assert all(left[2] + 2.9 < right[0] for left, right in pairwise(boxes))
+        assert min(box[0] for box in boxes) >= 2.9
+        assert max(box[2] for box in boxes) <= 125.1
+        assert all(0 < box[1] < box[3] < 128 for box in boxes)
+
+
+def test_hard_captions_say_where_things_stand_or_name_them_from_left_to_right() -> None:
+    said = 0
+    for plan in (compose(seed, hard=True) for seed in range(200)):
+        places = {thing.place_word: thing.box for thing in plan.things}
+        said += len(places) == 3
+        if len(places) == 3:
+            assert places["left"][2] < places[""][0] < places[""][2] < places["right"][0]
+        else:
+            assert [t.box for t in plan.things] == sorted(t.box for t in plan.things)
+        assert all((t.size_word == "small") == (_side(t.box) < 28) for t in plan.things)
+    assert 60 < said < 140
+
+
+def _side(box: tuple[float, float, float, float]) -> float:
+    return float(((box[2] - box[0]) * (box[3] - box[1])) ** 0.5)
+
+
+def test_each_occurrence_of_a_word_has_its_own_mask() -> None:
+    for seed in range(40):
+        drawn = scene(seed, hard=True)
+        assert len(drawn.word_masks) == len(drawn.words)
+        for word, mask in zip(drawn.words, drawn.word_masks, strict=True):
+            if isinstance(word.about, int):
+                assert mask is drawn.thing_masks[word.about]
+            assert (mask is None) == (word.about is None)
+        (twin,) = [noun for noun, count in _nouns(drawn).items() if count == 2]
+        assert twin not in drawn.masks
+        assert all(drawn.caption.split().count(word) == 1 for word in drawn.masks)
+        parts = np.stack([*drawn.thing_masks, drawn.ground_mask, drawn.sky_mask])
+        assert (parts.sum(0) == 1).all()
+
+
+def _nouns(drawn: Scene) -> Counter[str]:
+    return Counter(word.text for word in drawn.words if word.text in NOUNS)
+
+
+def test_held_out_hard_scenes_show_a_held_out_pair() -> None:
+    for seed in range(40):
+        things = compose(seed, "held out", hard=True).things
+        assert {(t.colour, t.noun) for t in things} & HELD_OUT
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def load_pipeline(
     """Load a text-to-image pipeline, ready for use.
 
     Args:
-        model: a folder or a hub id; the bundled Toyland model by default.
+        model: a folder, a hub id, or a bundled Toyland model: "unet" (the default),
+            "contextual" or "mmdit"; a folder of such a name goes before.
         device: a name such as "cpu" or "cuda:1"; accelerate's choice by default.
         dtype: "float32", "float16" or "bfloat16"; half precision on an accelerator by default.
         offload: "model" keeps weights in CPU memory and moves each model to the device for its
@@ -56,21 +57,21 @@ def load_pipeline(
 
 
 def _named(model: str | None, dtype: Any) -> Any:
-    if model is None:
-        from xattn.toyland import demo
+    from xattn.devices import DTYPE, no_bars
+    from xattn.toyland.bundle import MODELS, demo
 
-        return demo("cpu", dtype)
-    folder = Path(model).expanduser()
+    name: Any = model or "unet"
+    folder = Path(name).expanduser()
+    if model is None or (name in MODELS and not folder.exists()):
+        return demo(name, "cpu", dtype)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"model={model!r} has no model_index.json: it is not the folder of a diffusers pipeline"
         )
     from diffusers import DiffusionPipeline  # AutoPipeline... would import every family
 
-    from xattn.devices import DTYPE, no_bars
-
     try:
-        name = str(folder) if folder.exists() else model
+        name = str(folder) if folder.exists() else name
         with no_bars():
             return DiffusionPipeline.from_pretrained(name, **{DTYPE: dtype})
     except (OSError, ValueError) as error:

@@ -184,7 +184,7 @@ class Prompt:
         return self._within(word, range(self.extent))
 
     def to_json(self) -> dict[str, Any]:
-        """Gives the prompt as plain JSON values; a token is [position, id, start, end]."""
+        """Return the prompt as plain JSON values; a token is [position, id, start, end]."""
         also = {"also": [stretch.to_json() for stretch in self.also]} if self.also else {}
         return {
             "text": self.text,

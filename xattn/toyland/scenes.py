@@ -1,14 +1,17 @@
 """Scenes of Toyland: a picture, its caption, and the exact mask of every word that has one.
 
 A scene is made in three steps: :func:`compose` draws lots from a seed, :func:`caption_words` says
-what there is, :func:`render` paints it. Two objects are always named from left to right. Now and
-then a caption leaves out a colour or the ground, so that these have to be guessed.
+what there is, :func:`render` paints it. Objects without place words are named from left to right.
+Now and then a caption leaves out a colour or the ground, so that these have to be guessed; a hard
+scene's caption leaves out nothing.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,10 +19,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from .drawing import ASPECT, draw_ground, draw_object, reduce
-from .world import COLOURS, GROUNDS, HELD_OUT, NOUNS, SIDE, SIZES
+from .world import COLOURS, GROUNDS, HARD_SIZES, HELD_OUT, NOUNS, SIDE, SIZES
 
 Mask = npt.NDArray[np.bool_]
 Pairs = Literal["training", "held out"]
+
+MARGIN, GAP = 3.0, 3.0  # pixels beside and between the objects of a hard scene
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Scene:
 
     `masks` has one `(128, 128)` bool array for each word of the caption that names something
     visible: the noun and its attributes share the object's mask, "night" has the sky's. Words
-    such as "a" and "on" have none. No such word stands twice in one caption.
+    such as "a" and "on" have none. In a hard scene a word may stand twice, for two objects
+    ("a red car and a blue car"): such a word is not in `masks`. `word_masks` is parallel to
+    `words` and has the mask of each occurrence, or None.
     """
 
     seed: int
@@ -76,6 +83,7 @@ class Scene:
     thing_masks: tuple[Mask, ...] = field(repr=False)
     ground_mask: Mask = field(repr=False)
     sky_mask: Mask = field(repr=False)
+    word_masks: tuple[Mask | None, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,59 @@ def _two(ground: Ground, pairs: Pairs, rng: np.random.Generator) -> tuple[Thing,
     return tuple(things)
 
 
-def compose(seed: int, pairs: Pairs = "training") -> Plan:
+def _lefts(widths: Sequence[float], rng: np.random.Generator) -> list[float]:
+    """Draw the left edges of objects that stand side by side, at least `GAP` pixels apart."""
+    spare = SIDE - 2 * MARGIN - sum(widths) - GAP * (len(widths) - 1)
+    before = spare * np.sort(rng.random(len(widths)))
+    passed = np.cumsum([0.0, *(width + GAP for width in widths[:-1])])
+    return [MARGIN + float(x) for x in before + passed]
+
+
+def _boxes(
+    nouns: Sequence[str], sides: Sequence[float], horizon: int, rng: np.random.Generator
+) -> list[tuple[float, float, float, float]]:
+    """Draw boxes `(left, top, right, bottom)` for objects of these sizes, left to right."""
+    widths = [side * math.sqrt(ASPECT[noun]) for noun, side in zip(nouns, sides, strict=True)]
+    room = SIDE - 2 * MARGIN - GAP * (len(widths) - 1)
+    shrink = min(1.0, room / sum(widths))
+    widths = [shrink * width for width in widths]
+    boxes = []
+    for noun, width, left in zip(nouns, widths, _lefts(widths, rng), strict=True):
+        height = width / ASPECT[noun]
+        bottom = float(rng.uniform(max(horizon + 22, height + 4), SIDE - 5))
+        boxes.append((left, bottom - height, left + width, bottom))
+    return boxes
+
+
+def _three(ground: Ground, pairs: Pairs, rng: np.random.Generator) -> tuple[Thing, ...]:
+    """Draw three objects, two of one kind; all colours differ, the ground's included.
+
+    Half of these scenes name them from left to right; the others in any order, and say which
+    stand on the left and on the right.
+    """
+    twin, other = (NOUNS[int(pick)] for pick in rng.choice(len(NOUNS), size=2, replace=False))
+    nouns = [twin, twin, other]
+    rng.shuffle(nouns)
+    size_words = [str(rng.choice(["", "small"], p=[0.6, 0.4])) for _ in nouns]
+    sides = [float(rng.uniform(*HARD_SIZES[word])) for word in size_words]
+    boxes = _boxes(nouns, sides, ground.horizon, rng)
+    taken = {ground.colour}
+    things = []
+    for noun, word, box in zip(nouns, size_words, boxes, strict=True):
+        colour = _held_or_free(noun, taken, pairs, rng)
+        taken.add(colour)
+        things.append(Thing(noun, colour, box, bool(rng.random() < 0.5), word))
+    if rng.random() < 0.5:
+        return tuple(things)
+    places = ("left", "", "right")
+    placed = [replace(t, place_word=p) for t, p in zip(things, places, strict=True)]
+    return tuple(placed[int(index)] for index in rng.permutation(3))
+
+
+def compose(seed: int, pairs: Pairs = "training", hard: bool = False) -> Plan:
     """Decide what the scene of a seed shows; "held out" shows pairs that training never does."""
+    if hard:
+        return _compose_hard(seed, pairs)
     rng = np.random.default_rng([seed, 8, int(pairs == "held out")])
     while True:
         name = list(GROUNDS)[int(rng.integers(len(GROUNDS)))]
@@ -160,6 +219,19 @@ def compose(seed: int, pairs: Pairs = "training") -> Plan:
             name, colour, int(rng.integers(36, 49)), said, said and bool(rng.random() > 0.1)
         )
         things = (_one if rng.random() < 0.6 else _two)(ground, pairs, rng)
+        night = bool(rng.random() < 0.2)
+        if pairs == "training" or any((t.colour, t.noun) in HELD_OUT for t in things):
+            return Plan(seed, things, ground, night)
+
+
+def _compose_hard(seed: int, pairs: Pairs) -> Plan:
+    rng = np.random.default_rng([seed, 9, int(pairs == "held out")])
+    while True:
+        name = list(GROUNDS)[int(rng.integers(len(GROUNDS)))]
+        colours = GROUNDS[name]
+        colour = colours[int(rng.choice(len(colours), p=[0.6, 0.2, 0.2]))]
+        ground = Ground(name, colour, int(rng.integers(36, 49)))
+        things = _three(ground, pairs, rng)
         night = bool(rng.random() < 0.2)
         if pairs == "training" or any((t.colour, t.noun) in HELD_OUT for t in things):
             return Plan(seed, things, ground, night)
@@ -177,9 +249,9 @@ def caption_words(plan: Plan) -> tuple[Word, ...]:
         if thing.colour_said:
             words.append(Word(thing.colour, index))
         words.append(Word(thing.noun, index))
-    place = plan.things[0].place_word
-    if place:
-        words += [Word("on"), Word("the"), Word(place, 0)]
+        if thing.place_word:
+            words += [Word("on"), Word("the"), Word(thing.place_word, index)]
+    place = plan.things[0].place_word if len(plan.things) == 1 else ""
     if plan.ground.said:
         words += [Word("of" if place else "on"), Word("a")]
         if plan.ground.colour_said:
@@ -210,6 +282,7 @@ def render(plan: Plan) -> Scene:
     words = caption_words(plan)
     about: dict[int | str, Mask] = {"ground": ground_mask, "sky": sky_mask}
     about.update(enumerate(masks))
+    word_masks = tuple(None if w.about is None else about[w.about] for w in words)
     return Scene(
         seed=plan.seed,
         caption=" ".join(word.text for word in words),
@@ -218,19 +291,32 @@ def render(plan: Plan) -> Scene:
         ground=plan.ground,
         night=plan.night,
         image=reduce(canvas),
-        masks={word.text: about[word.about] for word in words if word.about is not None},
+        masks=_by_text(words, word_masks),
         thing_masks=tuple(masks),
         ground_mask=ground_mask,
         sky_mask=sky_mask,
+        word_masks=word_masks,
     )
 
 
-def scene(seed: int, pairs: Pairs = "training") -> Scene:
-    """Give the scene of a seed: always the same picture, caption and masks.
+def _by_text(words: Sequence[Word], masks: Sequence[Mask | None]) -> dict[str, Mask]:
+    """Mask of each word that stands once among those that have a mask."""
+    counts = Counter(word.text for word in words if word.about is not None)
+    return {
+        word.text: mask
+        for word, mask in zip(words, masks, strict=True)
+        if mask is not None and counts[word.text] == 1
+    }
 
-    Training uses seeds from 0 to below ten million, so from there on a scene is unseen.
+
+def scene(seed: int, pairs: Pairs = "training", *, hard: bool = False) -> Scene:
+    """Return the scene of a seed: always the same picture, caption and masks.
+
+    Training uses seeds from 0 to below ten million, so from there on a scene is unseen. Hard
+    scenes have three objects, two of one kind in different colours, some of them small, and place
+    words in half of the captions; seeds of hard and other scenes have nothing in common.
 
     >>> scene(3).caption
     'a large purple boat on an orange lawn'
     """
-    return render(compose(seed, pairs))
+    return render(compose(seed, pairs, hard))

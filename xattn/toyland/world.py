@@ -51,6 +51,9 @@ HELD_OUT: Final = frozenset(
 SIZES: Final[dict[str, tuple[int, int]]] = {"small": (32, 38), "": (46, 62), "large": (70, 82)}
 """Size word (or none) -> range of an object's side in pixels, in scenes of one object."""
 
+HARD_SIZES: Final[dict[str, tuple[int, int]]] = {"small": (23, 27), "": (33, 40)}
+"""The same in hard scenes, of three objects; objects too wide to stand side by side shrink."""
+
 SKY: Final[RGB] = (206, 230, 245)
 NIGHT_SKY: Final[RGB] = (26, 32, 72)
 NIGHT: Final = (0.48, 0.48, 0.62)

@@ -1,0 +1,151 @@
+"""The training loop that all denoisers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from .progress import Progress
+from .team import ALONE, Team
+
+CAPTION_DROPOUT = 0.1
+
+
+class Trainable(torch.nn.Module, ABC):
+    """A denoiser with its text encoders, as one module: one optimiser and average hold both."""
+
+    @abstractmethod
+    def loss(self, clean: Tensor, ids: Tensor, random: torch.Generator) -> Tensor:
+        """Return the loss of clean latents, `(batch, 8, 16, 16)`, and their captions' ids."""
+
+    @abstractmethod
+    def begin(self, device: str) -> None:
+        """Install the attention to train with."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Put the default attention back."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded scenes: latents `(count, 8, 16, 16)`, and token ids `(count, length)`."""
+
+    latents: Tensor
+    ids: Tensor
+    empty: Tensor
+    """Ids of the empty caption, `(1, length)`."""
+
+    def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw examples; every tenth or so with an empty caption, for guidance."""
+        chosen = torch.randint(len(self.latents), (count,), generator=random)
+        dropped = torch.rand(count, 1, generator=random) < CAPTION_DROPOUT
+        return self.latents[chosen].float(), torch.where(dropped, self.empty, self.ids[chosen])
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str], length: int) -> Tensor:
+    """Token ids, `(captions, length)`."""
+    ids: Tensor = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, in which batches, and how fast.
+
+    `batch` is the whole team's; `minutes` ends the training sooner, by the clock.
+    """
+
+    steps: int
+    minutes: float | None = None
+    batch: int = 32
+    peak_rate: float = 1.5e-3
+    warmup: int = 200
+    decay: float = 0.998
+    """Of the moving average of the weights, for each step."""
+    save_every: int = 250
+
+
+def train(
+    model: Trainable,
+    name: str,
+    examples: Examples,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    device: str = "cpu",
+    autocast: bool = True,
+    look: Callable[[Trainable, int], None] | None = None,
+    team: Team = ALONE,
+) -> None:
+    """Train a denoiser in place, and leave it with the moving average of its weights.
+
+    Resumes from `folder`. `look` is called with the averaged model and the step each time that a
+    checkpoint is written.
+    """
+    model.to(device).train()
+    model.begin(device)
+    average = EMAModel(
+        model.parameters(), decay=schedule.decay, min_decay=0.0, use_ema_warmup=False
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.peak_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    progress = Progress(folder, name, schedule.steps, schedule.minutes, team)
+    state = progress.resume()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+    running = 0.0
+    while progress.share < 1:
+        random = torch.Generator().manual_seed(progress.step * team.size + team.rank)
+        clean, ids = examples.draw(schedule.batch // team.size, random)
+        rate = progress.rate(schedule.peak_rate, schedule.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = model.loss(clean.to(device), ids.to(device), random)
+        loss.backward()
+        team.average_gradients(model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.step(model.parameters())
+        progress.advance()
+        running += float(loss.detach()) / 25
+        if progress.step % 25 == 0:
+            progress.log(loss=running, rate=rate)
+            running = 0.0
+        if progress.step % schedule.save_every == 0 or progress.share >= 1:
+            progress.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.state_dict(),
+                }
+            )
+            if look is not None and team.leads:
+                average.store(model.parameters())
+                average.copy_to(model.parameters())
+                model.end()
+                look(model.eval(), progress.step)
+                model.train()
+                model.begin(device)
+                average.restore(model.parameters())
+    average.copy_to(model.parameters())
+    model.end()
+    model.eval()
