@@ -166,7 +166,7 @@ def test_edits_are_bounded_and_must_change_something(studio):
         studio.edit(drawing, many, silent, apart=True)
     both = studio.edit(drawing, {1: Change("blue")}, silent, added="at night", apart=True)
     assert both.result is not None
-    assert both.result.prompts[1:] == ["a blue car on a red lawn", f"{PROMPT} at night"]
+    assert both.result.prompts[1:] == ("a blue car on a red lawn", f"{PROMPT} at night")
 
 
 def test_two_visitors_at_once_get_their_own(studio):
