@@ -45,10 +45,10 @@ def record(
     ``trace[i]`` selects another.
 
     Args:
-        pipe: a Stable Diffusion or SDXL pipeline (text, img2img, inpaint, ControlNet ...), or an
-            ``xattn.Loop`` for a custom sampling loop.
-        keep: the axes to keep, of "step", "layer", "head". The others are averaged while running,
-            in float32, and take no memory.
+        pipe: a pipeline of Stable Diffusion 1, 2, XL or 3 (text, img2img, inpaint, ControlNet ...)
+            or of FLUX.1, or an ``xattn.Loop`` for a sampling loop of your own.
+        keep: which of the axes "step", "layer", "head" stay apart. Those left out are averaged
+            while running, in float32, and take no memory.
         words: the words, phrases or token positions to keep; every token of the prompts by
             default. ``range(77)`` includes start, end and padding tokens.
         layers: names or globs of the layers to record, such as "up_blocks.*"; a ControlNet's
