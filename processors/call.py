@@ -174,8 +174,8 @@ class AttentionCall:
             sums = self._sums[rows]
         else:
             sums = log_sums(query, key, mask, self.scale)
-        if mask is not None and mask.ndim == 4 and mask.shape[-2] > 1:
-            mask = mask[:, :, queries]
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., queries, :]
         return kept_maps(query[:, :, queries], key, self.scale, sums[:, :, queries], keys, mask)
 
 
