@@ -41,7 +41,7 @@ class Previews(Instrument):
         if scale and len(noise) == 2 * len(guided):
             other = noise[: len(guided)] if rows.start else noise[len(guided) :]
             guided = other + scale * (guided - other)
-        clean = _clean(sampling, sample, guided, sampling.schedule.timesteps[call.step])
+        clean = _clean(sampling, sample, guided, sampling.schedule.at[call.number])
         sampling.estimates[call.step].copy_(clean.detach(), non_blocking=True)
 
     def end(self, sampling: Sampling) -> None:

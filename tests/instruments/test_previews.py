@@ -1,0 +1,80 @@
+"""Previews alone: a family whose clean latents say what they were made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fakes import call_of, sampling, schedule
+from xattn.instruments.previews import Previews
+from xattn.session.sampling import Sampling
+
+
+def started(**other: Any) -> tuple[Previews, Sampling]:
+    """Two images with guidance; the sample of each row is its number."""
+    sample = torch.arange(4.0)[:, None, None, None].expand(4, 4, 2, 2)
+    run = sampling(("a red car", "blue"), sample=sample, **other)
+    previews = Previews()
+    previews.begin(run)
+    return previews, run
+
+
+def noise(*rows: float) -> Any:
+    return torch.tensor(rows).float()[:, None, None, None].expand(-1, 4, 2, 2)
+
+
+def test_room_is_made_for_every_step_and_image() -> None:
+    _, run = started()
+    assert run.estimates is not None
+    assert run.estimates.shape == (3, 2, 4, 2, 2)
+    assert run.estimates.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("scale", "rows", "guided"),
+    [
+        (None, slice(2, 4), (7, 9)),  # the conditional prediction alone
+        (3.0, slice(2, 4), (1 + 3 * 6, 2 + 3 * 7)),  # negative + scale (positive - negative)
+        (3.0, slice(0, 2), (7 + 3 * -6, 9 + 3 * -7)),  # the positive first
+    ],
+)
+def test_guidance_is_applied_as_the_pipeline_does(scale: Any, rows: slice, guided: Any) -> None:
+    previews, run = started(facts={"guidance_scale": scale})
+    previews.after_call(run, call_of(run, 1, output=noise(1, 2, 7, 9), conditional=(rows,)))
+    assert run.estimates is not None
+    want = torch.tensor(guided) * 10 + torch.arange(4.0)[rows] + 20
+    assert torch.equal(run.estimates[1, :, 0, 0, 0].float(), want)
+    assert not run.estimates[[0, 2]].any()
+
+
+def test_a_call_without_guidance_is_taken_as_it_is() -> None:
+    previews, run = started(facts={"guidance_scale": 3.0})
+    call = call_of(run, output=noise(7, 9), conditional=(slice(0, 2),))
+    call.sample = run.sample[:2]
+    previews.after_call(run, call)
+    assert run.estimates is not None
+    assert run.estimates[0, :, 0, 0, 0].tolist() == [100, 121]
+
+
+def test_a_steps_second_call_is_read_at_its_own_timestep() -> None:
+    previews, run = started(schedule=schedule(30.0, 20.0, 20.0, order=2))
+    for number, timestep in enumerate((30, 20, 20)):
+        call = call_of(run, number, output=noise(0, 0, 0, 0))
+        previews.after_call(run, call)
+        assert run.estimates is not None
+        assert run.estimates[call.step, :, 0, 0, 0].tolist() == [2 + timestep, 3 + timestep]
+
+
+def test_estimates_keep_no_gradients() -> None:
+    previews, run = started()
+    output = noise(1.0, 2, 3, 4).clone().requires_grad_()
+    previews.after_call(run, call_of(run, output=output))
+    assert run.estimates is not None
+    assert not run.estimates.requires_grad
+
+
+def test_previews_need_a_schedule() -> None:
+    with pytest.raises(ValueError, match="previews=True needs scheduler="):
+        started(schedule=None)
