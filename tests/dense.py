@@ -163,18 +163,17 @@ def inside(step: int, steps: int, window: Window) -> bool:
 
 
 def edited(source: Tensor, own: Tensor, sibling: Sibling, step: int, steps: int) -> Tensor:
-    """Gives e · (c · A M + (1 - c) · B), column by column; (..., queries, tokens)."""
-    source, own = source.movedim(-1, 0).contiguous(), own.movedim(-1, 0).contiguous()
-    columns = []
-    for n, column in enumerate(own):
+    """Gives e · (c · A M + (1 - c) · B); (..., queries, tokens)."""
+    length = own.shape[-1]
+    mapping = own.new_zeros(source.shape[-1], length)  # M
+    follows = own.new_zeros(length)  # c
+    for n, partners in enumerate(sibling.partners):
         window = sibling.word_windows.get(n, sibling.cross)
-        partners = sibling.partners[n]
-        if partners is not None and inside(step, steps, window):
-            column = torch.zeros_like(column)
-            for w, share in partners.items():
-                column = column + share * source[w]
-        columns.append(sibling.weights.get(n, 1.0) * column)
-    return torch.stack(columns).movedim(0, -1)
+        follows[n] = partners is not None and inside(step, steps, window)
+        for w, share in (partners or {}).items():
+            mapping[w, n] = share
+    weights = torch.tensor([sibling.weights.get(n, 1.0) for n in range(length)]).to(own)  # e
+    return weights * (follows * (source @ mapping) + (1 - follows) * own)
 
 
 @dataclass
