@@ -65,52 +65,16 @@ def close(one: Tensor, two: Tensor) -> bool:
     return bool((one - two).abs().max() <= 1e-4 * two.abs().max())
 
 
-# -- against the definitions ----------------------------------------------------------------------
+# -- against the definitions: schedulers and guidance; the edits in test_editing_definitions -----
 
 NIGHT = "a red car on a green lawn at night"
 BOARD = "a red skateboard on a green lawn"
 
 CASES: dict[str, tuple[Any, str, Callable[[], dense.Sibling]]] = {
-    "replace": (
-        Replace("red", "blue"),
-        BLUE,
-        lambda: dense.Sibling(dense.by_words(read(CAR), read(BLUE))),
-    ),
-    "replace by a longer word": (
-        Replace("car", "skateboard", cross_steps=(0.2, 0.7), self_steps=(0.4, 1.0)),
-        BOARD,
-        lambda: dense.Sibling(
-            dense.by_words(read(CAR), read(BOARD)), cross=(0.2, 0.7), self_=(0.4, 1.0)
-        ),
-    ),
-    "words on schedules of their own": (
-        Replace("red", "blue", word_steps={"blue": 0.2, "lawn": (0.4, 1.0)}),
-        BLUE,
-        lambda: dense.Sibling(
-            dense.by_words(read(CAR), read(BLUE)), word_windows={2: (0.0, 0.2), 7: (0.4, 1.0)}
-        ),
-    ),
     "refine": (
         Refine(NIGHT, cross_steps=0.6),
         NIGHT,
         lambda: dense.Sibling(dense.by_insertion(read(CAR), read(NIGHT)), cross=(0.0, 0.6)),
-    ),
-    "reweight": (
-        Reweight({"red": 3.0, "lawn": -0.5}),
-        CAR,
-        lambda: dense.Sibling(dense.identity(), weights={2: 3.0, 7: -0.5}),
-    ),
-    "replace and reweight": (
-        [Replace("red", "blue"), Reweight("blue", 2.0, cross_steps=0.4)],
-        BLUE,
-        lambda: dense.Sibling(
-            dense.by_words(read(CAR), read(BLUE)), cross=(0.0, 0.4), weights={2: 2.0}
-        ),
-    ),
-    "refine and reweight": (
-        [Refine(NIGHT), Reweight("night", 0.0)],
-        NIGHT,
-        lambda: dense.Sibling(dense.by_insertion(read(CAR), read(NIGHT)), weights={9: 0.0}),
     ),
     "local blend": (
         [Replace("car", "boat"), LocalBlend("car", subtract="red", threshold=0.85, start=0.4)],
@@ -121,27 +85,6 @@ CASES: dict[str, tuple[Any, str, Callable[[], dense.Sibling]]] = {
         ),
     ),
 }
-
-
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_every_edit_follows_its_definition(family: str) -> None:
-    # SDXL's tiny twin blows rounding up, so that only more digits tell it from an error
-    dtype = torch.float64 if family == "sdxl" else torch.float32
-    pipe = getattr(tiny, family)().to(dtype=dtype)
-    texts = [CAR, *(text for _, text, _ in CASES.values())]
-    reference = dense.Dense([make() for _, _, make in CASES.values()], STEPS, (32, 32))
-    want = reference.run(pipe, texts, 0, num_inference_steps=STEPS)
-    got = run(pipe, *(edits for edits, _, _ in CASES.values()))
-    assert list(got.prompts) == texts
-    assert close(got.source, want[0])
-    for name, one, two in zip(CASES, got.images, want[1:], strict=True):
-        assert close(one, two), name
-    masks, expected = got.masks[-1], reference.masks[-1]
-    assert masks is not None
-    assert torch.equal(masks[-len(expected) :], torch.stack(expected))
-    assert 0.02 < float(masks[-1].float().mean()) < 0.98
-    for name, one, two in zip(CASES, got.images, plain(pipe, texts[1:]), strict=True):
-        assert not close(one, two), f"{name} has no effect"
 
 
 TWICE = {"heun", "kdpm2"}
@@ -713,7 +656,11 @@ def test_images_can_be_the_base(family: str) -> None:
 def test_explicit_processors_are_edited_alike() -> None:
     one, two = tiny.sd1(), tiny.sd1()
     two.unet.set_attn_processor(AttnProcessor())
-    edits = [CASES[name][0] for name in CASES]
+    edits = [
+        Replace("car", "skateboard", cross_steps=(0.2, 0.7), self_steps=(0.4, 1.0)),
+        [Refine(NIGHT), Reweight({"night": 0.0, "lawn": -0.5})],
+        CASES["local blend"][0],
+    ]
     first, second = run(one, *edits), run(two, *edits)
     for a, b in zip(first.images, second.images, strict=True):
         assert close(a, b)
