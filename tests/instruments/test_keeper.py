@@ -14,6 +14,7 @@ from xattn.instruments.keeper import Fingerprint, Keeper, KeptSource
 from xattn.models.family import AttentionLayer
 from xattn.processors.call import AttentionCall
 from xattn.processors.editing import KeptCalls
+from xattn.session.clock import Schedule
 
 
 class Attn(nn.Module):
@@ -80,7 +81,7 @@ def test_keys_that_stay_the_same_are_stored_once() -> None:
 
 
 def test_what_would_not_fit_is_refused_before_the_first_step() -> None:
-    endless = schedule(*range(10**6, 0, -1))
+    endless = Schedule(steps=(0,) * 10**6, timesteps=(9.0,) * 10**6, at=(9.0,) * 10**6)
     made = keeper(KeptSource("a red car", 1))
     with pytest.raises(MemoryError, match=r"keeping the source takes .* fewer steps or images"):
         made.begin(sampling(("a", "b"), latent=(64, 64), schedule=endless))
