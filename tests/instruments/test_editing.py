@@ -452,7 +452,7 @@ def test_a_source_is_kept_alone_bit_for_bit_and_edited_later(generator: Generato
     want = run(pipe, edits)
     alone = run(pipe, keep_source=True)
     assert torch.equal(alone.source, pipe(CAR, generator=generator(), **QUIET).images[0])
-    assert alone.images == []
+    assert alone.images == ()
     assert alone.prompts == (CAR,)
     assert alone.trace is not None
     assert alone.trace.prompts == (CAR,)
