@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LARGEST = 1000.0
+"""The largest guidance or weight that makes sense: half precision overflows beyond it."""
+
 
 def size_of(text: str) -> tuple[int, int]:
     """Parse a size in pixels, "512" or "768x512" (width x height), into (height, width).
@@ -14,6 +17,21 @@ def size_of(text: str) -> tuple[int, int]:
         raise ValueError(f"{text!r} is not a size: use 512, or 768x512 (width x height)")
     width, height = int(sides[0]), int(sides[-1])
     return height, width
+
+
+def number_of(text: str) -> float:
+    """Read a number that a model can be multiplied by: finite, in [-1000, 1000].
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not abs(value) <= LARGEST:  # a NaN too
+        raise ValueError(f"{text!r} is out of range: give a number from -1000 to 1000")
+    return value
 
 
 def size_text(nbytes: int) -> str:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 from xattn.app.settings import Settings
 from xattn.devices import DTYPE
-from xattn.edits.kinds import Edit, Refine, Replace, Reweight
-
-# -- the same in Python
+from xattn.edits.codec import to_python
+from xattn.edits.kinds import Edit
 
 
 def script(
     settings: Settings, edits: Sequence[Sequence[Edit]], model: str | None, dtype: str
 ) -> str:
-    """Gives a Python program that draws the same."""
+    """Return a Python program that draws the same."""
     arguments = settings.arguments()
     options = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
     lines = ["import torch", "", "import xattn", ""]
@@ -56,21 +55,4 @@ def script(
 
 
 def _source(edits: Sequence[Edit]) -> str:
-    return "[" + ", ".join(f"xattn.{_call(each)}" for each in edits) + "]"
-
-
-def _call(edit: Edit) -> str:
-    timing = [
-        f"{name}={value!r}"
-        for name in ("occurrence", "cross_steps", "self_steps")
-        if (value := getattr(edit, name, None)) is not None
-    ]
-    if isinstance(edit, Replace):
-        swaps = dict(edit.swaps)
-        pair = [repr(part) for part in next(iter(swaps.items()))]
-        return f"Replace({', '.join((pair if len(swaps) == 1 else [repr(swaps)]) + timing)})"
-    if isinstance(edit, Refine):
-        return f"Refine({', '.join([repr(edit.prompt), *timing])})"
-    if isinstance(edit, Reweight):
-        return f"Reweight({', '.join([repr(dict(edit.items)), *timing])})"
-    return f"LocalBlend({list(edit.words)!r})"
+    return "[" + ", ".join(map(to_python, edits)) + "]"

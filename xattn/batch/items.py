@@ -7,21 +7,24 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from xattn.edits.kinds import Edit, LocalBlend, Refine, Replace, Reweight, composed, fits_float32
+from xattn.edits.codec import from_json, texts_of
+from xattn.edits.kinds import Edit, LocalBlend, Refine, Replace, Reweight, composed
 from xattn.edits.plan import make_plan
+from xattn.edits.timing import is_number
 from xattn.maps.select import kept_positions
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize_all
-from xattn.units import size_of
+from xattn.units import LARGEST, size_of
 
 _NAME = re.compile(r"([\w-]+/)*[\w-][\w.-]*")
 _SEEDS = 2**63
 _SIDES = 8192
+_STRENGTH = f"a number from {-LARGEST:g} to {LARGEST:g}"
 
 
 class ItemError(ValueError):
@@ -30,7 +33,7 @@ class ItemError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """What is to be drawn and recorded.
+    """One image to draw and record, and the edited siblings beside it.
 
     Attributes:
         prompt: the text.
@@ -69,8 +72,9 @@ class Item:
         _need_number("seed", self.seed, 0, _SEEDS - 1)
         _need_number("steps", self.steps, 1, 10_000)
         scale = self.guidance_scale
-        right = scale is None or (fits_float32(scale) and not isinstance(scale, bool))
-        _need(right, "guidance_scale", "a number that float32 can hold", scale)
+        number = is_number(scale) and not isinstance(scale, bool)
+        right = scale is None or (number and abs(scale) <= LARGEST)  # a NaN is not
+        _need(right, "guidance_scale", _STRENGTH, scale)
         object.__setattr__(self, "words", _words(self.words))
         object.__setattr__(self, "size", _size(self.size))
         object.__setattr__(self, "edits", _edits(self.edits))
@@ -79,7 +83,7 @@ class Item:
 
     @classmethod
     def from_json(cls, data: Any) -> Item:
-        """Gives the item of a JSON object.
+        """Return the item of a JSON object.
 
         An edit is an object with one of "replace", "refine", "reweight", "blend" and the options
         of that edit, or a list of such objects; "edits" is a list of those.
@@ -90,19 +94,19 @@ class Item:
         known = [f.name for f in fields(cls)]
         unknown = [str(key) for key in data if key not in known]
         if unknown:
-            raise ItemError(f"there is no {unknown[0]!r}; an item has {', '.join(known)}")
+            raise ItemError(f"an item has no field {unknown[0]!r}; it has {', '.join(known)}")
         if "prompt" not in data:
             raise ItemError("prompt is missing")
         return cls(**{**data, "edits": _parse_edits(data.get("edits") or ())})
 
     @property
     def digest(self) -> str:
-        """What tells the item from others: the hash of everything it says."""
+        """Hash of every field, by which a resumed batch knows the item."""
         return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """What the items of one call of the pipeline have in common."""
+        """Settings that the items of one call of the pipeline share."""
         return (self.steps, self.size, self.guidance_scale, self.negative_prompt is None)
 
 
@@ -121,7 +125,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong with a line; 0 where it concerns the batch as a whole."""
+    """A line and why it failed; line 0 stands for the batch as a whole."""
 
     line: int
     message: str
@@ -134,12 +138,12 @@ Items = str | os.PathLike[str] | Iterable[Item | Mapping[str, Any]]
 
 
 def read_items(items: Items) -> tuple[list[Numbered], list[Failure]]:
-    """Reads items from a JSON Lines file, or checks those that are given.
+    """Read items from a JSON Lines file, or check those that are given.
 
-    Empty lines are passed over. An item without a seed gets the one of its line, from 0.
+    Empty lines are skipped. An item without a seed gets the one of its line, from 0.
 
     Returns:
-        The sound ones, and what is wrong with the others.
+        The items that can be drawn, and a failure for each of the others.
     """
     found: list[Numbered] = []
     failures: list[Failure] = []
@@ -172,7 +176,7 @@ def reason(error: Exception) -> str:
 
 
 def check_item(item: Item, pipe: Any) -> None:
-    """Finds out whether a pipeline can draw an item: words, edits and sizes.
+    """Check that a pipeline can draw an item: its words, edits, size and steps.
 
     Raises:
         ValueError: it can't, and why.
@@ -187,7 +191,7 @@ def check_item(item: Item, pipe: Any) -> None:
 
 
 def positions_of(item: Item, pipe: Any) -> tuple[int, ...]:
-    """Gives the token positions that are kept of an item, in any of its prompts.
+    """Return the token positions that are kept of an item, in any of its prompts.
 
     Raises:
         ValueError: a word isn't in the prompt, or an edit doesn't fit it.
@@ -233,7 +237,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> Any:
-    raise ItemError(f"{name} is no number in JSON")
+    raise ItemError(f"{name} is not a number in JSON; give a finite one, or leave the field out")
 
 
 # -- checking
@@ -269,6 +273,8 @@ def _words(given: Any) -> tuple[str, ...] | None:
         return None
     right = isinstance(given, list | tuple) and all(isinstance(w, str) for w in given) and given
     _need(bool(right), "words", "a list of words", given)
+    for word in given:
+        _check_characters("words", word)
     return tuple(given)
 
 
@@ -299,71 +305,17 @@ def _check_name(name: str) -> None:
         )
 
 
-_KINDS: dict[str, Any] = {
-    "replace": Replace,
-    "refine": Refine,
-    "reweight": Reweight,
-    "blend": LocalBlend,
-}
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "replace": lambda given: isinstance(given, Mapping) and _all_texts(given.values()),
-    "refine": lambda given: isinstance(given, str),
-    "reweight": lambda given: isinstance(given, Mapping),
-    "blend": lambda given: (
-        isinstance(given, str) or (isinstance(given, list) and _all_texts(given))
-    ),
-}
-_WANTED = {
-    "replace": 'an object of words and what takes their places, such as {"red": "blue"}',
-    "refine": "a text",
-    "reweight": 'an object of words and their weights, such as {"red": 3.0}',
-    "blend": "a word or a list of words",
-}
-
-
-def _all_texts(given: Iterable[Any]) -> bool:
-    return all(isinstance(one, str) for one in given)
-
-
 def _parse_edits(given: Any) -> tuple[tuple[Edit, ...], ...]:
     _need(isinstance(given, list | tuple), "edits", "a list", given)
     return tuple(
-        tuple(_parse_edit(part) for part in (one if isinstance(one, list) else [one]))
+        tuple(_parse_edit(part) for part in (one if isinstance(one, list | tuple) else [one]))
         for one in given
     )
 
 
 def _parse_edit(data: Any) -> Edit:
-    if isinstance(data, Replace | Refine | Reweight | LocalBlend):
-        return data
-    _need(isinstance(data, Mapping), "an edit", "an object", data)
-    named = [key for key in data if key in _KINDS]
-    if len(named) != 1:
-        raise ItemError(f"an edit has one of {', '.join(_KINDS)}, got {_short(dict(data))}")
-    kind = named[0]
-    _need(_FITS[kind](data[kind]), kind, _WANTED[kind], data[kind])
-    options = {key: _option(value) for key, value in data.items() if key != kind}
-    known = {f.name for f in fields(_KINDS[kind]) if f.kw_only} - {"mask"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ItemError(f"{kind} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    shares = options.get("word_steps", {})
-    what = 'an object of words and shares of the run, such as {"blue": 0.5}'
-    _need(isinstance(shares, Mapping), "word_steps", what, shares)
-    _need_number("occurrence", options.get("occurrence"), 0, 10_000)
-    try:
-        edit: Edit = _KINDS[kind](data[kind], **options)
-    except (TypeError, AttributeError) as error:
-        raise ItemError(f"{kind}: {error}") from None
-    return edit
-
-
-def _option(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, Mapping):
-        return {key: _option(each) for key, each in value.items()}
-    return value
+    """Return an edit, made of JSON unless it is one."""
+    return data if isinstance(data, Replace | Refine | Reweight | LocalBlend) else from_json(data)
 
 
 def _edits(given: Any) -> tuple[tuple[Edit, ...], ...]:
@@ -371,4 +323,8 @@ def _edits(given: Any) -> tuple[tuple[Edit, ...], ...]:
     for part in (part for one in found for part in one):
         if isinstance(part, LocalBlend) and part.mask is not None:
             raise ItemError("a LocalBlend in a batch takes words, not a mask")
+        for word, weight in part.items.items() if isinstance(part, Reweight) else ():
+            _need(abs(weight) <= LARGEST, f"the weight of {word!r}", _STRENGTH, weight)
+        for text in texts_of(part):
+            _check_characters("an edit", text)
     return found

@@ -11,6 +11,9 @@ from typer.core import TyperCommand
 
 from xattn.cli import options as o
 from xattn.cli.output import Folder, consoles, print_json, tell
+from xattn.edits import codec
+from xattn.edits.kinds import Edit, LocalBlend, Reweight
+from xattn.units import number_of
 
 EDIT_EPILOG = """Each of --replace, --refine and --reweight makes an image of its own. A
 [bold]+[/bold] before one of them adds it to the edit before, and --blend always belongs to the edit
@@ -20,14 +23,16 @@ Example: [bold]xattn edit "a red car on a green lawn" --replace red=blue --blend
 --refine "a red car on a green lawn at night" --replace car=boat + --reweight red=2[/bold]"""
 SWEEP_EPILOG = """Example: [bold]xattn sweep "a red car on a green lawn" red
 --weights -1,0,1,3[/bold]"""
-KINDS = ("replace", "refine", "reweight", "blend")
+
+
+BLEND = "blend"  # the one kind of edit that belongs to the edit before it
 
 
 class EditCommand(TyperCommand):
-    """Remembers the order in which edits were given, and the + between them."""
+    """A command that keeps the order of its edits, and the + between them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Reads the arguments."""
+        """Parse the arguments, and note how the edits are grouped."""
         groups, rest = grouped(args)
         parsed: list[str] = super().parse_args(ctx, rest)
         ctx.meta["xattn.edits"] = groups
@@ -35,7 +40,7 @@ class EditCommand(TyperCommand):
 
 
 def grouped(args: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Gives the kinds of the edits, those of one sibling together; and the arguments without +.
+    """Return the kinds of the edits, grouped by sibling, and the arguments without +.
 
     >>> grouped(["--replace", "a=b", "--blend", "b", "--reweight", "a=2", "+", "--refine", "c"])[0]
     [['replace', 'blend'], ['reweight', 'refine']]
@@ -51,13 +56,13 @@ def grouped(args: Sequence[str]) -> tuple[list[list[str]], list[str]]:
             continue
         rest.append(arg)
         name, equals, _ = arg.partition("=")
-        if is_value or name.removeprefix("--") not in KINDS or not name.startswith("--"):
+        if is_value or name.removeprefix("--") not in codec.KINDS or not name.startswith("--"):
             is_value = False
             continue
         kind, is_value = name.removeprefix("--"), not equals
-        if kind == "blend" and not groups:
+        if kind == BLEND and not groups:
             raise typer.BadParameter("--blend belongs to the edit before it, and there is none")
-        if joins or kind == "blend":
+        if joins or kind == BLEND:
             groups[-1].append(kind)
         else:
             groups.append([kind])
@@ -68,25 +73,21 @@ def grouped(args: Sequence[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands to the app."""
     app.command(cls=EditCommand, epilog=EDIT_EPILOG)(edit)
     app.command(epilog=SWEEP_EPILOG)(sweep)
 
 
 def _share(text: str) -> Any:
-    parts = text.split(":")
     try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or not all(0 <= n <= 1 for n in numbers):
-        raise typer.BadParameter(f"{text!r} is no share of the run: give 0.8, or 0.2:0.8")
-    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+        return codec.share_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _weights(text: str) -> list[float]:
     try:
-        return [o.number_of(part) for part in text.split(",")]
+        return [number_of(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{error}; write them as -1,0,1,2,4") from None
 
@@ -200,8 +201,6 @@ def sweep(
     debug: o.DebugOption = False,
 ) -> None:
     """Draw a prompt with one of its words weaker and stronger, side by side."""
-    from xattn import Reweight
-
     timing = {"cross_steps": cross_steps, "self_steps": self_steps}
     with o.asked():
         edits = [[Reweight({word: weight}, **timing)] for weight in weights]
@@ -215,10 +214,8 @@ def read_edits(
     values: dict[str, Many],
     timing: dict[str, Any],
     threshold: float | None,
-) -> list[list[Any]]:
-    """Makes edits of the options' texts, in the order in which they were given."""
-    from xattn import LocalBlend, Refine, Replace, Reweight
-
+) -> list[list[Edit]]:
+    """Make edits of the options' texts, in the order in which they were given."""
     if not groups:
         raise typer.BadParameter("nothing to edit: give --replace, --refine or --reweight")
     if threshold is not None and not values["blend"]:
@@ -227,37 +224,13 @@ def read_edits(
     left = {kind: iter(given or ()) for kind, given in values.items()}
     siblings = []
     for group in groups:
-        parts: list[Any] = []
-        places: list[str] = []
-        for kind in group:
-            text = next(left[kind])
-            if kind == "blend":
-                places.append(text)
-            elif kind == "refine":
-                parts.append(Refine(text, **timing))
-            elif kind == "replace":
-                parts.append(Replace(*_pair(kind, text, "red=blue"), **timing))
-            else:
-                word, weight = _pair(kind, text, "red=3")
-                parts.append(Reweight({word: _number(text, weight)}, **timing))
+        texts = [(kind, next(left[kind])) for kind in group]
+        parts = [codec.from_option(*one, **timing) for one in texts if one[0] != BLEND]
+        places = [text for kind, text in texts if kind == BLEND]
         if places:
             parts.append(LocalBlend(places, threshold=tight))
         siblings.append(parts)
     return siblings
-
-
-def _pair(kind: str, text: str, example: str) -> tuple[str, str]:
-    left, equals, right = text.rpartition("=")
-    if not (equals and left.strip() and right.strip()):
-        raise typer.BadParameter(f"--{kind} {text!r}: write it as {example}")
-    return left.strip(), right.strip()
-
-
-def _number(text: str, weight: str) -> float:
-    try:
-        return o.number_of(weight)
-    except ValueError as error:
-        raise typer.BadParameter(f"--reweight {text!r}: {error}; write it as red=3") from None
 
 
 def draw(
@@ -268,7 +241,7 @@ def draw(
     edits: Sequence[Sequence[Any]],
     labels: Sequence[str] | None = None,
 ) -> None:
-    """Draws the source and its siblings, and writes pictures, report and trace."""
+    """Draw the source and its siblings, and write pictures, report and trace."""
     import xattn
 
     console, progress = consoles(as_json)

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from xattn.cli import UsageError
 from xattn.text.matching import check_text
+from xattn.units import number_of
 
 MODEL, RUN, OUTPUT = "Model", "Sampling", "Output"
-LARGEST = 1000.0  # beyond it guidance and weights leave the range of half precision
 
 
 class Dtype(str, Enum):
@@ -57,21 +57,6 @@ def asked() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def number_of(text: str) -> float:
-    """Read a number that a model can be multiplied by: finite, in [-1000, 1000].
-
-    Raises:
-        ValueError: it is not one.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not abs(value) <= LARGEST:  # a NaN too
-        raise ValueError(f"{text!r} is out of range: give a number from -1000 to 1000")
-    return value
 
 
 def _guidance(text: Any) -> float:

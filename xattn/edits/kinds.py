@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeGuard
-
-import torch
-from torch import Tensor
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 from xattn.edits.timing import CROSS_STEPS, SELF_STEPS, Share, is_number, window
 
+if TYPE_CHECKING:  # torch itself only where a mask is given: the command line reads this module
+    from torch import Tensor
+
 Aligner: TypeAlias = Literal["exact", "reference"]
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
 def fits_float32(given: object) -> TypeGuard[float]:
@@ -24,7 +26,7 @@ def fits_float32(given: object) -> TypeGuard[float]:
     if not is_number(given):
         return False
     try:
-        return abs(float(given)) <= torch.finfo(torch.float32).max  # False for NaN
+        return abs(float(given)) <= FLOAT32_MAX  # NaN is not
     except OverflowError:  # an integer of hundreds of digits
         return False
 
@@ -48,13 +50,34 @@ class _Scheduled:
         for name in ("cross_steps", "self_steps"):
             if getattr(self, name) is not None:
                 window(getattr(self, name), name)
+        if not isinstance(self.word_steps, Mapping):
+            raise ValueError(
+                "word_steps must be a mapping of words to shares of the run, such as "
+                f'{{"blue": 0.5}}, got {self.word_steps!r}'
+            )
         for word, share in self.word_steps.items():
+            _check_texts("a word of word_steps", [word])
             window(share, f"word_steps[{word!r}]")
+
+
+def _check_texts(name: str, given: Iterable[Any]) -> None:
+    for one in given:
+        if not isinstance(one, str):
+            raise ValueError(f"{name} must be a text, got {one!r} ({type(one).__name__})")
+
+
+def _check_occurrence(given: object) -> None:
+    if given is None:
+        return
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
+        raise ValueError(
+            f"occurrence must be a whole number from 0, or None for every one, got {given!r}"
+        )
 
 
 @dataclass(frozen=True)
 class Replace(_Scheduled):
-    """Replace words and keep the layout (section 3.2, "word swap").
+    """Put other words in the place of some, and keep the layout (section 3.2, "word swap").
 
     ``Replace("red", "blue")``, or several at once: ``Replace({"red": "blue", "car": "boat"})``. A
     phrase must become a phrase with equally many words; their token counts may differ.
@@ -77,16 +100,23 @@ class Replace(_Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.old, str) == (self.new is None):
-            raise ValueError('Replace takes a word and its replacement, or {"red": "blue", ...}')
+        _check_occurrence(self.occurrence)
+        single = isinstance(self.old, str)
+        if single == (self.new is None) or not (single or isinstance(self.old, Mapping)):
+            raise ValueError(
+                'Replace takes a word and its successor, or {"red": "blue", ...}, got '
+                f"old={self.old!r}, new={self.new!r}"
+            )
         pairs = self.swaps
+        _check_texts("a word that Replace takes away", pairs)
+        _check_texts("a word that Replace puts in", pairs.values())
         if not pairs or any(not old.strip() or not new.strip() for old, new in pairs.items()):
             raise ValueError(
                 f"Replace({dict(pairs)!r}) has an empty word; to remove a word's effect "
                 "use Reweight with weight 0"
             )
         if self.aligner not in ("exact", "reference"):
-            raise ValueError(f"aligner={self.aligner!r}: expected 'exact' or 'reference'")
+            raise ValueError(f"aligner must be 'exact' or 'reference', got {self.aligner!r}")
 
     @property
     def swaps(self) -> Mapping[str, str]:
@@ -99,7 +129,7 @@ class Replace(_Scheduled):
 
 @dataclass(frozen=True)
 class Refine(_Scheduled):
-    """Add words and keep the layout of what the prompts share (section 3.2, "adding a phrase").
+    """Add words: what the prompts share stays where it was (section 3.2, "adding a phrase").
 
     Attributes:
         prompt: the complete new prompt.
@@ -141,8 +171,14 @@ class Reweight(_Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.weights, str) == (self.weight is None):
-            raise ValueError('Reweight takes a word and its weight, or {"red": 3.0, ...}')
+        _check_occurrence(self.occurrence)
+        single = isinstance(self.weights, str)
+        if single == (self.weight is None) or not (single or isinstance(self.weights, Mapping)):
+            raise ValueError(
+                'Reweight takes a word and its weight, or {"red": 3.0, ...}, got '
+                f"weights={self.weights!r}, weight={self.weight!r}"
+            )
+        _check_texts("a word of Reweight", self.items)
         if not self.items:
             raise ValueError('Reweight({}) has no words; pass some, as in Reweight({"red": 3.0})')
         for word, value in self.items.items():
@@ -165,7 +201,7 @@ class Reweight(_Scheduled):
 
 @dataclass(frozen=True, eq=False)
 class LocalBlend:
-    """Restrict an edit to the places of some words, or to a mask (section 4, "localized editing").
+    """Keep an edit to the places of some words, or to a mask (section 4, "localized editing").
 
     A replaced word and its replacement stand for each other. The mask is the union of the places
     where the words act in the source and in the target.
@@ -195,7 +231,9 @@ class LocalBlend:
     def __post_init__(self) -> None:
         for name in ("words", "source", "target", "subtract"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            words = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+            object.__setattr__(self, name, tuple(words))
+            _check_texts(f"a word of LocalBlend's {name}", getattr(self, name))
         named = bool(self.words or self.source or self.target)
         if named == (self.mask is not None):
             raise ValueError(
@@ -227,7 +265,7 @@ Edits: TypeAlias = Edit | Sequence[Edit]
 
 
 def composed(edits: Edits) -> tuple[Edit, ...]:
-    """Return the edits of one sibling, after checking that they fit together.
+    """Return the edits of one sibling, checked to fit together.
 
     Raises:
         TypeError: an element is not an edit.
@@ -238,8 +276,8 @@ def composed(edits: Edits) -> tuple[Edit, ...]:
     for part in parts:
         if not isinstance(part, Replace | Refine | Reweight | LocalBlend):
             raise TypeError(
-                f"{part!r} is not an edit; use Replace, Refine, Reweight, LocalBlend, or a list "
-                "of them"
+                f"{part!r} is not an edit; there are Replace, Refine, Reweight, LocalBlend, and "
+                "lists of them"
             )
     if sum(isinstance(part, LocalBlend) for part in parts) > 1:
         raise ValueError("two LocalBlends in one edit: use one with several words")
@@ -256,7 +294,7 @@ def composed(edits: Edits) -> tuple[Edit, ...]:
 
 
 def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
-    """Return the window shared by the edits of one sibling.
+    """Return the window that the edits of one sibling agree on.
 
     Raises:
         ValueError: they set different ones.
@@ -277,15 +315,17 @@ def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
 def _sequence(edits: Any) -> Iterable[Any]:
     if isinstance(edits, str) or not isinstance(edits, Iterable):
         raise TypeError(
-            f"{edits!r} is not an edit; use Replace, Refine, Reweight, LocalBlend, or a list of "
-            "them"
+            f"{edits!r} is not an edit; there are Replace, Refine, Reweight, LocalBlend, and "
+            "lists of them"
         )
     return edits
 
 
 def _mask(given: Any) -> Tensor:
     """Return a mask as (height, width), bool or float32 in [0, 1]."""
-    if hasattr(given, "convert"):  # a picture: use its brightness
+    import torch
+
+    if hasattr(given, "convert"):  # a picture: its brightness
         import numpy as np
 
         mask = torch.from_numpy(np.array(given.convert("L"))).float() / 255

@@ -26,30 +26,30 @@ def window(share: Share, name: str) -> tuple[float, float]:
     """
     pair = (0.0, share) if is_number(share) else _pair(share)
     if len(pair) == 2 and all(is_number(x) for x in pair):
-        start, stop = float(pair[0]), float(pair[1])
+        start, stop = pair  # as they came: an integer of hundreds of digits is not a float
         if 0 <= start <= stop <= 1:
-            return start, stop
+            return float(start), float(stop)
     raise ValueError(
-        f"{name}={share!r} is not a share of the run: use a number in [0, 1], or a pair "
+        f"{name}={share!r} is not a share of the run: give a number in [0, 1], or a pair of them "
         "such as (0.2, 0.8)"
     )
 
 
 def is_number(given: object) -> TypeGuard[float]:
-    """Return whether ``given`` is a number, Python's or numpy's."""
+    """Return whether something is a number; numpy's are as good as Python's."""
     return isinstance(given, Real)
 
 
 def _pair(share: Any) -> tuple[Any, ...]:
-    """Return ``share`` as a tuple, empty if it is not iterable."""
+    """Return what should be a pair; nothing where it has no parts."""
     return tuple(share) if isinstance(share, Iterable) else ()
 
 
 def begun(step: int, steps: int, share: float) -> bool:
-    """Return whether a step is at or after a share of the run."""
-    return step >= (share - 1e-9) * steps  # 0.1 * 30 is slightly more than 3
+    """Return whether a step of a run of so many steps is at or behind a share of it."""
+    return step >= (share - 1e-9) * steps  # 0.1 * 30 is a little more than 3
 
 
 def inside(step: int, steps: int, span: tuple[float, float]) -> bool:
-    """Return whether a step is inside a window of the run."""
+    """Return whether a step of a run of so many steps is inside a window of it."""
     return begun(step, steps, span[0]) and not begun(step, steps, span[1])
