@@ -26,6 +26,7 @@ from tests.runs import make_run
 from xattn import batch
 from xattn.batch.folder import Writer
 from xattn.batch.items import Item, ItemError, read_items
+from xattn.maps.measures import NUMBERS
 from xattn.records import format as file_format
 
 SMALL = [16, 16]
@@ -97,6 +98,7 @@ def test_the_index_says_what_the_maps_say(pipe: Any, tmp_path: Path) -> None:
             assert row["focus"] == pytest.approx(1 - heat.focus_area)
             assert row["entropy"] == pytest.approx(heat.entropy)
             assert row["centre"] == pytest.approx(list(heat.centre))
+            assert row == row | {k: v for k, v in heat.measure().items() if k in NUMBERS}
             peak = [int(share * 8) for share in row["peak"]]
             assert heat.array[peak[0], peak[1]] == heat.maximum == pytest.approx(row["maximum"])
     lines = (tmp_path / "index.jsonl").read_text().splitlines()
@@ -175,6 +177,21 @@ def test_images_can_be_webp_or_left_out(pipe: Any, tmp_path: Path) -> None:
     assert without.trace.heatmap("car").overlay().size > (0, 0)
 
 
+def test_runs_are_filtered_by_the_limits_of_any_measure(tmp_path: Path) -> None:
+    old = {"name": "old", "line": 1, "word": "red", "prompt": "red", "focus": 0.9, "entropy": 0.1}
+    new = {**old, "name": "new", "line": 2, "focus": 0.5, "std": 2.0}
+    (tmp_path / "batch.json").write_text("{}")
+    (tmp_path / "index.jsonl").write_text(f"{json.dumps(old)}\n{json.dumps(new)}\n")
+    runs = xattn.open_runs(tmp_path)
+    assert [run.name for run in runs.filter(min_focus=0.8)] == ["old"]
+    assert [run.name for run in runs.filter(max_focus=0.8, min_entropy=0.1)] == ["new"]
+    assert [run.name for run in runs.filter(min_std=1)] == ["new"]  # which an older index lacks
+    assert [run.name for run in runs.filter(min_focus=None)] == ["old", "new"]
+    for wrong in ("focus", "min_beauty", "max_centre"):
+        with pytest.raises(TypeError, match=f"'{wrong}' is not a limit: .* mean, maximum, std"):
+            runs.filter(**{wrong: 0.5})
+
+
 def test_runs_can_be_filtered_sliced_and_named(pipe: Any, tmp_path: Path) -> None:
     batch.run(pipe, items(6), tmp_path)
     runs = xattn.open_runs(tmp_path)
@@ -231,12 +248,12 @@ BAD: dict[str, tuple[str, str]] = {
     "list": ('["a red car"]', "an item must be an object"),
     "no-prompt": ('{"seed": 1}', "prompt is missing"),
     "prompt": ('{"prompt": 3}', "prompt must be a text, got 3"),
-    "unknown": ('{"prompt": "a car", "sed": 1}', "there is no 'sed'; an item has prompt, seed"),
+    "unknown": ('{"prompt": "a car", "sed": 1}', "an item has no field 'sed'; it has prompt, seed"),
     "twice": ('{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
     "bool": ('{"prompt": "a car", "seed": true}', "seed must be a whole number from 0"),
     "float": ('{"prompt": "a car", "steps": 2.5}', "steps must be a whole number from 1"),
     "zero": ('{"prompt": "a car", "steps": 0}', "steps must be a whole number from 1"),
-    "nan": ('{"prompt": "a car", "guidance_scale": NaN}', "NaN is no number"),
+    "nan": ('{"prompt": "a car", "guidance_scale": NaN}', "NaN is not a number"),
     "size": ('{"prompt": "a car", "size": [64]}', r"size must be \[height, width\]"),
     "sides": (
         '{"prompt": "a car", "size": "big"}',
@@ -259,9 +276,16 @@ BAD: dict[str, tuple[str, str]] = {
     "huger": ('{"prompt": "a", "edits": [{"reweight": {"a": 1%s}}]}' % ("0" * 400), "float32"),
     "late": (
         '{"prompt": "a", "edits": [{"refine": "a b", "self_steps": 1%s}]}' % ("0" * 400),
-        "self_steps|OverflowError",
+        "self_steps=1000.* is not a share of the run",
     ),
     "guidance": ('{"prompt": "a", "guidance_scale": 1%s}' % ("0" * 400), "guidance_scale must be"),
+    "guided": ('{"prompt": "a", "guidance_scale": 1e30}', "guidance_scale must be .*1000, got 1e"),
+    "heavy": (
+        '{"prompt": "a", "edits": [{"reweight": {"a": 1e4}}]}',
+        "the weight of 'a' must be a number from -1000 to 1000, got 10000",
+    ),
+    "halved": (r'{"prompt": "a", "edits": [{"refine": "a \ud800"}]}', "an edit has half a char"),
+    "cut": (r'{"prompt": "a", "words": ["\ud800"]}', "words has half a character"),
     "half": (r'{"prompt": "a \ud800 car"}', r"prompt has half a character, '\\ud800', at place 2"),
     "negative": (r'{"prompt": "a", "negative_prompt": "\udfff"}', "negative_prompt has half"),
     "number": (

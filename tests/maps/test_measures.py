@@ -22,6 +22,20 @@ def test_moments():
     assert measures.std(heat) == pytest.approx(math.sqrt(14 / 4))
 
 
+def test_the_peak_is_the_middle_of_the_highest_cell():
+    assert measures.peak(SPOT) == measures.centre(SPOT)
+    assert measures.peak(np.array([[1.0, 3.0], [3.0, 0.0]])) == (0.25, 0.75)  # the first of equals
+    assert measures.peak(np.zeros((2, 2))) == (0.25, 0.25)
+
+
+def test_the_table_holds_every_measure_once():
+    found = measures.measured(SPOT)
+    assert list(found) == [*measures.NUMBERS, *measures.PLACES]
+    assert all(isinstance(found[name], float) for name in measures.NUMBERS)
+    assert all(len(found[name]) == 2 for name in measures.PLACES)
+    assert found["focus"] == 1 - found["focus_area"] == 31 / 32
+
+
 def test_focus_area_is_the_smallest_share_that_holds_half_the_mass():
     assert measures.focus_area(SPOT) == 1 / 32
     assert measures.focus_area(EVEN) == 0.5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xattn.maps.measures import MEASURES
 from xattn.results.heatmap import HeatMap
 
 
@@ -94,9 +95,13 @@ def test_measures_are_properties():
         "maximum": 2.0,
         "std": pytest.approx(np.sqrt(0.75)),
         "focus_area": 0.25,
+        "focus": 0.75,
         "centre": (0.5, 0.875),
+        "peak": (0.5, 0.875),
         "entropy": 0.0,
     }
+    assert set(heat.measure()) == set(MEASURES)
+    assert all(value == getattr(heat, name) for name, value in heat.measure().items())
 
 
 def test_masks_of_the_image_s_size_can_be_compared(heat):

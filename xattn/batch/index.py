@@ -1,9 +1,9 @@
-"""Stored runs of a batch, found by what their index says."""
+"""Stored runs of a batch, found by the rows of its index."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -11,16 +11,15 @@ from typing import Any, overload
 from PIL import Image
 
 from xattn.batch.layout import INDEX, PARTS, SETTINGS, Row, path_inside, read_rows
+from xattn.maps.measures import NUMBERS
 from xattn.records import files
 from xattn.records import format as file_format
 from xattn.results.trace import Trace
 
-# -- reading
-
 
 @dataclass(frozen=True)
 class StoredRun:
-    """An item of a batch: what was asked, what the index says of it, and its maps on demand.
+    """An item of a batch: its rows of the index, and its maps on demand.
 
     Attributes:
         folder: of the batch.
@@ -37,7 +36,7 @@ class StoredRun:
 
     @property
     def line(self) -> int:
-        """The line that it was in, from 1."""
+        """Line of the file that it was drawn from, from 1."""
         return int(self.rows[0]["line"])
 
     @property
@@ -111,14 +110,16 @@ class Runs(Sequence[StoredRun]):
     @overload
     def __getitem__(self, index: slice, /) -> Runs: ...
     def __getitem__(self, index: int | str | slice, /) -> StoredRun | Runs:
-        """Gives an item by its place or its name, or several as a ``Runs`` of their own."""
+        """Return an item by its place or its name, or several as a ``Runs`` of their own."""
         if isinstance(index, slice):
             return Runs(self.folder, self._runs[index])
         if isinstance(index, str):
             for run in self._runs:
                 if run.name == index:
                     return run
-            raise KeyError(f"no item of {self.folder} is named {index!r}")
+            raise KeyError(
+                f"{index!r} is not an item of {self.folder}; its names are in [run.name for run in runs]"
+            )
         return self._runs[index]
 
     def __len__(self) -> int:
@@ -137,39 +138,37 @@ class Runs(Sequence[StoredRun]):
         *,
         word: str | None = None,
         prompt: str | None = None,
-        min_focus: float | None = None,
-        max_focus: float | None = None,
-        min_entropy: float | None = None,
-        max_entropy: float | None = None,
         where: Callable[[Row], bool] | None = None,
+        **limits: float | None,
     ) -> Runs:
-        """Gives the items that have a row of the index to which everything said applies.
+        """Return the items with a row of the index to which everything given applies.
 
         Args:
             word: the row's word, without regard to case.
             prompt: a part of its image's prompt, without regard to case.
-            min_focus: the least focus: 1 less the share of the image that holds half of the map,
-                above 0.99 for a point and 0.5 for an even map.
-            max_focus: the most.
-            min_entropy: the least entropy, 0 for a point and 1 for an even map.
-            max_entropy: the most.
             where: a test of the row.
+            **limits: the least and the most of a measure of ``xattn.maps.measures``, such as
+                ``min_focus=0.8`` (focus is near 1 for a point and 0.5 for an even map) or
+                ``max_entropy=0.5`` (0 for a point, 1 for an even map).
+
+        Raises:
+            TypeError: a limit is not min_ or max_ and the name of a measure that is a number.
         """
-        ranges = {"focus": (min_focus, max_focus), "entropy": (min_entropy, max_entropy)}
+        ranges = _ranges(limits)
 
         def fits(row: Row) -> bool:
             if word is not None and (row["word"] or "").casefold() != word.casefold():
                 return False
             if prompt is not None and prompt.casefold() not in row["prompt"].casefold():
                 return False
-            inside = (_between(row[key], *limits) for key, limits in ranges.items())
+            inside = (_between(row.get(name), *pair) for name, pair in ranges.items())
             return all(inside) and (where is None or where(row))
 
         return Runs(self.folder, [run for run in self._runs if any(map(fits, run.rows))])
 
 
 def open_runs(folder: str | os.PathLike[str]) -> Runs:
-    """Opens a batch's folder, also one that is under way or was interrupted.
+    """Open a batch's folder, also one that is under way or was interrupted.
 
     Only the index is read; maps and images when they are asked for.
 
@@ -203,6 +202,17 @@ def open_runs(folder: str | os.PathLike[str]) -> Runs:
 def _picture(path: Path) -> Image.Image:
     with file_format.damage_named(path, "is damaged or missing"), Image.open(path) as image:
         return image.convert("RGB")
+
+
+def _ranges(limits: Mapping[str, float | None]) -> dict[str, tuple[float | None, float | None]]:
+    """Return (least, most) of each measure that a limit names."""
+    names = {name.partition("_")[2] for name in limits}
+    unknown = [n for n in limits if n[:4] not in ("min_", "max_") or n[4:] not in NUMBERS]
+    if unknown:
+        raise TypeError(
+            f"{unknown[0]!r} is not a limit: write min_ or max_ before one of {', '.join(NUMBERS)}"
+        )
+    return {name: (limits.get(f"min_{name}"), limits.get(f"max_{name}")) for name in names}
 
 
 def _between(value: Any, least: float | None, most: float | None) -> bool:

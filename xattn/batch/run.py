@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
@@ -33,6 +32,7 @@ from xattn.batch.layout import IMAGES, MAPS, Row
 from xattn.batch.processes import Crew
 from xattn.batch.settings import FORMATS, Progress, Report, Settings
 from xattn.maps import select
+from xattn.maps.measures import MEASURES
 from xattn.records.run import MemoryStore, Run
 from xattn.results.trace import Trace
 
@@ -339,19 +339,9 @@ def _measures(run: Run, image: int, words: Sequence[str] | None) -> Iterator[Row
         except ValueError:  # a word of a sibling's prompt, or of the source's alone
             continue
         found = True
-        height, width = heat.shape
-        row, column = np.unravel_index(int(heat.array.argmax()), heat.shape)
-        yield {
-            "word": word,
-            "focus": 1 - heat.focus_area,
-            "entropy": heat.entropy,
-            "centre": list(heat.centre),
-            "peak": [(int(row) + 0.5) / height, (int(column) + 0.5) / width],
-            "maximum": heat.maximum,
-        }
+        yield {"word": word, **heat.measure()}  # JSON makes lists of the places
     if not found:
-        keys = ("word", "focus", "entropy", "centre", "peak", "maximum")
-        yield dict.fromkeys(keys)
+        yield dict.fromkeys(("word", *MEASURES))
 
 
 def _finish(writer: Writer, failures: Sequence[Failure]) -> list[Failure]:

@@ -1,4 +1,4 @@
-"""What a command leaves: files in a folder, and what it says of them."""
+"""Output of a command: files in a folder, and the table or JSON that lists them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEGIBLE = 512  # pixels: pictures with a map on them are at least so large
 
 @dataclass
 class Folder:
-    """A folder of results that knows what each of its files shows."""
+    """A folder of results, with a line about each of its files."""
 
     path: Path
     entries: list[tuple[Path, str]] = field(default_factory=list)
@@ -30,13 +30,13 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def new(self, name: str, what: str) -> Path:
-        """Gives the path of a new file, and notes what it shows."""
+        """Return the path of a new file, and note what it shows."""
         path = self.path / name
         self.entries.append((path, what))
         return path
 
     def picture(self, name: str, image: Any, what: str) -> None:
-        """Writes a picture."""
+        """Write a picture."""
         image.save(self.new(name, what), compress_level=3)
 
     @property
@@ -46,12 +46,12 @@ class Folder:
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
-    """Gives where results are said, and where progress is shown: stdout, stderr."""
+    """Return the consoles of results (stdout) and of progress (stderr)."""
     return Console(soft_wrap=True, quiet=as_json), Console(stderr=True, quiet=as_json)
 
 
 def tell(folder: Folder, console: Console, title: str = "") -> None:
-    """Prints what is where."""
+    """Print each file and what it shows."""
     from rich.text import Text
 
     if title:
@@ -72,13 +72,13 @@ def print_json(data: Any) -> None:
 
 
 def slug(number: int, word: str) -> str:
-    """Gives a file's name for a word, whatever characters it has."""
+    """Return a file's name for a word, whatever characters it has."""
     plain = re.sub(r"[^\w-]+", "-", word).strip("-")[:40]
     return f"{number:02d}-{plain or 'word'}"
 
 
 def enlarged(image: Any) -> Any:
-    """Gives an image that is large enough to see a map on it."""
+    """Return an image that is large enough to see a map on it."""
     from PIL import Image
 
     longer = max(image.size)
@@ -89,14 +89,12 @@ def enlarged(image: Any) -> Any:
 
 
 def figures(trace: Any, words: Sequence[str], image: int = 0, **where: Any) -> dict[str, Any]:
-    """Gives the measures of each word's map, as plain JSON values."""
-    found = {}
-    for word in words:
-        heat = trace.heatmap(word, image, **where)
-        entry = {k: _plain(v) for k, v in heat.measure().items()}
-        entry["peak"] = [int(n) for n in divmod(int(heat.array.argmax()), heat.shape[1])]
-        found[word] = entry
-    return found
+    """Return the measures of each word's map by name, as plain JSON values."""
+    maps = {word: trace.heatmap(word, image, **where) for word in words}
+    return {
+        word: {name: _plain(value) for name, value in heat.measure().items()}
+        for word, heat in maps.items()
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,20 @@
-"""Single-number measures of a heat map: where it is, how much, how focused, on what.
+"""Measures of a heat map: where it is, how much, how focused, and how well it fits a mask.
 
-Pure functions of a nonnegative map (height, width), and of masks of the same shape.
+Pure functions of a map (height, width) that is nowhere negative, and of masks of the same shape.
+``MEASURES`` lists those that need a map alone; ``HeatMap.measure``, the index of a batch and the
+command line's ``--json`` all read it, so a new measure is a function here and a row there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Map = Any  # anything np.asarray turns into (height, width): arrays, CPU tensors, heat maps
+Value: TypeAlias = float | tuple[float, float]
+Map = Any  # what np.asarray makes a (height, width) array of: arrays, CPU tensors, heat maps
 
 
 def mean(heat: Map) -> float:
@@ -24,12 +28,12 @@ def maximum(heat: Map) -> float:
 
 
 def std(heat: Map) -> float:
-    """Return the population standard deviation over the grid."""
+    """Return the standard deviation over the grid (of the population)."""
     return float(_array(heat).std())
 
 
 def focus_area(heat: Map, share: float = 0.5) -> float:
-    """Return the smallest share of the grid, in (0, 1], which holds a share of the mass.
+    """Return the smallest share of the grid, in (0, 1], that holds a share of the mass.
 
     1/area for a single bright cell, ``share`` (rounded up to whole cells) for a uniform map.
     """
@@ -54,6 +58,21 @@ def centre(heat: Map) -> tuple[float, float]:
     return float(values.sum(1) @ rows / mass), float(values.sum(0) @ columns / mass)
 
 
+def focus(heat: Map) -> float:
+    """Return 1 less the focus area: near 1 for a point, 0.5 for an even map."""
+    return 1 - focus_area(heat)
+
+
+def peak(heat: Map) -> tuple[float, float]:
+    """Return the middle of the highest cell (row, column), each in [0, 1] from the top left.
+
+    The first such cell, row by row, where several are equally high.
+    """
+    values = _array(heat)
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    return (row + 0.5) / values.shape[0], (column + 0.5) / values.shape[1]
+
+
 def entropy(heat: Map, *, normalized: bool = True) -> float:
     """Return the entropy of the map as a distribution over the grid.
 
@@ -70,6 +89,28 @@ def entropy(heat: Map, *, normalized: bool = True) -> float:
     return nats if not normalized else (min(1.0, nats / most) if most else 0.0)
 
 
+NUMBERS: Mapping[str, Callable[[Map], float]] = {
+    "mean": mean,
+    "maximum": maximum,
+    "std": std,
+    "focus_area": focus_area,
+    "focus": focus,
+    "entropy": entropy,
+}
+"""Measures that are a number and need no mask, by the name that they have everywhere."""
+
+PLACES: Mapping[str, Callable[[Map], tuple[float, float]]] = {"centre": centre, "peak": peak}
+"""Measures that are a place (row, column), each in [0, 1] from the top left corner."""
+
+MEASURES: Mapping[str, Callable[[Map], Value]] = {**NUMBERS, **PLACES}
+"""Every measure that needs no mask; the names are those of stored files, too."""
+
+
+def measured(heat: Map) -> dict[str, Value]:
+    """Return each measure of a map, by name: a number, or a place (row, column) in [0, 1]."""
+    return {name: measure(heat) for name, measure in MEASURES.items()}
+
+
 def threshold_mask(heat: Map, threshold: float) -> NDArray[np.bool_]:
     """Return where the map reaches a share of its maximum: (height, width) bool.
 
@@ -83,7 +124,7 @@ def threshold_mask(heat: Map, threshold: float) -> NDArray[np.bool_]:
 
 
 def iou(heat: Map, mask: Map, threshold: float = 0.4) -> float:
-    """Return the intersection over union of a mask and the thresholded map."""
+    """Return the intersection over union of a mask and the map above a threshold."""
     wanted = _mask(mask, _array(heat))
     found = threshold_mask(heat, threshold)
     union = int((found | wanted).sum())
@@ -91,7 +132,7 @@ def iou(heat: Map, mask: Map, threshold: float = 0.4) -> float:
 
 
 def best_iou(heat: Map, mask: Map) -> tuple[float, float]:
-    """Return the highest IoU over all thresholds, and its threshold."""
+    """Return the highest IoU that any threshold reaches, and that threshold."""
     values = _array(heat)
     wanted = _mask(mask, values).ravel()
     flat = values.ravel()

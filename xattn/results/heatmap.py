@@ -20,7 +20,7 @@ from xattn.views import colours, sheets
 class HeatMap:
     """Where a word acts on an image: float32 (height, width), nowhere negative.
 
-    ``np.asarray(heat)`` gives the array. Every operation gives a new heat map.
+    ``np.asarray(heat)`` gives the array. Every operation returns a new heat map.
 
     Attributes:
         array: the map, on the latent grid until resized.
@@ -65,7 +65,7 @@ class HeatMap:
     # -- new maps from this one
 
     def resize(self, size: tuple[int, int]) -> HeatMap:
-        """Gives the map at (height, width): bicubic, clamped at 0."""
+        """Return the map at (height, width): bicubic, clamped at 0."""
         height, width = size
         if min(height, width) < 1:
             raise ValueError(f"size is (height, width), both at least 1; got {size}")
@@ -74,7 +74,7 @@ class HeatMap:
         return self._with(daam.to_grid(torch.tensor(self.array), (int(height), int(width))))
 
     def smooth(self, sigma: float) -> HeatMap:
-        """Gives the map blurred by a Gaussian of so many cells; 0 leaves it as it is."""
+        """Return the map blurred by a Gaussian of so many cells; 0 leaves it as it is."""
         if sigma < 0:
             raise ValueError(f"sigma must not be negative, got {sigma}")
         if sigma == 0:
@@ -90,7 +90,7 @@ class HeatMap:
         return self._with(columns[:, 0].T)
 
     def sharpen(self, temperature: float) -> HeatMap:
-        """Gives the map to the power 1 / temperature, its maximum kept.
+        """Return the map to the power 1 / temperature, its maximum kept.
 
         Below 1 sharpens, 1 leaves it as it is, above 1 flattens.
         """
@@ -105,7 +105,7 @@ class HeatMap:
         return self._with(most * share ** (1 / temperature))
 
     def normalized(self) -> HeatMap:
-        """Gives the map divided by its maximum; a map that is zero everywhere stays."""
+        """Return the map divided by its maximum; a map that is zero everywhere stays."""
         most = self.array.max()
         return self._with(self.array / most) if most > 0 else self
 
@@ -118,7 +118,7 @@ class HeatMap:
         opacity: float = colours.OPACITY,
         colormap: str = colours.COLORMAP,
     ) -> Image.Image:
-        """Gives the image with the map over it, scaled to the map's own maximum.
+        """Return the image with the map over it, scaled to the map's own maximum.
 
         Args:
             image: what to draw on; the image recorded with the map, or grey, by default.
@@ -129,7 +129,7 @@ class HeatMap:
         return colours.overlay(self.array, under, opacity=opacity, colormap=colormap)
 
     def mask(self, threshold: float = 0.4) -> NDArray[np.bool_]:
-        """Gives where the map reaches a share of its maximum, (height, width) bool.
+        """Return where the map reaches a share of its maximum, (height, width) bool.
 
         On the map's own grid: ``heat.resize((512, 512)).mask(0.4)`` is one of an image's size.
         """
@@ -158,6 +158,16 @@ class HeatMap:
         return measures.focus_area(self.array)
 
     @property
+    def focus(self) -> float:
+        """1 less the focus area: near 1 for a point, 0.5 for an even map."""
+        return measures.focus(self.array)
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        """The middle of the highest cell (row, column), each in [0, 1] from the top left."""
+        return measures.peak(self.array)
+
+    @property
     def centre(self) -> tuple[float, float]:
         """The centre of mass (row, column), each in [0, 1] from the top left corner."""
         return measures.centre(self.array)
@@ -168,7 +178,7 @@ class HeatMap:
         return measures.entropy(self.array)
 
     def iou(self, mask: Any, threshold: float | None = None) -> float:
-        """Gives the intersection over union with a mask of any size.
+        """Return the intersection over union with a mask of any size.
 
         The map is brought to the mask's size. Without a threshold it is the best that any
         threshold reaches.
@@ -179,14 +189,16 @@ class HeatMap:
         return measures.iou(heat, wanted, threshold)
 
     def points_at(self, mask: Any) -> bool:
-        """Tells whether the map's peak lies inside a mask of any size (the pointing game)."""
+        """Return whether the map's peak lies inside a mask of any size (the pointing game)."""
         wanted, heat = self._beside(mask)
         return measures.pointing(heat, wanted)
 
-    def measure(self) -> dict[str, Any]:
-        """Gives every measure that needs no mask, by name."""
-        names = ("mean", "maximum", "std", "focus_area", "centre", "entropy")
-        return {name: getattr(self, name) for name in names}
+    def measure(self) -> dict[str, measures.Value]:
+        """Return every measure that needs no mask, by name, as ``xattn.maps.measures`` lists them.
+
+        A number each, or a place (row, column) in [0, 1].
+        """
+        return measures.measured(self.array)
 
     def _beside(self, mask: Any) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         wanted = np.asarray(mask).astype(bool)
