@@ -1,0 +1,193 @@
+"""A visit: one visitor's drawing and changes, and what each control of the page does to them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from xattn.app.changes import Change
+from xattn.app.drawing import Drawing, Studio, enlarged
+from xattn.app.settings import Settings
+from xattn.views import sheets
+
+# a wrong wish, attention that can't be seen, a pipeline that fails, no memory, a full disk
+TOLD = (ValueError, TypeError, RuntimeError, MemoryError, OSError)
+
+
+@dataclass
+class Visit:
+    """A visitor's drawing, its edit, and the changes since."""
+
+    drawing: Drawing | None = None
+    edited: Drawing | None = None
+    changes: dict[int, Change] = field(default_factory=dict)
+
+    def leave(self) -> None:
+        """Remove the visitor's files."""
+        for drawing in (self.drawing, self.edited):
+            if drawing is not None:
+                drawing.discard()
+
+
+def drawer(studio: Studio) -> Callable[..., Any]:
+    """Return the handler that draws the prompt."""
+
+    def draw(
+        visit: Visit, prompt: str, negative: str, seed: float, steps: float, width: float,
+        height: float, guidance: float, progress: Any = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:  # fmt: skip
+        settings = Settings(
+            prompt or "", negative or "", int(seed or 0), int(steps), int(width), int(height),
+            float(guidance),
+        )  # fmt: skip
+        drawing = _told(lambda: studio.draw(settings, _stepper(progress, "drawing")))
+        visit.leave()
+        visit = Visit(drawing)
+        words = [(text, n) for n, (text, _, _) in enumerate(drawing.spans)]
+        first = max(words, key=lambda pair: (len(pair[0]), -pair[1]))[1] if words else None
+        picture, about = look(visit, first, 0, 0, 0.65)
+        return [
+            visit,
+            gr.Radio(words, value=first),
+            gr.Slider(0, drawing.trace.run.done, 0, step=1),
+            gr.Slider(0, len(drawing.layers), 0, step=1),
+            picture,
+            about,
+            _text(visit, first),
+            1,
+            gr.Dropdown(words, value=[], multiselect=True),
+            "",
+            gr.Radio([], visible=False),
+            gr.ImageSlider(None, visible=False),
+            *_files(drawing),
+        ]
+
+    return draw
+
+
+def editor(studio: Studio) -> Callable[..., Any]:
+    """Return the handler that draws the edit."""
+
+    def edit(
+        visit: Visit, word: int | None, becomes: str, weight: float, added: str,
+        places: list[int], apart: bool, cross: float, own: float,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:  # fmt: skip
+        if visit.drawing is None:
+            raise gr.Error("Nothing drawn yet: press Draw first.", print_exception=False)
+        source = visit.drawing
+        visit, _ = note(visit, word, becomes, weight, added)  # what was typed last
+        edited = _told(
+            lambda: studio.edit(
+                source, visit.changes, _stepper(progress, "editing"), added=added or "",
+                apart=apart, places=places or (), cross_steps=cross, self_steps=own,
+            )
+        )  # fmt: skip
+        if visit.edited is not None:
+            visit.edited.discard()
+        visit = Visit(source, edited, visit.changes)
+        assert edited.result is not None
+        names = [(label, n) for n, label in enumerate(edited.result.labels)]
+        return [
+            visit,
+            listed(visit, added),
+            gr.Radio(names, value=0, visible=len(names) > 1),
+            gr.ImageSlider(compare(visit, 0), visible=True),
+            *_files(edited),
+        ]
+
+    return edit
+
+
+def look(
+    visit: Visit, word: int | None, step: float, layer: float, opacity: float
+) -> tuple[Any, str]:
+    """Return the map of a word, and a line about it."""
+    drawing = visit.drawing
+    if drawing is None:
+        return None, ""
+    step, layer = min(int(step), drawing.trace.run.done), min(int(layer), len(drawing.layers))
+    if word is None or not 0 <= word < len(drawing.spans):
+        return enlarged(drawing.image), "the image"
+    picture = _told(lambda: drawing.overlay(word, step, layer, float(opacity)))
+    names = sheets.shortened(drawing.layers)
+    where = "mean of the layers" if layer == 0 else f"layer {names[layer - 1]}"
+    when = f"sum of {drawing.trace.run.done} steps" if step == 0 else f"step {step}"
+    return picture, f"{drawing.spans[word][0]}: {when}, {where}"
+
+
+def select(
+    visit: Visit, word: int | None, step: float, layer: float, opacity: float
+) -> tuple[Any, ...]:
+    """Show another word, with its text and strength as changed."""
+    change = visit.changes.get(-1 if word is None else word)
+    becomes = _text(visit, word) if change is None else change.text
+    return *look(visit, word, step, layer, opacity), becomes, change.weight if change else 1
+
+
+def _text(visit: Visit, word: int | None) -> str:
+    spans = visit.drawing.spans if visit.drawing else []
+    return spans[word][0] if word is not None and 0 <= word < len(spans) else ""
+
+
+def note(
+    visit: Visit, word: int | None, becomes: str, weight: float, added: str
+) -> tuple[Visit, str]:
+    """Keep the selected word's new text and strength."""
+    if visit.drawing is not None and word is not None and word < len(visit.drawing.spans):
+        text, value = (becomes or "").strip(), float(1 if weight is None else weight)
+        changes = dict(visit.changes)
+        if text == visit.drawing.spans[word][0] and value == 1:
+            changes.pop(word, None)
+        else:
+            changes[word] = Change(text, value)
+        visit = Visit(visit.drawing, visit.edited, changes)
+    return visit, listed(visit, added)
+
+
+def listed(visit: Visit, added: str) -> str:
+    """Return the changes as a line of text."""
+    said = []
+    for n, change in sorted(visit.changes.items()):
+        old = _text(visit, n)
+        text = old if change.text == old else f"{old} \N{RIGHTWARDS ARROW} {change.text or 'none'}"
+        strength = f" \N{MULTIPLICATION SIGN} {change.weight:g}" if change.weight != 1 else ""
+        said.append(text + strength)
+    if added and added.strip():
+        said.append(f"+ {added.strip()}")
+    return ", ".join(said)
+
+
+def forget(visit: Visit, word: int | None) -> tuple[Any, ...]:
+    """Forget every change."""
+    return Visit(visit.drawing, visit.edited), _text(visit, word), 1, "", ""
+
+
+def compare(visit: Visit, which: int | None) -> Any:
+    """Return the source and one of its edits."""
+    result = visit.edited.result if visit.edited else None
+    if result is None or which is None or not 0 <= which < len(result.images):
+        return None
+    return enlarged(result.source), enlarged(result.images[which])
+
+
+def _files(drawing: Drawing) -> list[Any]:
+    names = ("trace.safetensors", "report.html", "script.py")
+    return [gr.DownloadButton(value=str(drawing.folder / n), interactive=True) for n in names]
+
+
+def _stepper(progress: Any, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress((done, total), desc=what, unit="steps")
+
+
+def _told(work: Callable[[], Any]) -> Any:
+    """Call a function; show the visitor its error as text."""
+    try:
+        return work()
+    except TOLD as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise gr.Error(html.escape(text, quote=False), print_exception=False) from error
