@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,15 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
-from xattn.api.edit import edit
-from xattn.api.record import record
+from xattn.batch.drawing import Drawn, draw
 from xattn.batch.folder import Writer
-from xattn.batch.items import Failure, Items, Numbered, check_item, positions_of, read_items, reason
+from xattn.batch.items import Failure, Items, Numbered, check_item, read_items, reason
 from xattn.batch.layout import IMAGES, MAPS, Row
 from xattn.batch.processes import Crew
 from xattn.batch.settings import FORMATS, Progress, Report, Settings
 from xattn.maps import select
 from xattn.maps.measures import MEASURES
-from xattn.records.run import MemoryStore, Run
+from xattn.records.run import Run
 from xattn.results.trace import Trace
 
 
@@ -50,9 +49,9 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Draws and records a set of prompts into a folder, which ``xattn.open_runs`` reads.
+    """Draw and record a set of prompts into a folder, which ``xattn.open_runs`` reads.
 
-    To be called by every process of an ``accelerate launch`` or ``torchrun``, with a pipeline on
+    Call it in every process of an ``accelerate launch`` or ``torchrun``, with a pipeline on
     ``PartialState().device`` and a folder that all of them see; groups of items are divided among
     them.
 
@@ -116,7 +115,7 @@ def run(
 
 
 def divide(items: Sequence[Numbered], batch_size: int) -> list[list[Numbered]]:
-    """Gives groups of items that are drawn together, in the order of their first lines."""
+    """Return groups of items to be drawn together, in the order of their first lines."""
     groups: list[list[Numbered]] = []
     open_: dict[Any, list[Numbered]] = {}
     for numbered in items:
@@ -151,7 +150,7 @@ def _checked(items: Sequence[Numbered], pipe: Any) -> tuple[list[Numbered], list
 def _waiting(
     items: Sequence[Numbered], done: Mapping[str, str]
 ) -> tuple[list[Numbered], list[Failure]]:
-    """Gives the items that aren't done, and those in whose place something else was."""
+    """Return the items that aren't done, and a failure for each name taken by other content."""
     waiting, failures = [], []
     for numbered in items:
         before = done.get(numbered.name.casefold())
@@ -172,19 +171,10 @@ def _waiting(
 # -- drawing
 
 
-@dataclass
-class Drawn:
-    """What a group of items came to: for each its images, and all of its maps."""
-
-    images: list[list[Image.Image]]
-    runs: list[Run]
-    labels: list[list[str]] = field(default_factory=list)
-
-
 def _draw_all(
     pipe: Any, groups: Sequence[list[Numbered]], settings: Settings, writer: Writer
 ) -> list[Failure]:
-    """Draws groups, and writes each while the next one is drawn."""
+    """Draw groups, and write each while the next one is drawn."""
     failures: list[Failure] = []
     with ThreadPoolExecutor(1, thread_name_prefix="xattn-batch") as pool:
         pending: tuple[list[Numbered], Future[None]] | None = None
@@ -202,14 +192,14 @@ def _draw_all(
 def _parts(
     pipe: Any, group: list[Numbered], settings: Settings
 ) -> Iterator[tuple[list[Numbered], Drawn | list[Failure]]]:
-    """Draws a group, in halves where the device has no memory for the whole; or says why not.
+    """Draw a group, in halves where the device lacks memory for the whole; or yield failures.
 
     Each part is stored by itself, under a name of its own.
     """
     halve = False
     result: Drawn | list[Failure]
     try:
-        result = _draw(pipe, group, settings)
+        result = draw(pipe, group, settings)
     except Exception as error:
         halve = len(group) > 1 and _is_short_of_memory(error)
         result = _failed(group, error)
@@ -240,60 +230,6 @@ def _settle(pending: tuple[list[Numbered], Future[None]] | None) -> list[Failure
 
 def _failed(group: Sequence[Numbered], error: Exception) -> list[Failure]:
     return [Failure(numbered.line, reason(error)) for numbered in group]
-
-
-def _draw(pipe: Any, group: Sequence[Numbered], settings: Settings) -> Drawn:
-    items = [numbered.item for numbered in group]
-    first = items[0]
-    options: dict[str, Any] = {"output_type": "pil"}
-    if first.steps is not None:
-        options["num_inference_steps"] = first.steps
-    if first.guidance_scale is not None:
-        options["guidance_scale"] = first.guidance_scale
-    if first.size is not None:
-        options["height"], options["width"] = first.size
-    positions = [positions_of(item, pipe) for item in items]
-    named = any(item.words is not None for item in items)
-    recording: dict[str, Any] = {
-        "keep": settings.keep,
-        "layers": settings.layers,
-        "dtype": settings.dtype,
-        "words": sorted({p for own in positions for p in own}) if named else None,
-    }
-    seeds = [torch.Generator().manual_seed(item.seed or 0) for item in items]
-    if first.edits:
-        options["negative_prompt"] = first.negative_prompt
-        result = edit(
-            pipe, first.prompt, *first.edits, generator=seeds[0], trace=recording, **options
-        )
-        assert result.trace is not None
-        whole = _part(result.trace.run, range(len(result.prompts)), positions[0])
-        return Drawn([[result.source, *result.images]], [whole], [["source", *result.labels]])
-    if first.negative_prompt is not None:
-        options["negative_prompt"] = [item.negative_prompt for item in items]
-    with record(pipe, **recording) as trace:
-        images = pipe(prompt=[item.prompt for item in items], generator=seeds, **options).images
-    parts = [_part(trace.run, [i], own) for i, own in enumerate(positions)]
-    return Drawn([[image] for image in images], parts, [["source"] for _ in items])
-
-
-def _part(run: Run, images: Sequence[int], positions: Sequence[int]) -> Run:
-    """Gives some images of a run as a run of its own, with some of its positions."""
-    steps = range(run.done if "step" in run.keep else 1)
-    kept = [run.positions.index(p) for p in positions]
-    tensors = tuple(
-        run.store.read(n, steps)[:, list(images)][:, :, :, kept] for n in range(len(run.layers))
-    )
-    prompts = sorted({run.rows[i] for i in images})
-    return replace(
-        run,
-        prompts=tuple(run.prompts[p] for p in prompts),
-        rows=tuple(prompts.index(run.rows[i]) for i in images),
-        positions=tuple(positions),
-        store=MemoryStore(tensors),
-        info=dict(run.info),
-        images=[],
-    )
 
 
 # -- storing
@@ -330,7 +266,7 @@ def _saving(image: Image.Image, ending: str) -> Callable[[str], Any]:
 
 
 def _measures(run: Run, image: int, words: Sequence[str] | None) -> Iterator[Row]:
-    """Gives the measures of each word of an image; one row without any where it has no words."""
+    """Yield the measures of each word of an image; one row without any where it has no words."""
     trace = Trace([run])
     found = False
     for word in words if words is not None else select.kept_words(run, image):
@@ -354,7 +290,7 @@ def _finish(writer: Writer, failures: Sequence[Failure]) -> list[Failure]:
 
 @contextmanager
 def _quiet(pipe: Any) -> Iterator[None]:
-    """Hides the pipeline's own progress bars: one for each group would be too many."""
+    """Hide the pipeline's own progress bars: one for each group would be too many."""
     before = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:
