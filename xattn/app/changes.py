@@ -33,7 +33,7 @@ def make_edits(
     added: str = "",
     **timing: Any,
 ) -> list[Edit]:
-    """Gives the edits that make of a prompt what its changed words say.
+    """Return the edits that make of a prompt what its changed words say.
 
     Words that become as many words are a ``Replace``, which keeps the layout best; otherwise the
     whole new prompt is a ``Refine``.
@@ -66,7 +66,7 @@ def make_edits(
 def _changed(
     text: str, spans: Sequence[tuple[str, int, int]], changes: Mapping[int, Change]
 ) -> tuple[str, dict[int, int]]:
-    """Gives the new prompt, and where each changed word begins in it."""
+    """Return the new prompt, and where each changed word begins in it."""
     pieces, starts, at, length = [], {}, 0, 0
     for n, (word, start, end) in enumerate(spans):
         new = changes[n].text.strip() if n in changes else word

@@ -65,11 +65,11 @@ class Drawing:
         return [layer.name for layer in self.trace.run.layers]
 
     def positions(self, word: int) -> tuple[int, ...]:
-        """Gives the token positions of a word, by its number in ``spans``."""
+        """Return the token positions of a word, by its number in ``spans``."""
         return self.trace.run.prompts[0].words[word].positions
 
     def overlay(self, word: int, step: int = 0, layer: int = 0, opacity: float = 0.65) -> Any:
-        """Draws a word's map on the image.
+        """Draw a word's map on the image.
 
         Args:
             word: its number in ``spans``.
@@ -85,13 +85,13 @@ class Drawing:
         return heat.overlay(enlarged(self.image), opacity=opacity)
 
     def discard(self) -> None:
-        """Removes its files."""
+        """Remove its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
 def _whole(drawing: Drawing) -> Iterator[None]:
-    """Removes a drawing's files when the block, which writes them, fails."""
+    """Remove a drawing's files when the block, which writes them, fails."""
     try:
         yield
     except BaseException:
@@ -100,7 +100,7 @@ def _whole(drawing: Drawing) -> Iterator[None]:
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """Gives an image that is large enough to see a map on it."""
+    """Return an image that is large enough to see a map on it."""
     longer = max(image.size)
     if longer >= LEGIBLE:
         return image
@@ -148,7 +148,7 @@ class Studio:
         return height, width
 
     def draw(self, settings: Settings, progress: Progress) -> Drawing:
-        """Draws and records a prompt.
+        """Draw and record a prompt.
 
         Raises:
             ValueError: something is out of bounds.
@@ -182,7 +182,7 @@ class Studio:
         cross_steps: float = 0.8,
         self_steps: float = 0.4,
     ) -> Drawing:
-        """Draws edited siblings of a drawing, from the same noise.
+        """Draw edited siblings of a drawing, from the same noise.
 
         Args:
             drawing: what is edited.
@@ -235,7 +235,7 @@ class Studio:
         return edited
 
     def close(self) -> None:
-        """Removes every file."""
+        """Remove every file."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _write_script(self, drawing: Drawing) -> None:

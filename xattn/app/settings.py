@@ -60,7 +60,7 @@ class Settings:
                 raise ValueError(f"{name} {side} must be a multiple of {factor}")
 
     def arguments(self) -> dict[str, Any]:
-        """Gives the pipeline's arguments, but for the generator."""
+        """Return the pipeline's arguments, but for the generator."""
         found: dict[str, Any] = {
             "num_inference_steps": int(self.steps),
             "height": int(self.height),

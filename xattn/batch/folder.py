@@ -174,7 +174,7 @@ class Writer:
         pictures: Mapping[str, Callable[[str], Any]],
         rows: Sequence[Row],
     ) -> None:
-        """Writes a group: images, maps, then the index rows that say that it is done.
+        """Write a group: images, maps, and last the index rows, which mark it as done.
 
         Where something can't be written, nothing of the group stays.
 
@@ -210,7 +210,7 @@ class Writer:
             raise
 
     def done(self) -> list[str]:
-        """Gives the groups that are done."""
+        """Return the groups that are done."""
         return [path.stem for path in (self.folder / PARTS).glob("*.jsonl")]
 
     def finish(self, failures: Sequence[Mapping[str, Any]]) -> None:

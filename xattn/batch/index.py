@@ -117,9 +117,7 @@ class Runs(Sequence[StoredRun]):
             for run in self._runs:
                 if run.name == index:
                     return run
-            raise KeyError(
-                f"{index!r} is not an item of {self.folder}; its names are in [run.name for run in runs]"
-            )
+            raise KeyError(f"{index!r} is not the name of an item of {self.folder}")
         return self._runs[index]
 
     def __len__(self) -> int:

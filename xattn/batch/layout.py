@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def put_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Write a text file, whole or not at all."""
     atomic.aside(path, lambda tmp: Path(tmp).write_text(text, encoding="utf-8"))
 
 
@@ -37,7 +37,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """Gives a path in the folder.
+    """Return a path in the folder.
 
     Raises:
         ValueError: it leads out of it, by itself or by a link.

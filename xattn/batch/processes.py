@@ -23,7 +23,7 @@ class Crew:
         return bool(self.state.is_main_process)
 
     def share(self, groups: Sequence[list[Numbered]]) -> list[list[Numbered]]:
-        """Gives the groups that this process draws."""
+        """Return the groups that this process draws."""
         # with fewer groups than processes, accelerate would give the last one several times
         missing = max(0, self.state.num_processes - len(groups))
         padded: list[list[Numbered] | None] = [*groups, *[None] * missing]
@@ -31,13 +31,13 @@ class Crew:
             return [group for group in ours if group is not None]
 
     def gather(self, failures: list[Failure]) -> list[Failure]:
-        """Gives the failures of all processes."""
+        """Return the failures of all processes."""
         from accelerate.utils import gather_object
 
         return list(gather_object(failures))
 
     def by_main(self, work: Callable[[], Any]) -> Any:
-        """Has the main process do something, and gives its result, or raises its error, to all."""
+        """Call a function in the main process; return its result, or raise its error, in all."""
         from accelerate.utils import broadcast_object_list
 
         answer: list[Any] = [None, None]

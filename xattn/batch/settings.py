@@ -72,7 +72,7 @@ class Settings:
             raise ValueError(f"images={self.images!r}: there are {', '.join(FORMATS)} and None")
 
     def to_json(self, pipe: Any) -> dict[str, Any]:
-        """Gives what a folder remembers of a batch."""
+        """Return the settings as a batch's folder keeps them."""
         return {
             "model": str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__),
             "pipeline": type(pipe).__name__,

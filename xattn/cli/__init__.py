@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def complain(message: str) -> None:
-    """Writes one line about what went wrong to stderr."""
+    """Write one line about what went wrong to stderr."""
     print(f"xattn: {' '.join(message.split())}", file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ LIMITS = "Limits"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command to the app."""
     app.command("app", epilog=EPILOG)(launch)
 
 

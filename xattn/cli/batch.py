@@ -27,7 +27,7 @@ class Images(str, Enum):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command to the app."""
     app.command("batch", epilog=EPILOG)(batch)
 
 
@@ -111,7 +111,7 @@ def batch(
 
 @contextmanager
 def progress_bar(writer: Any, sizes: Mapping[str, int]) -> Iterator[None]:
-    """Shows how many items of all processes are done, by the files that there are."""
+    """Show how many items of all processes are done, by the files that there are."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

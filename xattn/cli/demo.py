@@ -20,7 +20,7 @@ EPILOG = "Example: [bold]xattn demo --seed 3[/bold]"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command to the app."""
     app.command(epilog=EPILOG)(demo)
 
 

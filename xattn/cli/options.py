@@ -44,7 +44,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def axes_of(texts: Sequence[str]) -> list[str]:
-    """Gives the axes that ``--keep`` names, by commas or one by one."""
+    """Return the axes that ``--keep`` names, by commas or one by one."""
     return [axis.strip() for text in texts for axis in text.split(",") if axis.strip()]
 
 
@@ -211,7 +211,7 @@ class Request:
         return found
 
     def facts(self, pipe: Any) -> dict[str, Any]:
-        """Gives what a machine wants to know of it."""
+        """Return the request as plain JSON values."""
         return {
             "model": self.model or "toyland",
             "device": str(pipe._execution_device),
@@ -235,7 +235,7 @@ class Watch:
     def __call__(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        """Is ``callback_on_step_end``."""
+        """Count a step; the pipeline calls this as ``callback_on_step_end``."""
         self.done = step + 1
         self.advance(self.done, int(getattr(pipe, "num_timesteps", 0)))
         return {}

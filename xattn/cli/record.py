@@ -14,7 +14,7 @@ EPILOG = 'Example: [bold]xattn record "a red car on a green lawn" --seed 1 --out
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command to the app."""
     app.command(epilog=EPILOG)(record)
 
 
@@ -91,7 +91,7 @@ def record(
 def check_animation(
     pipe: Any, prompt: str, word: str, words: list[str] | None, axes: list[str]
 ) -> None:
-    """Finds out before sampling whether a word can be animated afterwards.
+    """Check before sampling that a word can be animated afterwards.
 
     Raises:
         BadParameter: the steps aren't kept apart, or the word isn't among those that are kept.
@@ -113,7 +113,7 @@ def check_animation(
 def write_pictures(
     folder: Folder, trace: Any, image: Any, words: list[str], index: int = 0, **where: Any
 ) -> None:
-    """Writes an overlay of each word, and a grid of words and steps."""
+    """Write an overlay of each word, and a grid of words and steps."""
     canvas = enlarged(image)
     for number, word in enumerate(words, start=1):
         heat = trace.heatmap(word, index, **where)
@@ -125,7 +125,7 @@ def write_pictures(
 
 
 def extent(trace: Any) -> dict[str, Any]:
-    """Gives a run's axes as plain JSON values."""
+    """Return a run's axes as plain JSON values."""
     run = trace.run
     return {
         "steps": run.done,

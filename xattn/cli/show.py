@@ -29,7 +29,7 @@ def _steps(text: str) -> Any:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command to the app."""
     app.command(epilog=EPILOG)(show)
 
 
@@ -113,7 +113,7 @@ def one_run(path: Path, run: int) -> Any:
 
 
 def kept_words(trace: Any, image: int) -> list[str]:
-    """Gives the words of an image's prompt that were kept."""
+    """Return the words of an image's prompt that were kept."""
     from xattn.maps import select
 
     return list(select.kept_words(trace.run, select.image_index(trace.run, image)))
@@ -123,7 +123,7 @@ def write(
     folder: Folder, trace: Any, words: list[str], image: int, animate: str | None,
     where: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Writes pictures and report of one image of a recording."""
+    """Write pictures and report of one image of a recording."""
     known = trace.run.images[image] if image < len(trace.run.images) else None
     if known is not None:
         folder.picture("image.png", known, "the image")
@@ -138,7 +138,7 @@ def write(
 
 
 def blank(trace: Any) -> Any:
-    """Gives grey of a run's size, for a recording without images."""
+    """Return grey of a run's size, for a recording without images."""
     from xattn.views import colours
 
     return colours.picture(None, trace.run.latent)

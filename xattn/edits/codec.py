@@ -140,7 +140,7 @@ def _plain(value: Any, sequence: type = list) -> Any:
         return {key: _plain(each, sequence) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return sequence(_plain(each, sequence) for each in value)
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, Real):
         return int(value) if isinstance(value, Integral) else float(value)
     return value
 
