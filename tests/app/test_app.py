@@ -190,7 +190,7 @@ def test_two_visitors_at_once_get_their_own(studio):
 
 def test_files_go_when_the_visitor_goes(studio):
     pytest.importorskip("gradio")
-    from xattn.app.page import Visit
+    from xattn.app.visits import Visit
 
     drawing = studio.draw(Settings(PROMPT, **FAST), silent)
     edited = studio.edit(drawing, {1: Change("blue")}, silent)
@@ -200,29 +200,27 @@ def test_files_go_when_the_visitor_goes(studio):
 
 def test_what_the_library_refuses_is_told_in_a_sentence(studio):
     gradio = pytest.importorskip("gradio")
-    from xattn.app import page as app
-    from xattn.app.page import _editor
+    from xattn.app import visits
 
     drawing = studio.draw(Settings(PROMPT, **FAST), silent)
     studio.pipe.enable_attention_slicing(1)
-    visit = app.Visit(drawing, None, {1: Change("blue")})
-    edit = _editor(studio)
+    visit = visits.Visit(drawing, None, {1: Change("blue")})
+    edit = visits.editor(studio)
     with pytest.raises(gradio.Error, match=r"pipe\.disable_attention_slicing\(\) first"):
         edit(visit, 1, "blue", 1, "", [], False, 0.8, 0.4, progress=lambda *_, **__: None)
 
 
 def test_a_full_disk_is_told_and_leaves_no_files(studio, monkeypatch):
     gradio = pytest.importorskip("gradio")
-    from xattn.app import page as app
-    from xattn.app.page import _drawer
+    from xattn.app import visits
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(studio, "_write_script", full)
-    draw = _drawer(studio)
+    draw = visits.drawer(studio)
     with pytest.raises(gradio.Error, match="No space left on device"):
-        draw(app.Visit(), PROMPT, "", 0, 2, 64, 64, 5.0, progress=lambda *_, **__: None)
+        draw(visits.Visit(), PROMPT, "", 0, 2, 64, 64, 5.0, progress=lambda *_, **__: None)
     assert list(studio.root.iterdir()) == []
 
 

@@ -147,7 +147,7 @@ def test_images_are_as_many_as_the_batch_has_room_for(
 
 
 def test_rows_that_are_no_multiple_of_the_prompts_are_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"3 rows follow the prompts, which are 2"):
+    with pytest.raises(RuntimeError, match=r"3 rows follow the prompts, but there are 2 prompts"):
         images_of(4, rows=slice(0, 3))
 
 
