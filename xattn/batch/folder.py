@@ -214,7 +214,7 @@ class Writer:
         return [path.stem for path in (self.folder / PARTS).glob("*.jsonl")]
 
     def finish(self, failures: Sequence[Mapping[str, Any]]) -> None:
-        """Joins the parts' rows into the index, and lists what failed."""
+        """Join the parts' rows into the index, and list what failed."""
         parts = sorted((self.folder / PARTS).glob("*.jsonl"))
         atomic.aside(self.folder / INDEX, partial(_join, parts))
         if failures:

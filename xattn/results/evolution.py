@@ -42,7 +42,7 @@ class Evolution:
         return tuple(int(i) for i in np.argsort(self.entropy.mean(axis=0), kind="stable"))
 
     def plot(self, size: tuple[int, int] = (480, 900)) -> Image.Image:
-        """Gives the entropy as a picture of (height, width): a row a layer, a column a step."""
+        """Return the entropy as a picture of (height, width): a row a layer, a column a step."""
         return sheets.evolution(self.entropy, self.names, word=self.word, size=size)
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ def evolution(
     layers: LayerFilter = "all",
     occurrence: int | None = None,
 ) -> Evolution:
-    """Gives the entropy of a word's map in each layer at each step.
+    """Return the entropy of a word's map in each layer at each step.
 
     Raises:
         ValueError: the step axis was not kept, or the word is not in the recording.

@@ -100,7 +100,7 @@ class Trace:
         occurrence: int | None = None,
         refined: bool = False,
     ) -> HeatMap:
-        """Gives where a word acts (Tang et al. 2023, section 3), on the latent grid.
+        """Return where a word acts (Tang et al. 2023, section 3), on the latent grid.
 
         Args:
             word: a word or a phrase of the image's prompt, or token positions.
@@ -133,7 +133,7 @@ class Trace:
         heads: Heads = None,
         occurrence: int | None = None,
     ) -> list[HeatMap]:
-        """Gives the heat map of each step that is complete."""
+        """Return the heat map of each step that is complete."""
         run, (index, picture) = self.run, self._subject(image)
         positions = select.word_positions(run, word, index, occurrence)
         stack = daam.step_token_maps(run, positions, index, layers=layers, heads=heads)
@@ -152,7 +152,7 @@ class Trace:
         heads: Heads = None,
         occurrence: int | None = None,
     ) -> dict[str, HeatMap]:
-        """Gives the heat map of each layer alone, by its name, on the latent grid."""
+        """Return the heat map of each layer alone, by its name, on the latent grid."""
         run, (index, picture) = self.run, self._subject(image)
         positions = select.word_positions(run, word, index, occurrence)
         heats = {}
@@ -170,7 +170,7 @@ class Trace:
         layers: LayerFilter = "all",
         occurrence: int | None = None,
     ) -> Evolution:
-        """Gives the entropy of a word's map in each layer at each step."""
+        """Return the entropy of a word's map in each layer at each step."""
         run, (index, _) = self.run, self._subject(image)
         return evolution(run, word, index, layers=layers, occurrence=occurrence)
 
@@ -186,7 +186,7 @@ class Trace:
         opacity: float = colours.OPACITY,
         colormap: str = colours.COLORMAP,
     ) -> Image.Image:
-        """Draws a row for each word: the sum over the steps, then each of some steps.
+        """Draw a row for each word: the sum over the steps, then each of some steps.
 
         The steps of a row share one scale; under each cell stands the value of its last colour. By
         default it takes every word, and six steps spread over the run; without a step axis the sum
@@ -221,7 +221,7 @@ class Trace:
         occurrence: int | None = None,
         colormap: str = colours.COLORMAP,
     ) -> Image.Image:
-        """Draws a word's map in each head of each layer; needs the head axis.
+        """Draw a word's map in each head of each layer; needs the head axis.
 
         Each map is on the layer's own grid and scaled to its own maximum, which stands under it.
         """
@@ -251,7 +251,7 @@ class Trace:
         colormap: str = colours.COLORMAP,
         milliseconds: int = 120,
     ) -> None:
-        """Writes an animation over the steps: GIF, WebP or PNG, by the path's ending.
+        """Write an animation over the steps: GIF, WebP or PNG, by the path's ending.
 
         Args:
             word: whose map lies over the image.
@@ -283,7 +283,7 @@ class Trace:
         return animation.linear_previews(estimates[: self.run.done, index].float(), picture)
 
     def report(self, path: str | os.PathLike[str], image: Subject = None) -> None:
-        """Writes one self-contained HTML page: words to point at, steps and layers to slide.
+        """Write one self-contained HTML page: words to point at, steps and layers to slide.
 
         It shows one image where ``image`` says which, the run's first sixteen otherwise.
         """
@@ -302,7 +302,7 @@ class Trace:
         path: str | os.PathLike[str],
         images: Image.Image | Sequence[Image.Image] | None = None,
     ) -> None:
-        """Writes the complete steps of every run to one safetensors file.
+        """Write the complete steps of every run to one safetensors file.
 
         Args:
             path: where to; what is there is replaced when the new file is whole.
@@ -355,7 +355,7 @@ class Trace:
     # -- helpers
 
     def _subject(self, image: Subject) -> tuple[int, Image.Image | None]:
-        """Gives the index of an image, and the picture to draw on."""
+        """Return the index of an image, and the picture to draw on."""
         run = self.run
         if isinstance(image, Image.Image):
             same = [i for i, known in enumerate(run.images) if known is image]
@@ -373,7 +373,7 @@ class Trace:
         self, tokens: Any, word: Asked, index: int, picture: Image.Image | None,
         positions: Sequence[int], **meta: Any,
     ) -> HeatMap:  # fmt: skip
-        """Gives the mean over a word's tokens, (tokens, height, width), as a heat map."""
+        """Return the mean over a word's tokens, (tokens, height, width), as a heat map."""
         about = {
             "prompt": self.run.prompt(index).text,
             "image": index,
@@ -384,7 +384,7 @@ class Trace:
 
 
 def load(path: str | os.PathLike[str]) -> Trace:
-    """Reads a trace that was saved, or a folder that a recording was streamed to.
+    """Read a trace that was saved, or a folder that a recording was streamed to.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.

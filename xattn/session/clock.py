@@ -148,7 +148,7 @@ def timestep_of(given: Any) -> float:
 
 
 def _place_in(base: Tensor, given: Any) -> int | None:
-    """Tells which element of a tensor another tensor is, without reading either."""
+    """Return which element of a tensor another tensor is, without reading either."""
     if not isinstance(given, Tensor) or not given.numel() or given.dtype != base.dtype:
         return None
     if given.numel() > 1 and any(given.stride()):  # pipelines expand it over the rows

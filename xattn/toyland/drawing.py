@@ -44,7 +44,7 @@ def shade(colour: RGB, factor: float) -> RGB:
 
 
 class Brush:
-    """Draws in the unit square of one object's box; y points down."""
+    """Draw in the unit square of one object's box; y points down."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float]):
         self.draw = draw

@@ -18,7 +18,7 @@ from xattn.views.sheets import fitted_size, sized
 
 
 def linear_previews(estimates: Any, final: Image.Image) -> list[Image.Image]:
-    """Gives pictures of clean latents, by the colours that the last of them came to have.
+    """Return pictures of clean latents, by the colours that the last of them came to have.
 
     A latent pixel's colour is nearly linear in its channels; the map between them is fitted, by
     least squares, to the last estimate and the final image, so that any model's latents can be
@@ -52,7 +52,7 @@ def frames(
     colormap: str = COLORMAP,
     side: int = 512,
 ) -> list[Image.Image]:
-    """Draws a map of each step on the image as it forms, over a line that names the step.
+    """Draw a map of each step on the image as it forms, over a line that names the step.
 
     Args:
         heats: the map of each step; they share one scale.
@@ -95,7 +95,7 @@ def _captioned(shown: Image.Image, label: str, step: int, steps: int) -> Image.I
 def animate(
     path: str | os.PathLike[str], frames: Sequence[Image.Image], *, milliseconds: int = 120
 ) -> None:
-    """Writes frames as a looping animation; the last one stays six times as long.
+    """Write frames as a looping animation; the last one stays six times as long.
 
     Raises:
         ValueError: the path does not end in .gif, .webp, .png or .apng.

@@ -44,7 +44,7 @@ BUILT_IN = {
 
 
 def color_table(name: str = COLORMAP) -> NDArray[np.uint8]:
-    """Gives the 256 colours of a colormap, uint8 (256, 3).
+    """Return the 256 colours of a colormap, uint8 (256, 3).
 
     Raises:
         ValueError: there is no colormap of that name.
@@ -69,7 +69,7 @@ def color_table(name: str = COLORMAP) -> NDArray[np.uint8]:
 
 
 def paint(values: Any, colormap: str = COLORMAP, top: float | None = None) -> Image.Image:
-    """Gives a map in colours: 0 the first of the colormap, ``top`` (the maximum) the last."""
+    """Return a map in colours: 0 the first of the colormap, ``top`` (the maximum) the last."""
     heat = np.asarray(values, dtype=np.float32)
     top = float(heat.max()) if top is None else top
     level = np.clip(heat / top if top > 0 else heat * 0, 0, 1)
@@ -84,7 +84,7 @@ def overlay(
     colormap: str = COLORMAP,
     top: float | None = None,
 ) -> Image.Image:
-    """Gives an image with a map over it.
+    """Return an image with a map over it.
 
     Args:
         values: the map, (height, width) of any size.
@@ -102,7 +102,7 @@ def overlay(
 
 
 def picture(image: Image.Image | None, grid: tuple[int, int]) -> Image.Image:
-    """Gives an image in RGB, or grey of eight times the grid's size."""
+    """Return an image in RGB, or grey of eight times the grid's size."""
     if image is None:
         return Image.new("RGB", (grid[1] * 8, grid[0] * 8), GREY)
     if not isinstance(image, Image.Image):

@@ -17,7 +17,7 @@ INK, FAINT, PAPER = (28, 28, 34), (96, 96, 104), (255, 255, 255)
 
 
 def text_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
-    """Splits a text by the font that has its glyphs; what no font has becomes an escape.
+    """Split a text by the font that has its glyphs; what no font has becomes an escape.
 
     Pillow's own font first, then DejaVu, which comes with matplotlib, then what the system has.
     """
@@ -37,7 +37,7 @@ def text_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
 
 
 def text_width(text: str, size: int) -> int:
-    """Gives how many pixels a text is wide."""
+    """Return how many pixels a text is wide."""
     return math.ceil(sum(font.getlength(part) for font, part in text_runs(text, size)))
 
 
@@ -48,7 +48,7 @@ def write(
     size: int,
     fill: tuple[int, int, int] = INK,
 ) -> None:
-    """Writes one line of text with its top left corner at (x, y)."""
+    """Write one line of text with its top left corner at (x, y)."""
     x, y = at
     ascent = _fonts(size)[0].getmetrics()[0]
     for font, part in text_runs(text, size):
@@ -57,7 +57,7 @@ def write(
 
 
 def wrap(text: str, size: int, width: int, lines: int = 3) -> list[str]:
-    """Breaks a text into lines of at most a width; what doesn't fit ends in an ellipsis."""
+    """Break a text into lines of at most a width; what doesn't fit ends in an ellipsis."""
     broken, rest = [""], text.strip()
     for piece in re.findall(r"\S+\s*|\s+", rest):
         if broken[-1] and text_width(broken[-1] + piece.rstrip(), size) > width:
@@ -88,7 +88,7 @@ def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
 
 @lru_cache(4096)
 def _system_font(char: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """Gives a font of the system that has a character, such as one of Chinese or of symbols."""
+    """Return a font of the system that has a character, such as one of Chinese or of symbols."""
     if not char.isprintable():
         return None
     for path in _system_fonts():

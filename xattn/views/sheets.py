@@ -31,7 +31,7 @@ def table(
     smooth: bool = True,
     notes: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
-    """Lays out pictures in labelled rows and columns.
+    """Lay out pictures in labelled rows and columns.
 
     Args:
         cells: rows of pictures of one shape; ``None`` leaves a cell empty.
@@ -105,7 +105,7 @@ def table(
 def strip(
     images: Sequence[Image.Image], labels: Sequence[str], *, title: str = "", side: int = 192
 ) -> Image.Image:
-    """Lays out the pictures of a sweep side by side, each under its label."""
+    """Lay out the pictures of a sweep side by side, each under its label."""
     return table([list(images)], columns=labels, title=title, side=side)
 
 
@@ -117,7 +117,7 @@ def edits(
     *,
     side: int = 256,
 ) -> Image.Image:
-    """Lays out the source beside its edits, and below each edit the mask it was held to.
+    """Lay out the source beside its edits, and below each edit the mask it was held to.
 
     Args:
         source: the image before.
@@ -142,7 +142,7 @@ def edits(
 
 
 def masked(image: Image.Image, mask: Any) -> Image.Image:
-    """Gives an image with everything outside a mask paled to grey.
+    """Return an image with everything outside a mask paled to grey.
 
     The mask is (height, width) of any size, or (steps, height, width), of which the last counts.
     """
@@ -164,7 +164,7 @@ def evolution(
     size: tuple[int, int] = (480, 900),
     colormap: str = "viridis",
 ) -> Image.Image:
-    """Draws entropy (layers, steps) as a table of colours, with a bar that gives the numbers."""
+    """Draw entropy (layers, steps) as a table of colours, with a bar that gives the numbers."""
     height, width = size
     low, high = float(entropy.min()), float(entropy.max())
     level = (entropy - low) / (high - low) if high > low else entropy * 0
@@ -208,7 +208,7 @@ def _bar(
     colormap: str,
     font: int,
 ) -> None:
-    """Draws a colour bar in (x, y, width, height) with its numbers to the right."""
+    """Draw a colour bar in (x, y, width, height) with its numbers to the right."""
     x, y, width, height = box
     ramp = Image.fromarray(color_table(colormap)[::-1][:, None])  # (256, 1), high on top
     sheet.paste(ramp.resize((width, height), Image.Resampling.NEAREST), (x, y))
@@ -222,12 +222,12 @@ def _bar(
 
 
 def spread(count: int, most: int = 6) -> list[int]:
-    """Gives at most so many indices below ``count``, evenly, first and last among them."""
+    """Return at most so many indices below ``count``, evenly, first and last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Gives layer names a reader can take in: ``down_blocks.0.attentions.1 ...`` as ``down 0.1``.
+    """Return layer names a reader can take in: ``down_blocks.0.attentions.1 ...`` as ``down 0.1``.
 
     Where that would make two of them equal, the names stay.
     """
@@ -241,14 +241,14 @@ def shortened(names: Sequence[str]) -> list[str]:
 
 
 def png(image: Image.Image) -> bytes:
-    """Gives an image as PNG."""
+    """Return an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def data_url(image: Image.Image) -> str:
-    """Gives an image as a ``data:`` address."""
+    """Return an image as a ``data:`` address."""
     return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 

@@ -30,7 +30,7 @@ Grid = tuple[int, int]
 
 
 def fitting_grids(run: Run, words: int, steps: int, room: int) -> tuple[int, dict[str, Any]]:
-    """Gives how many steps the page shows, and the grids of its maps: those that fit the room."""
+    """Return how many steps the page shows, and the grids of its maps: those that fit the room."""
     grids = grids_of(run, words, steps, room)
     while steps > 2 and cost_of(grids, words) > room:  # even with the coarsest maps
         steps -= max(1, steps // 10)
@@ -39,7 +39,7 @@ def fitting_grids(run: Run, words: int, steps: int, room: int) -> tuple[int, dic
 
 
 def grids_of(run: Run, words: int, steps: int, room: int) -> dict[str, Any]:
-    """Gives the grid of each map that the page holds, as fine as the room allows."""
+    """Return the grid of each map that the page holds, as fine as the room allows."""
     heads = [x.heads for x in run.layers] if "head" in run.keep else []
     for cap in _CAPS:
         found = {
@@ -58,7 +58,7 @@ def grids_of(run: Run, words: int, steps: int, room: int) -> dict[str, Any]:
 
 
 def cost_of(grids: dict[str, Any], words: int) -> int:
-    """Gives the bytes that the maps of some words take on the page, before base64."""
+    """Return the bytes that the maps of some words take on the page, before base64."""
     flat: list[Grid] = [grids["total"], *grids["layers"], *grids["steps"], *grids["fine"]]
     flat += [grid for layer in grids["heads"] for grid in layer]
     cells = sum(height * width for height, width in flat)
@@ -77,7 +77,7 @@ def map_blocks(
     steps: Sequence[int],
     grids: dict[str, Any],
 ) -> tuple[list[bytes], list[list[float]]]:
-    """Gives for each word its maps as bytes, in the order of the grids, and their maxima."""
+    """Return for each word its maps as bytes, in the order of the grids, and their maxima."""
     if not words:
         return [], []
     tokens = sorted({position for places in words for position in places})
@@ -86,7 +86,7 @@ def map_blocks(
         share[n, [tokens.index(p) for p in places]] = 1 / len(places)
 
     def of_words(stack: torch.Tensor, grid: Grid) -> Iterable[torch.Tensor]:
-        """Yields (words, h, w) of each (tokens, h, w) in a stack: the mean over the tokens."""
+        """Yield (words, h, w) of each (tokens, h, w) in a stack: the mean over the tokens."""
         for each in stack:
             yield _shrunk(torch.einsum("nt,thw->nhw", share, each), grid)
 

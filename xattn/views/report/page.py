@@ -83,12 +83,12 @@ class _Pictures:
         self.urls: dict[str, int] = {}
 
     def number(self, picture: Image.Image | None) -> int | None:
-        """Gives the number of a picture on the page."""
+        """Return the number of a picture on the page."""
         return None if picture is None else self.urls.setdefault(_url(picture), len(self.urls))
 
 
 def write(path: str | os.PathLike[str], subjects: Sequence[Subject]) -> None:
-    """Writes the page of a recording.
+    """Write the page of a recording.
 
     Raises:
         ValueError: there is nothing to show, as when no step is complete.
@@ -97,7 +97,7 @@ def write(path: str | os.PathLike[str], subjects: Sequence[Subject]) -> None:
 
 
 def write_edit(path: str | os.PathLike[str], result: Any) -> None:
-    """Writes the page of an edit: source and edits side by side, masks, plan, and the words.
+    """Write the page of an edit: source and edits side by side, masks, plan, and the words.
 
     Args:
         path: where to.
@@ -124,7 +124,7 @@ def write_edit(path: str | os.PathLike[str], result: Any) -> None:
 
 
 def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
-    """Gives the recorded images of an edit; with several seeds, those of the result's own."""
+    """Return the recorded images of an edit; with several seeds, those of the result's own."""
     if result.trace is None or not result.trace.runs or not result.trace.runs[-1].done:
         return []
     run = result.trace.runs[-1]
@@ -137,7 +137,7 @@ def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
 
 
 def page(subjects: Sequence[Subject], cards: Sequence[Card] = (), plan: str = "") -> str:
-    """Gives the page as HTML."""
+    """Return the page as HTML."""
     room = BUDGET // max(1, len(subjects))
     pictures = _Pictures()
     data = {
@@ -210,7 +210,7 @@ def _subject(subject: Subject, room: int, pictures: _Pictures) -> dict[str, Any]
 
 
 def _words(run: Run, image: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Gives the words of an image's prompt that were kept whole, in order, with positions."""
+    """Return the words of an image's prompt that were kept whole, in order, with positions."""
     prompt = run.prompt(image)
     if prompt.is_anonymous:
         return [(f"token {position}", (position,)) for position in run.positions]
@@ -221,7 +221,7 @@ def _words(run: Run, image: int) -> list[tuple[str, tuple[int, ...]]]:
 def _parts(
     run: Run, image: int, words: Sequence[tuple[str, tuple[int, ...]]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the prompt's text in pieces, each with the word that it is, or none."""
+    """Yield the prompt's text in pieces, each with the word that it is, or none."""
     prompt = run.prompt(image)
     if prompt.is_anonymous:
         for n, (text, _) in enumerate(words):
@@ -265,7 +265,7 @@ def _tables() -> Iterator[tuple[str, Any]]:
 
 
 def _url(picture: Image.Image) -> str:
-    """Gives a picture as a ``data:`` address: PNG, or JPEG where that would be large."""
+    """Return a picture as a ``data:`` address: PNG, or JPEG where that would be large."""
     small = picture.convert("RGB")
     small.thumbnail((_SIDE, _SIDE))
     if small.width * small.height <= 512 * 512:
@@ -276,7 +276,7 @@ def _url(picture: Image.Image) -> str:
 
 
 def _json(data: Any) -> str:
-    """Gives JSON that can stand in a script element, whatever its strings hold."""
+    """Return JSON that can stand in a script element, whatever its strings hold."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
