@@ -285,7 +285,7 @@ def test_edits_keep_their_order_and_a_plus_joins():
         (["--reweight", "red=nan"], "--reweight 'red=nan': 'nan' is out of range"),
         (["--reweight", "red=1e30"], "give a number from -1000 to 1000"),
         (["--reweight", "red=-inf"], "out of range"),
-        (["--refine", " "], "Refine takes the whole new prompt"),
+        (["--refine", " "], "Refine takes the complete new prompt"),
         (["--replace", "red=blue", "--self-steps", "2"], "is not a share of the run"),
     ],
 )

@@ -1161,7 +1161,7 @@ def test_pipelines_without_text_cross_attention_are_refused() -> None:
     class Other:
         pass
 
-    with pytest.raises(TypeError, match="Other has no supported denoiser"):
+    with pytest.raises(TypeError, match="Other has no denoiser with a text encoder"):
         edit(Other(), CAR, Replace("red", "blue"))
     with pytest.raises(TypeError, match="for a UNet"):
         edit(tiny.unet(), CAR, Replace("red", "blue"))

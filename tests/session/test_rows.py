@@ -122,7 +122,7 @@ def test_guidances_own_pass_is_known_by_its_text_or_by_its_kind() -> None:
     assert finder.is_negative(call(states(5)))
     assert not finder.is_negative(call(states(1)))
     assert not finder.is_negative(call(states(5, 1)))
-    assert finder.is_negative(call(states(1), kind="unconditional"))
+    assert finder.is_negative(call(states(1), kind="guidance"))
     assert not RowFinder(asked(1.0)).is_negative(call(states(5)))
 
 
@@ -143,7 +143,7 @@ def test_a_prompt_major_batch_passes() -> None:
 
 @pytest.mark.parametrize("batch", [(1, 2, 1, 2), (1, 1, 1, 2), (1, 2, 2, 2), (1, 1, 1, 1)])
 def test_rows_in_another_order_are_refused(batch: Any) -> None:
-    with pytest.raises(ValueError, match=r"^row \d of those that follow"):
+    with pytest.raises(ValueError, match=r"^row \d of the conditional rows"):
         major().check(call(states(*batch)), slice(0, 4))
 
 
@@ -156,7 +156,7 @@ def test_the_rounding_of_an_encoder_is_no_other_text() -> None:
 def test_batches_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"called with 6 rows; 2 prompts x images=2 are 4, or 8"):
         major().check_size(6)
-    with pytest.raises(ValueError, match="are 3 of the UNet's 6 rows, and 4 follow"):
+    with pytest.raises(ValueError, match="selects 3 of the UNet's 6 rows, but 4 are needed"):
         major(rows=slice(3, 6)).check_size(6)
     major(rows=slice(2, 6)).check_size(6)
     major(embeds=states(1, 1, 2, 2)).check_size(6)  # comparing tells

@@ -200,7 +200,7 @@ def test_a_text_of_somebody_elses_begins_no_run() -> None:
     diary = Diary()
     other = replace(CAR, embeds=torch.full((1, TOKENS, CHANNELS), 9.0))
     origin = FakeOrigin(FIRST, known=other)
-    with opened(origin, [diary]), pytest.raises(RuntimeError, match="follows another text"):
+    with opened(origin, [diary]), pytest.raises(RuntimeError, match="received another text"):
         call(origin)
     assert diary.moments == []
 
@@ -247,7 +247,7 @@ def test_the_denoiser_is_restored_where_it_could_not_be_watched() -> None:
 
 
 def test_a_layer_that_was_left_out_is_refused() -> None:
-    for turns, message in (((), "where xattn can't see"), ((NEXT,), "attn was left out")):
+    for turns, message in (((), "out of xattn's reach"), ((NEXT,), "attn was left out")):
         origin = FakeOrigin(FIRST, *turns, known=CAR)
         with opened(origin, [Diary()]):
             if turns:

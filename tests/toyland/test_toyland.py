@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from xattn.loading import load_pipeline
+from xattn.models.loading import load_pipeline
 from xattn.toyland.bundle import MODELS, WEIGHTS, demo, shared_autoencoder
 from xattn.toyland.scenes import scene
 from xattn.toyland.training import train
