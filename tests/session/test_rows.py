@@ -117,12 +117,11 @@ def test_writes_into_inference_tensors_are_seen() -> None:
         assert finder.find(call(text)) == (slice(0, 1),)
 
 
-def test_guidances_own_pass_is_known_by_its_text_or_by_its_kind() -> None:
+def test_guidances_own_pass_is_known_by_its_text() -> None:
     finder = RowFinder(asked(1.0, negative=states(5)))
     assert finder.is_negative(call(states(5)))
     assert not finder.is_negative(call(states(1)))
     assert not finder.is_negative(call(states(5, 1)))
-    assert finder.is_negative(call(states(1), kind="guidance"))
     assert not RowFinder(asked(1.0)).is_negative(call(states(5)))
 
 
