@@ -174,7 +174,7 @@ def test_the_plan_prints_as_a_table(plan: Callable[..., EditPlan]) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Replace("red"), "replacement"),
+        (lambda: Replace("red"), "its successor"),
         (lambda: Replace({}), "empty word"),
         (lambda: Replace("red", " "), "empty word"),
         (lambda: Replace("red", "blue", cross_steps=1.5), r"cross_steps=1.5 .*\[0, 1\]"),

@@ -205,9 +205,9 @@ def test_layers_that_edits_do_not_know_are_refused() -> None:
     editor = Editor(plan(Refine("a red car")))
     with pytest.raises(ValueError, match="mid_block attends to text and image in one call"):
         editor.handlers([CROSS, layer("mid_block", "added")])
-    with pytest.raises(ValueError, match="no layer that attends to text"):
+    with pytest.raises(ValueError, match="no layers that attend to text"):
         editor.handlers([OWN])
-    with pytest.raises(TypeError, match="SlicedAttnProcessor computes a few rows"):
+    with pytest.raises(TypeError, match="SlicedAttnProcessor computes attention slice by slice"):
         editor.handlers([AttentionLayer("attn2", Sliced(), 2, "cross")])
     handlers = editor.handlers([CROSS, layer("controlnet.attn2", component="controlnet.")])
     assert list(handlers) == [CROSS]

@@ -191,7 +191,7 @@ def test_attention_of_other_rows_or_queries_is_refused() -> None:
     made.before_call(run, call_of(run))
     with pytest.raises(RuntimeError, match=r"attends with \(3, 2\) .* has \(2, 2\)"):
         made.recordings[OUTER].observe(attention(rows=3))
-    with pytest.raises(RuntimeError, match="5 queries where a grid of"):
+    with pytest.raises(RuntimeError, match="5 queries, but a grid of"):
         made.recordings[OUTER].observe(attention(queries=5))
 
 
