@@ -156,7 +156,9 @@ class HomeMade(nn.Module):
 def test_families_are_known_by_class_by_base_class_or_by_layout() -> None:
     for model in (UNet2DConditionModel(), Derived(), HomeMade()):
         assert family_of(model) == UNETS
-    with pytest.raises(TypeError, match=r"Identity is not a supported denoiser.* UNet2DConditionModel"):
+    with pytest.raises(
+        TypeError, match=r"Identity is not a supported denoiser.* UNet2DConditionModel"
+    ):
         family_of(nn.Identity())
 
 
