@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import LATENT_CHANNELS
-from .loop import Trainable
+from .loop import Batch, Trainable
 
 TEXT_DIM = 128
 CONTEXT_LAYERS = 2
@@ -126,9 +126,9 @@ class Denoiser(Trainable):
         noise: Tensor = self.unet(noisy, timesteps, text).sample
         return noise
 
-    def loss(self, clean: Tensor, ids: Tensor, random: torch.Generator) -> Tensor:
+    def loss(self, batch: Batch, random: torch.Generator) -> Tensor:
         """Weighed squared error of the noise, one timestep in each of equal slices."""
-        count = len(clean)
+        clean, count = batch.clean, len(batch.clean)
         noise = torch.randn(clean.shape, generator=random).to(clean.device)
         # less variance than free draws
         slices = (torch.arange(count) + torch.rand(count, generator=random)) / count
@@ -136,7 +136,7 @@ class Denoiser(Trainable):
         weights = snr_weights(self.scheduler, timesteps).to(clean.device)
         timesteps = timesteps.to(clean.device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        made = self(noisy, timesteps, ids)
+        made = self(noisy, timesteps, batch.ids)
         return (weights * (made.float() - noise).square().mean((1, 2, 3))).mean()
 
     def begin(self, device: str) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -18,12 +19,25 @@ from .team import ALONE, Team
 CAPTION_DROPOUT = 0.1
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents `(batch, 8, 16, 16)`, their captions' token ids, and which scenes are hard."""
+
+    clean: Tensor
+    ids: Tensor
+    hard: Tensor
+
+    def to(self, device: str) -> Batch:
+        """Return the batch on a device."""
+        return Batch(self.clean.to(device), self.ids.to(device), self.hard.to(device))
+
+
 class Trainable(torch.nn.Module, ABC):
     """A denoiser with its text encoders, as one module: one optimiser and average hold both."""
 
     @abstractmethod
-    def loss(self, clean: Tensor, ids: Tensor, random: torch.Generator) -> Tensor:
-        """Return the loss of clean latents, `(batch, 8, 16, 16)`, and their captions' ids."""
+    def loss(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """Return the loss of a batch, a scalar."""
 
     @abstractmethod
     def begin(self, device: str) -> None:
@@ -36,18 +50,23 @@ class Trainable(torch.nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded scenes: latents `(count, 8, 16, 16)`, and token ids `(count, length)`."""
+    """Encoded scenes: latents `(count, 8, 16, 16)`, token ids `(count, length)`, and kinds.
+
+    `hard` is a truth value for each.
+    """
 
     latents: Tensor
     ids: Tensor
+    hard: Tensor
     empty: Tensor
     """Ids of the empty caption, `(1, length)`."""
 
-    def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, random: torch.Generator) -> Batch:
         """Draw examples; every tenth or so with an empty caption, for guidance."""
         chosen = torch.randint(len(self.latents), (count,), generator=random)
         dropped = torch.rand(count, 1, generator=random) < CAPTION_DROPOUT
-        return self.latents[chosen].float(), torch.where(dropped, self.empty, self.ids[chosen])
+        ids = torch.where(dropped, self.empty, self.ids[chosen])
+        return Batch(self.latents[chosen].float(), ids, self.hard[chosen])
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str], length: int) -> Tensor:
@@ -110,26 +129,26 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average.load_state_dict(state["average"])
-    running = 0.0
+    losses: list[float] = []
     while progress.share < 1:
         random = torch.Generator().manual_seed(progress.step * team.size + team.rank)
-        clean, ids = examples.draw(schedule.batch // team.size, random)
+        batch = examples.draw(schedule.batch // team.size, random)
         rate = progress.rate(schedule.peak_rate, schedule.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            loss = model.loss(clean.to(device), ids.to(device), random)
+            loss = model.loss(batch.to(device), random)
         loss.backward()
         team.average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.step(model.parameters())
         progress.advance()
-        running += float(loss.detach()) / 25
-        if progress.step % 25 == 0:
-            progress.log(loss=running, rate=rate)
-            running = 0.0
+        losses.append(float(loss.detach()))
+        if progress.step % 25 == 0 or progress.share >= 1:
+            progress.log(loss=fmean(losses), rate=rate)
+            losses.clear()
         if progress.step % schedule.save_every == 0 or progress.share >= 1:
             progress.save(
                 {

@@ -23,7 +23,7 @@ class Recipe:
     """One model: `length` is how many positions its prompts have.
 
     `mixed` scenes are easy and hard ones in turn. A model that does not `train_autoencoder` takes
-    the bundled one.
+    the bundled one. One that is `taught` learns from the bundled UNets' predictions.
     """
 
     build: Callable[[], Trainable]
@@ -32,6 +32,7 @@ class Recipe:
     schedule: Schedule
     mixed: bool = True
     train_autoencoder: bool = False
+    taught: bool = False
 
 
 def build_base() -> Denoiser:
@@ -113,6 +114,7 @@ RECIPES: Final[dict[Model, Recipe]] = {
         assemble_joint,
         PROMPT_LENGTH,
         Schedule(steps=12000, batch=16, peak_rate=1e-3, warmup=100),
+        taught=True,
     ),
 }
 """Each bundled model's recipe."""

@@ -30,7 +30,9 @@ from .denoiser import Denoiser
 from .loop import Examples, Trainable, tokenize, train
 from .recipes import RECIPES, Recipe, prompt_tokenizer, start_from_bundled
 from .sheets import HARD_SHEET, SHEET, plot_losses, tile
+from .teacher import Teacher
 from .team import Team
+from .transformer import Transformer
 
 
 def encoded(
@@ -122,7 +124,8 @@ def examples_of(recipe: Recipe, latents: torch.Tensor, captions: Sequence[str]) 
     """Put latents and captions together as the model reads them."""
     tokenizer, length = prompt_tokenizer(), recipe.length
     ids, empty = tokenize(tokenizer, captions, length), tokenize(tokenizer, [""], length)
-    return Examples(latents, ids, empty)
+    hard = torch.arange(len(ids)) % 2 == 1 if recipe.mixed else torch.zeros(len(ids)).bool()
+    return Examples(latents, ids, hard, empty)
 
 
 def mixes_precision(device: str) -> bool:
@@ -154,6 +157,9 @@ def run(options: argparse.Namespace, team: Team) -> None:
     if options.model == "contextual" and not options.from_nothing:
         assert isinstance(model, Denoiser)
         start_from_bundled(model)
+    if recipe.taught:
+        assert isinstance(model, Transformer)
+        model.teacher = Teacher(device, prompt_tokenizer().pad_token_id)
     train(
         model,
         "denoiser",

@@ -16,7 +16,8 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .autoencoder import LATENT_CHANNELS
-from .loop import Trainable
+from .loop import Batch, Trainable
+from .teacher import Lesson, Lessons, Teacher
 
 PROMPT_LENGTH = 32
 """Positions of a prompt with both ends; the longest caption of a hard scene takes 28."""
@@ -128,6 +129,19 @@ class JointAttention:
         return image, text
 
 
+def lesson_of(batch: Batch, random: torch.Generator) -> Lesson:
+    """Mix clean latents with noise; the velocity is noise minus clean latents.
+
+    Levels are in equal slices of a logit-normal distribution (Esser et al. 2024, section 3.1).
+    """
+    clean, count = batch.clean, len(batch.clean)
+    slices = (torch.arange(count) + torch.rand(count, generator=random)) / count
+    levels = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4)).sigmoid().to(clean.device)
+    noise = torch.randn(clean.shape, generator=random).to(clean.device)
+    noisy = torch.lerp(clean, noise, levels[:, None, None, None])
+    return Lesson(noisy, levels, batch.ids, noise - clean)
+
+
 class Transformer(Trainable):
     """Both text encoders and the transformer as one module, for one optimiser and one average."""
 
@@ -136,6 +150,8 @@ class Transformer(Trainable):
         self.text_encoder = build_prompt_encoder(tokenizer)
         self.text_encoder_2 = build_prompt_encoder(tokenizer)
         self.transformer = build_transformer()
+        self.teacher: Teacher | None = None
+        self.lessons = Lessons()
 
     def prompt(self, ids: torch.Tensor) -> torch.Tensor:
         """Text as the transformer reads it, `(batch, 33, 128)`; the last position is zero."""
@@ -152,18 +168,22 @@ class Transformer(Trainable):
         velocity: torch.Tensor = self.transformer(noisy, text, pooled, timesteps).sample
         return velocity
 
-    def loss(self, clean: torch.Tensor, ids: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Squared error of the velocity, at levels from a stratified logit-normal distribution.
+    def loss(self, batch: Batch, random: torch.Generator) -> torch.Tensor:
+        """Squared error of the velocity.
 
-        Esser et al. 2024, section 3.1.
+        A teacher's prediction takes the sampled velocity's place where there is a teacher.
         """
-        count = len(clean)
-        slices = (torch.arange(count) + torch.rand(count, generator=random)) / count
-        levels = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4)).sigmoid().to(clean.device)
-        noise = torch.randn(clean.shape, generator=random).to(clean.device)
-        share = levels[:, None, None, None]
-        made = self((1 - share) * clean + share * noise, 1000 * levels, ids)
-        return (made.float() - (noise - clean)).square().mean()
+        teacher = self.teacher
+        if teacher is None:
+            lesson = lesson_of(batch, random)
+        else:
+            lesson = self.lessons.draw(
+                lambda: teacher.correct(lesson_of(batch, random), batch.hard),
+                len(batch.clean),
+                random,
+            )
+        made = self(lesson.noisy, 1000 * lesson.levels, lesson.ids)
+        return (made.float() - lesson.target).square().mean()
 
     def begin(self, device: str) -> None:
         """Install the attention to which one vector stands for all of T5's."""

@@ -1,0 +1,126 @@
+"""What the joint-attention model learns from: the bundled UNets' own predictions.
+
+A sampled target is mostly noise: the same noisy latents may come from many pictures. The mean of
+what they may come from is what a trained denoiser predicts (Hinton et al. 2015 for the idea;
+Luhman & Luhman 2021 for diffusion models), and a student that is given it needs fewer examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from xattn.toyland.bundle import Model, folder_of
+from xattn.toyland.vocabulary import LENGTH
+
+from .denoiser import build_scheduler
+
+RELIABLE: Final = (0.03, 0.88)
+"""Levels of noise at which a UNet is asked; beyond them its prediction of the clean latents is
+its error of the noise many times over, or its schedule ends."""
+HARD_TRUST: Final = 0.5
+"""The share that a prediction has in the target of a hard scene, where the teacher errs often."""
+
+
+class Teacher:
+    """The UNet for easy scenes, the contextual one for hard ones; their weights stay as they are.
+
+    Both predict the noise of variance-preserving latents; a rectified flow's latents are those,
+    scaled, at the timestep of the same signal-to-noise ratio.
+    """
+
+    def __init__(self, device: str, end: int) -> None:
+        self.end = end
+        self.models = [load(name, device) for name in ("unet", "contextual")]
+        kept: Tensor = build_scheduler().alphas_cumprod
+        self.ratios = (kept / (1 - kept)).log().to(device)  # falling, by timestep
+
+    def timesteps(self, levels: Tensor) -> Tensor:
+        """Timesteps, between whole ones, whose ratio of signal to noise is a level's own."""
+        wanted = 2 * ((1 - levels) / levels).log()
+        above = torch.searchsorted(-self.ratios, -wanted).clamp(1, len(self.ratios) - 1)
+        left, right = self.ratios[above - 1], self.ratios[above]
+        return above - 1 + ((left - wanted) / (left - right)).clamp(0, 1)
+
+    @torch.no_grad()
+    def velocity(self, noisy: Tensor, levels: Tensor, ids: Tensor, hard: Tensor) -> Tensor:
+        """Predict the velocity, of `noisy`'s shape, `(batch, 8, 16, 16)`."""
+        share = levels[:, None, None, None]
+        text = torch.nn.functional.pad(ids, (0, LENGTH - ids.shape[1]), value=self.end)
+        scaled = noisy / ((1 - share).square() + share.square()).sqrt()
+        steps, noise = self.timesteps(levels), torch.empty_like(noisy)
+        for rows, (encoder, unet) in zip((~hard, hard), self.models, strict=True):
+            if rows.any():
+                states = encoder(text[rows])[0]
+                noise[rows] = unet(scaled[rows], steps[rows], states).sample
+        return (noise - noisy) / (1 - share)
+
+    def correct(self, lesson: Lesson, hard: Tensor) -> Lesson:
+        """Put the prediction in the place of the sampled velocity where it is reliable."""
+        sure = (lesson.levels > RELIABLE[0]) & (lesson.levels < RELIABLE[1])
+        trust = torch.where(hard[sure], HARD_TRUST, 1.0)[:, None, None, None]
+        target, asked = lesson.target.clone(), lesson[sure]
+        made = self.velocity(asked.noisy, asked.levels, asked.ids, hard[sure])
+        target[sure] = torch.lerp(asked.target, made, trust)
+        return replace(lesson, target=target)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Noisy latents, their levels of noise, their captions' ids, and the velocity to predict."""
+
+    noisy: Tensor
+    levels: Tensor
+    ids: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, rows: Tensor | slice) -> Lesson:
+        return Lesson(self.noisy[rows], self.levels[rows], self.ids[rows], self.target[rows])
+
+    def __add__(self, other: Lesson) -> Lesson:
+        return Lesson(
+            torch.cat([self.noisy, other.noisy]),
+            torch.cat([self.levels, other.levels]),
+            torch.cat([self.ids, other.ids]),
+            torch.cat([self.target, other.target]),
+        )
+
+
+class Lessons:
+    """Lessons of the past, drawn several times each: the teacher costs more than the student.
+
+    New ones are made at each turn until `least` are there, and then at every `reuse`-th turn; the
+    oldest of more than `most` are forgotten.
+    """
+
+    def __init__(self, *, reuse: int = 4, least: int = 1024, most: int = 8192) -> None:
+        self.reuse, self.least, self.most = reuse, least, most
+        self.turn = 0
+        self.kept: Lesson | None = None
+
+    def draw(self, make: Callable[[], Lesson], count: int, random: torch.Generator) -> Lesson:
+        """Draw lessons, of the new and the old ones alike; `make` makes new ones."""
+        if self.kept is None or len(self.kept) < self.least or self.turn % self.reuse == 0:
+            new = make()
+            self.kept = new if self.kept is None else (self.kept + new)[slice(-self.most, None)]
+        self.turn += 1
+        return self.kept[torch.randint(len(self.kept), (count,), generator=random)]
+
+
+def load(name: Model, device: str) -> tuple[Any, Any]:
+    """Load a bundled model's text encoder and UNet in float32, frozen."""
+    # the contextual model's folder has no autoencoder; its parts are read one by one
+    folder = folder_of(name)
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+    parts = [part.float().to(device).eval().requires_grad_(False) for part in (encoder, unet)]
+    return parts[0], parts[1]
