@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from xattn.toyland.training import train
 from xattn.toyland.training.autoencoder import build_autoencoder, encode, normalise_latents
 from xattn.toyland.training.dataset import training_scene
 from xattn.toyland.training.denoiser import build_scheduler, build_text_encoder, snr_weights
-from xattn.toyland.training.loop import tokenize
+from xattn.toyland.training.loop import Batch, tokenize
 from xattn.toyland.training.progress import Progress
 from xattn.toyland.training.recipes import RECIPES, assemble_joint, start_from_bundled
+from xattn.toyland.training.teacher import Lesson, Lessons, Teacher
 from xattn.toyland.training.team import ALONE
-from xattn.toyland.training.transformer import Transformer
+from xattn.toyland.training.transformer import Transformer, lesson_of
 from xattn.toyland.vocabulary import LENGTH, build_tokenizer, learn_merges
 from xattn.toyland.world import PALETTE, WORDS
 
@@ -229,9 +231,46 @@ def test_the_velocity_of_a_perfect_guess_costs_nothing() -> None:
             return (noisy - clean) / share  # noise minus clean
 
     clean = torch.randn(16, 8, 16, 16)
-    ids = torch.zeros(16, 32, dtype=torch.long)
-    loss = Perfect(build_tokenizer()).loss(clean, ids, torch.Generator().manual_seed(0))
+    batch = Batch(clean, torch.zeros(16, 32, dtype=torch.long), torch.zeros(16).bool())
+    loss = Perfect(build_tokenizer()).loss(batch, torch.Generator().manual_seed(0))
     assert float(loss) < 1e-8
+
+
+def test_a_teacher_predicts_a_flow_at_the_same_ratio_of_signal_to_noise() -> None:
+    teacher = Teacher("cpu", end=1)
+    levels = torch.tensor([0.1, 0.5, 0.8])
+    kept = build_scheduler().alphas_cumprod
+    steps = teacher.timesteps(levels)
+    low, high = kept[steps.floor().long()], kept[steps.ceil().long()]
+    assert torch.all(high <= (1 - levels) ** 2 / ((1 - levels) ** 2 + levels**2))
+    assert torch.all(low >= (1 - levels) ** 2 / ((1 - levels) ** 2 + levels**2))
+
+
+def test_a_teacher_knows_the_picture_where_little_noise_is() -> None:
+    drawn = scene(900_000)
+    latents = encode(
+        shared_autoencoder(local_files_only=True).float(), np.asarray(drawn.image)[None]
+    )
+    ids = tokenize(build_tokenizer(), [drawn.caption], 32)
+    batch = Batch(latents, ids, torch.tensor([False]))
+    lesson = lesson_of(batch, torch.Generator().manual_seed(3))
+    lesson = replace(lesson, levels=torch.tensor([0.3]), noisy=lesson.target * 0.3 + latents)
+    taught = Teacher("cpu", end=build_tokenizer().pad_token_id).correct(lesson, batch.hard)
+    assert 0 < float((taught.target - lesson.target).square().mean()) < 0.3  # of 2
+
+
+def test_lessons_are_drawn_again_and_the_oldest_are_forgotten() -> None:
+    made: list[int] = []
+
+    def make() -> Lesson:
+        made.append(len(made))
+        return Lesson(*(torch.full((2, 1), float(made[-1])) for _ in range(4)))
+
+    lessons = Lessons(reuse=4, least=4, most=6)
+    random = torch.Generator().manual_seed(0)
+    seen = [lessons.draw(make, 8, random).levels for _ in range(21)]
+    assert len(made) == 7  # two to begin with, then one at turns 4, 8, 12, 16, 20
+    assert set(seen[-1].flatten().tolist()) == {4.0, 5.0, 6.0}
 
 
 def test_the_contextual_model_starts_from_the_bundled_unet() -> None:

@@ -137,7 +137,8 @@ class Denoiser(Trainable):
         timesteps = timesteps.to(clean.device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         made = self(noisy, timesteps, batch.ids)
-        return (weights * (made.float() - noise).square().mean((1, 2, 3))).mean()
+        loss: Tensor = (weights * (made.float() - noise).square().mean((1, 2, 3))).mean()
+        return loss
 
     def begin(self, device: str) -> None:
         """Install explicit attention on a CPU, where the fused one's backward is slow."""

@@ -83,7 +83,10 @@ def build_prompt_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjectio
 
 def embeddings_of(model: torch.nn.Module) -> torch.nn.Module:
     """Embeddings of a CLIP text model, which sit one level deeper before transformers 5.3."""
-    return next(m for name, m in model.named_modules() if name.endswith("embeddings"))
+    found: torch.nn.Module = next(
+        m for name, m in model.named_modules() if name.endswith("embeddings")
+    )
+    return found
 
 
 def build_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -183,7 +186,8 @@ class Transformer(Trainable):
                 random,
             )
         made = self(lesson.noisy, 1000 * lesson.levels, lesson.ids)
-        return (made.float() - lesson.target).square().mean()
+        loss: torch.Tensor = (made.float() - lesson.target).square().mean()
+        return loss
 
     def begin(self, device: str) -> None:
         """Install the attention to which one vector stands for all of T5's."""
