@@ -1,4 +1,4 @@
-"""Accumulation of self-attention between the image's cells."""
+"""Accumulation of the attention between the image's cells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xattn.processors.call import AttentionCall, Handler
 
 
 class Affinity(Handler):
-    """Add one layer's self-attention to a buffer; leave its output unchanged.
+    """Add one layer's attention from image to image to a buffer; leave its output unchanged.
 
     Attributes:
         rows: the recorded rows of the batch.
@@ -24,10 +24,10 @@ class Affinity(Handler):
         self.share = 1.0
 
     def observe(self, call: AttentionCall) -> None:
-        """Add the self-attention of the recorded rows."""
+        """Add the attention of the recorded rows."""
         if self.buffer is None:
             return
         call.prepare()
         with torch.no_grad():
-            probs = call.probabilities(self.rows).mean(1)  # (rows, queries, queries)
+            probs = call.affinity(self.rows)  # (rows, queries, queries)
             self.buffer[: len(probs)].add_(probs, alpha=self.share)

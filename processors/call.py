@@ -159,6 +159,37 @@ class AttentionCall:
         keys = _shifted(tokens, text) if isinstance(text, slice) else text[tokens]
         return self._from_sums(rows, place.queries, keys)
 
+    def affinity(self, rows: slice) -> Tensor:
+        """Return the image's probabilities for the image, averaged over heads.
+
+        In a joint call these are its queries' shares of their own positions' keys, and sum to what
+        the text leaves. One head at a time: the matrices are the largest of a call.
+
+        Returns:
+            float32 (rows, queries, queries)
+        """
+        places = self.places
+        if places is None:
+            return self.probabilities(rows).mean(1)
+        if not self._has_sums():
+            self._sums = log_sums(self.query, self.key, self.mask, self.scale)
+        return torch.cat([self._affinity_at(span, place) for span, place in _alike(places, rows)])
+
+    def _affinity_at(self, rows: slice, place: Place) -> Tensor:
+        assert self._sums is not None
+        own, mask = place.queries, self.mask_of(rows)
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., own, :]
+        query, key, sums = self.query[rows], self.key[rows], self._sums[rows]
+        heads = query.shape[1]
+        total = query.new_zeros((), dtype=torch.float32)
+        for head in (slice(n, n + 1) for n in range(heads)):
+            masks = mask if mask is None or mask.shape[1] == 1 else mask[:, head]
+            total = total + kept_maps(
+                query[:, head, own], key[:, head], self.scale, sums[:, head, own], own, masks
+            )
+        return total[:, 0].transpose(-1, -2) / heads
+
     def prepare(self) -> None:
         """Compute the output now, with gradients where enabled; maps are then cheaper."""
         self.output()

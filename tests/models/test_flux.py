@@ -153,7 +153,7 @@ def test_a_reference_behind_the_image_has_keys_and_no_queries_of_the_grid() -> N
         family.places(call, layer, 20, 20)
 
 
-@pytest.mark.parametrize("options", [{"previews": True}, {"negative": True}, {"affinity": True}])
+@pytest.mark.parametrize("options", [{"previews": True}, {"negative": True}])
 def test_what_it_lacks_is_refused_in_words(options: dict[str, bool]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"{name}=True"):

@@ -59,7 +59,7 @@ def dense(pipe: Any) -> Iterator[dict[str, list[Tensor]]]:
 
             def hook(attn: Any, args: Any, given: dict[str, Any], name: str = name) -> None:
                 probs = joint(attn, given["hidden_states"], given["encoder_hidden_states"])
-                found.setdefault(name, []).append(probs)
+                found.setdefault(name, []).append(probs[..., given["hidden_states"].shape[1] :])
 
             hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -78,7 +78,7 @@ def joint(attn: Any, image: Tensor, text: Tensor) -> Tensor:
     key = torch.cat(keys, 2)
     logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     weights = logits.exp()
-    return (weights / weights.sum(-1, keepdim=True))[..., image.shape[1] :]
+    return weights / weights.sum(-1, keepdim=True)  # (rows, heads, image, image and text)
 
 
 def projected(linear: Any, norm: Any, states: Tensor, heads: int) -> Tensor:
@@ -143,6 +143,33 @@ def test_recording_leaves_images_and_processors_unchanged(options: dict[str, Any
     assert trace.run.done == 3
     after = pipe.transformer.attn_processors
     assert all(after[name] is processor for name, processor in before.items())
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_affinity_is_the_images_share_of_itself(images: int) -> None:
+    pipe = tiny.sd3(transformer=tiny.sd3_transformer(dual_attention_layers=()))
+    how: dict[str, Any] = {"num_images_per_prompt": images}
+    plain = draw(pipe, **how)
+    found: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda attn, args, given: found.append(
+                joint(attn, given["hidden_states"], given["encoder_hidden_states"])
+            ),
+            with_kwargs=True,
+        )
+        for name, module in pipe.transformer.named_modules()
+        if name.endswith(".attn")
+    ]
+    trace, image = recorded(pipe, record={"affinity": True}, **how)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(image, plain)
+    mean = torch.stack([probs[images:, :, :, :96].mean(1) for probs in found]).mean(0)
+    truth = (mean / mean.sum(-1, keepdim=True)).view(images, 12, 8, 12, 8)
+    assert trace.run.affinity is not None
+    torch.testing.assert_close(trace.run.affinity.double(), truth, atol=2e-5, rtol=1e-3)
+    assert trace.heatmap("car", refined=True).array.shape == trace.heatmap("car").array.shape
 
 
 def test_a_pass_of_skip_layer_guidance_is_not_recorded() -> None:

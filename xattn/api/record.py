@@ -59,8 +59,8 @@ def record(
         prompt: the text, if the pipeline receives embeddings instead.
         previews: keep the denoiser's estimate of the image at each step, so that
             ``trace.animate`` can show it forming: per step as many numbers as the latents.
-        affinity: keep self-attention between the image's cells, averaged over steps and the layers
-            of the finest grid up to 32 x 32, for ``heatmap(word, refined=True)``: one number per
+        affinity: keep the attention between the image's cells, averaged over steps and the layers
+            of the finest grid up to 32 x 32 (in joint attention, what the image gives to itself), for ``heatmap(word, refined=True)``: one number per
             pair of cells, 2 MB per image at 32 x 32.
 
     Yields:

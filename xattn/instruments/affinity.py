@@ -29,14 +29,15 @@ class AffinityRecorder(Instrument):
         self._sums: Tensor | None = None
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a handler for each self-attention layer of the denoiser.
+        """Return a handler for each layer of the denoiser where the image attends to itself.
 
         Raises:
-            ValueError: the model has no self-attention layers.
+            ValueError: the model has no such layers.
         """
-        own = [layer for layer in layers if layer.role == "self" and not layer.component]
+        roles = ("self", "joint")
+        own = [layer for layer in layers if layer.role in roles and not layer.component]
         if not own:
-            raise ValueError("affinity=True: this model has no self-attention layers")
+            raise ValueError("affinity=True: in this model the image does not attend to itself")
         self.layers = {layer: Affinity() for layer in own}
         return self.layers
 
@@ -68,7 +69,7 @@ class AffinityRecorder(Instrument):
     def end(self, sampling: Sampling) -> None:
         """Average over the calls of a run, even one cut short.
 
-        Shares of each call sum to one, so the sums count the calls.
+        What joint attention gives to the text is left out, so rows are brought to a sum of one.
         """
         sums, self._sums = self._sums, None
         if sums is not None and sampling.affinity is not None:
