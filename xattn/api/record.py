@@ -60,8 +60,9 @@ def record(
         previews: keep the denoiser's estimate of the image at each step, so that
             ``trace.animate`` can show it forming: per step as many numbers as the latents.
         affinity: keep the attention between the image's cells, averaged over steps and the layers
-            of the finest grid up to 32 x 32 (in joint attention, what the image gives to itself), for ``heatmap(word, refined=True)``: one number per
-            pair of cells, 2 MB per image at 32 x 32.
+            of the finest grid up to 32 x 32, for ``heatmap(word, refined=True)``: one number per
+            pair of cells, 2 MB per image at 32 x 32. In joint attention, what the image gives to
+            itself.
 
     Yields:
         A ``Trace``, filled inside the block.
