@@ -13,7 +13,7 @@ from transformers import T5Tokenizer
 from tests import tiny
 from xattn.text.align import refine_mapping, replace_mapping
 from xattn.text.prompt import Prompt, Token, Word, WordError
-from xattn.text.tokenize import tokenize, tokenize_all
+from xattn.text.tokenize import Template, tokenize, tokenize_all
 
 TOKENIZER = tiny.tokenizer()
 FAMILY = "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL}"
@@ -249,6 +249,32 @@ def test_a_conversion_that_rewrites_the_prompt_is_refused() -> None:
         read("a red car", convert=lambda text, tokenizer: text.replace("red", "crimson"))
     with pytest.raises(ValueError, match="cannot be traced"):
         read("a red car", convert=lambda text, tokenizer: text + ", best quality")
+
+
+def test_lower_case_and_stripped_white_space_are_traced() -> None:
+    prompt = read("  A Red \u0130 CAR\n", convert=lambda text, tokenizer: text.lower().strip())
+    assert [(w.text, w.start) for w in prompt.words] == [
+        ("A", 2), ("Red", 4), ("\u0130", 8), ("CAR", 10)
+    ]  # fmt: skip
+    assert prompt.find("car") == read(prompt.text.lower()).find("car")
+
+
+@pytest.mark.parametrize("dropped", [0, 3])
+def test_words_in_a_template_stand_where_the_pipeline_leaves_them(dropped: int) -> None:
+    template = Template("the old dog: ", " on a lawn", dropped)
+    prompt = read("a red car", template=template, max_length=20)
+    whole = read("the old dog: a red car on a lawn")
+    assert prompt.positions("a") == (whole.find("a")[0][0] - dropped,)
+    assert prompt.positions("red car") == tuple(p - dropped for p in whole.positions("red car"))
+    assert [word.text for word in prompt.words] == ["a", "red", "car"]
+    with pytest.raises(WordError, match="is not in the prompt"):
+        prompt.find("lawn")
+
+
+def test_a_template_can_push_words_off_the_axis() -> None:
+    prompt = read("a red car", template=Template("the old dog: "), max_length=8)
+    assert (prompt.lost, [w.text for w in prompt.words]) == ("car", ["a", "red"])
+    assert read("", template=Template("the old dog: ")).words == ()
 
 
 def test_two_tokenizers_that_agree_give_one_prompt() -> None:

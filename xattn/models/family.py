@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from xattn.processors.call import Place
+from xattn.text.tokenize import PLAIN, Template
 
 Role = Literal["cross", "self", "joint", "added"]
 Pass = Literal["any", "guidance"]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +110,13 @@ class Axis:
 
     Attributes:
         tokenizers: one, or several that share the positions, as SDXL's two do.
-        length: how many positions there are; None for what the tokenizers say.
+        length: how many positions there are; None for what the embeddings and tokenizers say.
         offset: the first of them on the whole axis.
         convert: what the pipeline does to the text first.
         texts: the arguments of ``encode_prompt`` that the tokenizers read, one each; the prompt
             stands in for those left out. A negative prompt's have ``negative_`` before them.
+        template: what the pipeline writes around a prompt.
+        negatives: what it writes around a negative prompt, where that is something else.
     """
 
     tokenizers: tuple[Any, ...]
@@ -119,6 +124,8 @@ class Axis:
     offset: int = 0
     convert: Callable[..., str] | None = None
     texts: tuple[str, ...] = ("prompt",)
+    template: Template = PLAIN
+    negatives: Template | None = None
 
 
 class Family(Protocol):
@@ -161,12 +168,15 @@ class Family(Protocol):
     ) -> Sequence[Place] | None:
         """Return the places of text and image in each row; None if all keys are text."""
 
-    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
         """Return the stretches of the token axis, in their order.
 
         Args:
             pipe: the pipeline.
             states: the prompts' embeddings, where they are known.
+            given: the arguments of ``encode_prompt``, where they are known.
         """
 
     def encoded(self, result: Any) -> Encoded:

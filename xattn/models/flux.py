@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from xattn.models.family import AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
 from xattn.processors.call import Place
 
 _PATCH = 2
@@ -85,7 +85,9 @@ class Flux:
         place = Place(slice(text, text + own), slice(0, text), slice(text, text + image))
         return (place,) * call.rows
 
-    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
         """Return T5's positions."""
         convert = getattr(pipe, "maybe_convert_prompt", None)
         return (Axis((pipe.tokenizer_2,), convert=convert, texts=("prompt_2",)),)

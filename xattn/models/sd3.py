@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xattn.models.family import AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
 from xattn.models.noise import clean_of_flow
 from xattn.processors.call import Place
 
@@ -78,7 +78,9 @@ class SD3:
         place = Place(slice(0, image), slice(image, image + text), slice(0, image))
         return (place,) * call.rows
 
-    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
         """Return the CLIPs' shared positions, and T5's where the embeddings have any of it.
 
         A pipeline without T5 writes zeros in its place.

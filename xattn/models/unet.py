@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xattn.models.family import AttentionLayer, Axis, DenoiserCall, Encoded, Role
+from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded, Role
 from xattn.models.noise import clean_latents
 
 
@@ -77,7 +77,9 @@ class UNets:
     def places(self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int) -> None:
         """Return None: all queries are the image's, and the first keys the text's."""
 
-    def axes(self, pipe: Any, states: Tensor | None = None) -> tuple[Axis, ...]:
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
         """Return the one axis that the pipeline's tokenizers share."""
         named = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
         tokenizers = tuple(t for t in named if t is not None)

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_INVERTED = 1e-3
+"""How exact the timestep of a call is where a pipeline passes 1 - t / 1000 in float32."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -87,7 +90,7 @@ class Clock:
         if _place_in(self.timesteps, given) == self.begin + call:
             return True
         value, expected = timestep_of(given), self.plan.at[call]
-        return math.isclose(value, expected, rel_tol=_rounding(given))
+        return math.isclose(value, expected, rel_tol=_rounding(given), abs_tol=_INVERTED)
 
 
 def clock_of(scheduler: Any, calls: int | None, given: Any) -> Clock:
@@ -128,7 +131,11 @@ def _rounding(given: Any) -> float:
 
 def _first_call(timesteps: list[float], given: Any, calls: int | None, scheduler: Any) -> int:
     first, rounding = timestep_of(given), _rounding(given)
-    places = [i for i, t in enumerate(timesteps) if math.isclose(t, first, rel_tol=rounding)]
+    places = [
+        i
+        for i, t in enumerate(timesteps)
+        if math.isclose(t, first, rel_tol=rounding, abs_tol=_INVERTED)
+    ]
     if not places:
         shown = ", ".join(f"{t:g}" for t in timesteps[:6])
         raise RuntimeError(

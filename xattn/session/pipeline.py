@@ -122,14 +122,17 @@ class PipelineOrigin:
 
     def _asked(self, given: dict[str, Any], result: Any) -> Asked:
         embeds = self.family.encoded(result)
-        axes, images = self.family.axes(self.pipe, embeds.positive), len(embeds.positive)
-        length = embeds.positive.shape[1]
+        axes: Sequence[Axis] = self.family.axes(self.pipe, embeds.positive, given)
+        images, length = len(embeds.positive), embeds.positive.shape[1]
+        if axes[-1].length is not None:  # embeddings of one encoder, of several
+            length = axes[-1].offset + axes[-1].length
         texts = _texts(given.get("prompt")) or list(self.prompt or ())
         found = _tokenized(axes, _read(axes, given, texts), length, images)
         per_prompt = images // len(found)
         prompt_of = [i // per_prompt for i in range(images)]
         if self.negative and embeds.negative is not None:
             texts = _texts(given.get("negative_prompt")) or [""]
+            axes = [replace(axis, template=axis.negatives or axis.template) for axis in axes]
             read = _read(axes, given, texts, "negative_")
             more = _tokenized(axes, read, length, images)
             prompt_of += [len(found) + i * len(more) // images for i in range(images)]
@@ -234,10 +237,8 @@ def _tokenized(
 def _on_axis(axis: Axis, read: list[list[str]], room: int) -> list[Prompt]:
     # a T5 pipeline reads fewer tokens than its tokenizer could
     length = min(room, *(int(t.model_max_length) for t in axis.tokenizers))
-    found = [
-        tokenize_common(axis.tokenizers, text, max_length=length, convert=axis.convert)
-        for text in read[0]
-    ]
+    how: dict[str, Any] = {"convert": axis.convert, "template": axis.template}
+    found = [tokenize_common(axis.tokenizers, text, max_length=length, **how) for text in read[0]]
     if all(texts == read[0] for texts in read[1:]):
         return found
     reason = f"two different texts share one token axis ({' and '.join(axis.texts)})"

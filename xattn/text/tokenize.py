@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -14,8 +14,32 @@ Convert = Callable[[str, Any], str]
 """A pipeline's change to a prompt before tokenizing: ``pipe.maybe_convert_prompt``."""
 
 
+@dataclass(frozen=True)
+class Template:
+    """What a pipeline writes around a prompt before tokenizing, and what it drops of the result.
+
+    Attributes:
+        before: the text before the prompt.
+        after: the text behind it.
+        dropped: how many positions farther left the prompt's tokens stand in the denoiser's text
+            than in the tokenizer's, whose first ones are cut off.
+    """
+
+    before: str = ""
+    after: str = ""
+    dropped: int = 0
+
+
+PLAIN = Template()
+
+
 def tokenize(
-    tokenizer: Any, text: str, *, max_length: int | None = None, convert: Convert | None = None
+    tokenizer: Any,
+    text: str,
+    *,
+    max_length: int | None = None,
+    convert: Convert | None = None,
+    template: Template = PLAIN,
 ) -> Prompt:
     """Tokenize a prompt and locate each token in the text.
 
@@ -25,6 +49,7 @@ def tokenize(
         max_length: the length of the token axis; the tokenizer's own by default.
         convert: the pipeline's change to the text, ``pipe.maybe_convert_prompt``: it adds the
             further vectors of a textual inversion. All of them get the span of its name.
+        template: what the pipeline writes around the text.
 
     Raises:
         ValueError: the tokenizer has no length of its own, or the conversion cannot be traced.
@@ -41,24 +66,66 @@ def tokenize(
     check_text(text, "the prompt")
     converted = text if convert is None else convert(text, tokenizer)
     origin = _origin(text, converted, getattr(tokenizer, "added_tokens_encoder", {}))
-    encoded = _with_offsets(tokenizer)(
-        converted,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        verbose=False,  # no warning about the length: truncation happens below
-    )
-    special = encoded["special_tokens_mask"]
-    first = special.index(0) if 0 in special else max(0, len(special) - 1)  # the end token is last
-    own = [i for i, is_special in enumerate(special) if not is_special]
-    spans = _closed(converted, [encoded["offset_mapping"][i] for i in own])
+    ids, spans, first, last = _encoded(_with_offsets(tokenizer), converted, template)
+    spans = _closed(converted, spans)
     spans = [(origin[s][0], origin[e - 1][1]) if e > s else (origin[s][0],) * 2 for s, e in spans]
-    room = max(0, length - (len(special) - len(own)))
+    room = max(0, length - last - first)
     tokens = tuple(
-        Token(first + n, encoded["input_ids"][own[n]], text[start:end], start, end)
+        Token(first + n, ids[n], text[start:end], start, end)
         for n, (start, end) in enumerate(spans[:room])
     )
     lost = text[min(start for start, _ in spans[room:]) :] if spans[room:] else ""
-    return Prompt(text, tokens, length, first + len(tokens), lost)
+    return Prompt(text, tokens, length, min(first + len(tokens), length), lost)
+
+
+def _encoded(
+    tokenizer: Any, text: str, template: Template
+) -> tuple[list[int], list[Span], int, int]:
+    """Return a text's own token ids, their spans in it, the first's position, and the end's length.
+
+    The end is what truncation never cuts off: the end token.
+    """
+    encoded = tokenizer(
+        template.before + text + template.after,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,  # no warning about the length: truncation happens later
+    )
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    special = encoded["special_tokens_mask"]
+    if template == PLAIN:
+        own = [i for i, is_special in enumerate(special) if not is_special]
+        # of an empty text start and end token are left
+        first = own[0] if own else max(0, len(special) - 1)
+        last = len(special) - len(own) - first if own else 1
+        return [ids[i] for i in own], [offsets[i] for i in own], first, last
+    shift, size = len(template.before), len(text)
+    first, stop = _inside(offsets, special, shift, shift + size)
+    spans = [
+        (min(max(start - shift, 0), size), min(max(end - shift, 0), size))
+        for start, end in offsets[first:stop]
+    ]
+    return ids[first:stop], spans, first - template.dropped, _trailing(special)
+
+
+def _inside(
+    offsets: Sequence[Span], special: Sequence[int], start: int, end: int
+) -> tuple[int, int]:
+    """Return the first token with a character between start and end, and one after the last."""
+    found = [i for i, (s, e) in enumerate(offsets) if s < end and e > start and e > s]
+    if found:
+        return found[0], found[-1] + 1
+    before = [i for i, (_, e) in enumerate(offsets) if e <= start]
+    first = min(before[-1] + 1 if before else 0, len(special) - _trailing(special))
+    return first, first
+
+
+def _trailing(special: Sequence[int]) -> int:
+    """Return how many special tokens end a text."""
+    count = 0
+    while count < len(special) and special[len(special) - 1 - count]:
+        count += 1
+    return count
 
 
 def tokenize_all(
@@ -67,6 +134,7 @@ def tokenize_all(
     *,
     max_length: int | None = None,
     convert: Convert | None = None,
+    template: Template = PLAIN,
 ) -> Prompt:
     """Return the prompt if all tokenizers divide it alike, as SDXL's two must.
 
@@ -75,7 +143,8 @@ def tokenize_all(
     Raises:
         ValueError: they divide the text differently, so one axis would have two meanings.
     """
-    read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
+    given: dict[str, Any] = {"max_length": max_length, "convert": convert, "template": template}
+    read = [tokenize(t, text, **given) for t in tokenizers]
     if not read:
         raise ValueError("tokenizers must hold at least one tokenizer")
     plain = [replace(p, tokens=tuple(replace(t, id=0) for t in p.tokens)) for p in read]
@@ -96,13 +165,15 @@ def tokenize_common(
     *,
     max_length: int | None = None,
     convert: Convert | None = None,
+    template: Template = PLAIN,
 ) -> Prompt:
     """Return the prompt up to the first word that the tokenizers divide differently.
 
     CLIP's vocabulary has "!!!" as one token, but SDXL's second tokenizer, which pads with "!",
     divides it: the text after it has two positions on one axis.
     """
-    read = [tokenize(t, text, max_length=max_length, convert=convert) for t in tokenizers]
+    given: dict[str, Any] = {"max_length": max_length, "convert": convert, "template": template}
+    read = [tokenize(t, text, **given) for t in tokenizers]
     first, number = read[0], 0
     for row in zip(*(p.tokens for p in read), strict=False):
         if len({replace(t, id=0) for t in row}) > 1:
@@ -137,7 +208,7 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
     diffusers writes a "<cat>" of three vectors as "<cat> <cat>_1 <cat>_2".
     """
     origin: list[Span] = []
-    at = 0
+    at = 0 if converted[:1].isspace() else len(text) - len(text.lstrip())
     while at < len(text):
         here = len(origin)
         written = next(
@@ -147,17 +218,28 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
             name, vectors = written
             origin += [(at, at + len(name))] * len(vectors)
             at += len(name)
-        elif converted[here : here + 1] == text[at]:
-            origin.append((at, at + 1))
+        elif alike := _alike(text[at], converted[here:]):
+            origin += [(at, at + 1)] * alike
             at += 1
         else:
             break
+    if not text[at:].strip() and len(origin) == len(converted):
+        at = len(text)  # white space at the end was stripped
     if at < len(text) or len(origin) != len(converted):
         raise ValueError(
             f"convert made {converted!r} of the prompt {text!r}: this change cannot be "
-            "traced; only the further vectors of a textual inversion may be added"
+            "traced; only lower case, stripped white space and the further vectors of a textual "
+            "inversion can be (clean_caption=False leaves a prompt as it is)"
         )
     return [*origin, (len(text), len(text))]
+
+
+def _alike(char: str, converted: str) -> int:
+    """Return how many characters at the start are one character, as it is or in lower case."""
+    lower = char.lower()
+    if converted[:1] != char and converted.startswith(lower):
+        return len(lower)
+    return int(converted[:1].casefold() == char.casefold())
 
 
 def _expanded(text: str, at: int, added: Collection[str]) -> list[tuple[str, str]]:
