@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from xattn.processors.call import Chain
-from xattn.processors.wrapping import chain_of, is_wrapped, unwrap, wrap
+from xattn.processors.wrapping import (
+    chain_of,
+    innermost,
+    is_wrapped,
+    refuse_unseen,
+    unwrap,
+    wrap,
+)
 
 
 def install(module: Any, chain: Chain) -> None:
@@ -17,6 +24,7 @@ def install(module: Any, chain: Chain) -> None:
     processor = module.processor
     while is_wrapped(processor):
         if chain_of(processor) is chain:
+            refuse_unseen(innermost(processor))  # a backend can be set inside the block, too
             return
         processor = unwrap(processor)
     _set_processor(module, wrap(module.processor, chain))

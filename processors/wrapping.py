@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any
@@ -92,7 +93,7 @@ def wrap(inner: Any, chain: Chain) -> Any:
         TypeError: ``inner`` computes attention out of xattn's reach (xformers, for one).
     """
     kind = type(inner)
-    _refuse_unseen(innermost(inner))
+    refuse_unseen(innermost(inner))
     if kind not in _classes:
         _classes[kind] = _wrapper_class(inner)
     return _classes[kind](inner, chain)
@@ -134,20 +135,43 @@ def _names(kind: type) -> set[str]:
     return names
 
 
-def _refuse_unseen(inner: Any) -> None:
+def refuse_unseen(inner: Any) -> None:
+    """Raise TypeError if a processor computes attention where nobody sees it."""
     name = type(inner).__name__
     if "xformers" in name.lower():
         raise TypeError(
             f"{name} computes attention inside xformers, out of xattn's reach; "
             "call pipe.disable_xformers_memory_efficient_attention() first"
         )
-    backend = getattr(inner, "_attention_backend", None)
-    chosen = str(getattr(backend, "value", backend or "native"))
-    if not chosen.lstrip("_").startswith("native"):
+    if not hasattr(inner, "_attention_backend"):
+        return  # it knows no backends
+    if getattr(inner, "_parallel_config", None) is not None:
         raise TypeError(
-            f"{name} computes attention in the backend {chosen!r}, out of xattn's reach; "
-            'call pipe.unet.set_attention_backend("native") first'
+            f"{name} computes attention on several devices (parallel_config), out of xattn's "
+            "reach; record without enable_parallelism()"
         )
+    own = inner._attention_backend
+    backend = _process_wide() if own is None else own
+    chosen = str(getattr(backend, "value", backend))
+    if chosen.lstrip("_").startswith("native"):
+        return
+    if own is None:
+        raise TypeError(
+            f"{name} computes attention in the backend {chosen!r}, out of xattn's reach, as it is "
+            "this process's; unset DIFFUSERS_ATTN_BACKEND or leave attention_backend(...), or call "
+            'set_attention_backend("native") of the pipeline\'s unet or transformer, first'
+        )
+    raise TypeError(
+        f"{name} computes attention in the backend {chosen!r}, out of xattn's reach; "
+        'call set_attention_backend("native") of the pipeline\'s unet or transformer first'
+    )
+
+
+def _process_wide() -> Any:
+    """Return diffusers' backend for processors that have none of their own."""
+    module = sys.modules.get("diffusers.models.attention_dispatch")
+    registry = getattr(module, "_AttentionBackendRegistry", None)
+    return "native" if registry is None else registry.get_active_backend()[0]
 
 
 class Wrapper:

@@ -175,8 +175,8 @@ MACHINES = {
     "native attention backend": Machine(lambda pipe: pipe.unet.set_attention_backend("native")),
     "other attention backends": Machine(
         use(OtherBackend),
-        record=r'call pipe\.unet\.set_attention_backend\("native"\) first',
-        edit=r'call pipe\.unet\.set_attention_backend\("native"\) first',
+        record=r'call set_attention_backend\("native"\) of the pipeline.s unet',
+        edit=r'call set_attention_backend\("native"\) of the pipeline.s unet',
     ),
     "xformers": Machine(
         use(XFormersAttnProcessor),

@@ -230,8 +230,8 @@ class Block:
             name = type(innermost(layer.module.processor)).__name__
             raise RuntimeError(
                 f"layer {layer.name} computes attention out of xattn's reach ({name}); call "
-                "pipe.unet.set_default_attn_processor() or pipe.unet.set_attention_backend"
-                '("native") first'
+                'set_default_attn_processor() or set_attention_backend("native") of the '
+                "pipeline's unet or transformer first"
             )
 
     def end(self) -> None:
