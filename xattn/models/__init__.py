@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from xattn.models.denoisers import REFUSED
 from xattn.models.family import Family
 from xattn.models.flux import Flux
 from xattn.models.sd3 import SD3
@@ -22,15 +23,20 @@ def family_of(denoiser: nn.Module) -> Family:
         TypeError: no family supports it.
     """
     model: Any = getattr(denoiser, "_orig_mod", denoiser)
-    names = {kind.__name__ for kind in type(model).__mro__}
-    for family in FAMILIES:
-        if names.intersection(family.classes):
-            return family
-    if hasattr(model, "down_blocks"):  # a custom UNet class
+    why = ""
+    for kind in type(model).__mro__:
+        for family in FAMILIES:
+            if kind.__name__ in family.classes:
+                return family
+        if kind.__name__ in REFUSED:
+            why = f": {REFUSED[kind.__name__]}"
+            break
+    if not why and hasattr(model, "down_blocks"):  # a custom UNet class
         return FAMILIES[0]
     known = ", ".join(name for family in FAMILIES for name in family.classes)
     raise TypeError(
-        f"{type(model).__name__} is not a supported denoiser; the supported classes are: {known}"
+        f"{type(model).__name__} is not a supported denoiser{why}; the supported classes are: "
+        f"{known}"
     )
 
 

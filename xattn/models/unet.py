@@ -16,7 +16,7 @@ from xattn.models.noise import clean_latents
 class UNets:
     """The family of UNets: text in cross-attention layers of several grids."""
 
-    classes: tuple[str, ...] = ("UNet2DConditionModel", "ControlNetModel", "UNetMotionModel")
+    classes: tuple[str, ...] = ("UNet2DConditionModel", "ControlNetModel")
     map_layers: tuple[str, ...] | None = None
     edits: frozenset[str] = frozenset(("replace", "refine", "reweight", "blend", "self"))
     two_passes: bool = False

@@ -1,0 +1,108 @@
+"""Every denoiser class of diffusers, a line each: recorded, or the reason why it is refused.
+
+The table in ``docs/compatibility.md`` is written from here: ``python -m tests.denoisers``.
+"""
+
+from __future__ import annotations
+
+RECORDED: dict[str, str] = {
+    "FluxTransformer2DModel": "FLUX.1",
+    "SD3Transformer2DModel": "Stable Diffusion 3, 3.5",
+    "UNet2DConditionModel": "Stable Diffusion 1, 2, XL, DeepFloyd IF",
+}
+"""What each class draws whose attention is recorded exactly."""
+
+_LATER = "its layout is not described yet"
+_VIDEO = "it draws videos, and only images are recorded yet"
+_SOUND = "it makes sound"
+_PART = "it is a part of other models"
+_UNUSED = "no pipeline of diffusers calls it with a text"
+
+REFUSED: dict[str, str] = {
+    "AceStepTransformer1DModel": _SOUND,
+    "AllegroTransformer3DModel": _VIDEO,
+    "AnyFlowFARTransformer3DModel": _VIDEO,
+    "AnyFlowTransformer3DModel": _VIDEO,
+    "AuraFlowTransformer2DModel": _LATER,
+    "BriaFibo2Transformer2DModel": "it reads a summary of the text, not its words",
+    "BriaFiboTransformer2DModel": _LATER,
+    "BriaTransformer2DModel": _LATER,
+    "ChromaTransformer2DModel": _LATER,
+    "ChronoEditTransformer3DModel": _VIDEO,
+    "CogVideoXTransformer3DModel": _VIDEO,
+    "CogView3PlusTransformer2DModel": _LATER,
+    "CogView4Transformer2DModel": _LATER,
+    "ConsisIDTransformer3DModel": _VIDEO,
+    "Cosmos3OmniTransformer": _VIDEO,
+    "CosmosTransformer3DModel": _VIDEO,
+    "DiTTransformer2DModel": "it draws classes by number, without a text",
+    "DreamLiteTransformer2DModel": _UNUSED,
+    "DreamLiteUNetModel": _UNUSED,
+    "DualTransformer2DModel": _PART,
+    "EasyAnimateTransformer3DModel": _VIDEO,
+    "ErnieImageTransformer2DModel": _LATER,
+    "Flux2Transformer2DModel": _LATER,
+    "Flux3Transformer2DModel": "only modular pipelines have it, which xattn can't follow",
+    "GlmImageTransformer2DModel": "it reads letters to be drawn; the prompt goes to another model",
+    "HeliosTransformer3DModel": _VIDEO,
+    "HiDreamImageTransformer2DModel": _LATER,
+    "HunyuanDiT2DModel": _LATER,
+    "HunyuanImageTransformer2DModel": _LATER,
+    "HunyuanVideo15Transformer3DModel": _VIDEO,
+    "HunyuanVideoFramepackTransformer3DModel": _VIDEO,
+    "HunyuanVideoTransformer3DModel": _VIDEO,
+    "I2VGenXLUNet": _VIDEO,
+    "Ideogram4Transformer2DModel": _LATER,
+    "JoyImageEditPlusTransformer3DModel": _LATER,
+    "JoyImageEditTransformer3DModel": _LATER,
+    "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
+    "Kandinsky5Transformer3DModel": _LATER,
+    "Kandinsky6SRTransformer3DModel": _VIDEO,
+    "Kandinsky6Transformer3DModel": _VIDEO,
+    "Krea2Transformer2DModel": _LATER,
+    "LTX2VideoTransformer3DModel": _VIDEO,
+    "LTXVideoTransformer3DModel": _VIDEO,
+    "LatteTransformer3DModel": _VIDEO,
+    "LongCatAudioDiTTransformer": _SOUND,
+    "LongCatImageTransformer2DModel": _LATER,
+    "Lumina2Transformer2DModel": _LATER,
+    "LuminaNextDiT2DModel": _LATER,
+    "MiniMaxH3Transformer3DModel": _VIDEO,
+    "MiniMaxMusic3RVQDepthDecoder": _SOUND,
+    "MiniMaxMusic3Transformer1DModel": _SOUND,
+    "MochiTransformer3DModel": _VIDEO,
+    "MotifVideoTransformer3DModel": _VIDEO,
+    "MotionAdapter": _PART,
+    "NucleusMoEImageTransformer2DModel": _LATER,
+    "OmniGenTransformer2DModel": _LATER,
+    "OvisImageTransformer2DModel": _LATER,
+    "PRXTransformer2DModel": _LATER,
+    "PixArtTransformer2DModel": _LATER,
+    "PriorTransformer": "it makes image embeddings, not images",
+    "QwenImage21Transformer2DModel": "a layer divides its attention into several calls",
+    "QwenImageTransformer2DModel": _LATER,
+    "RFD4ProteinaTransformer": "it designs proteins",
+    "SanaTransformer2DModel": _LATER,
+    "SanaVideoTransformer3DModel": _VIDEO,
+    "SanaWMLTX2RefinerTransformer3DModel": _VIDEO,
+    "SanaWMTransformer3DModel": _VIDEO,
+    "SkyReelsV2Transformer3DModel": _VIDEO,
+    "StableAudio3DiTModel": _SOUND,
+    "StableAudioDiTModel": _SOUND,
+    "StableCascadeUNet": "its blocks are not a UNet2DConditionModel's",
+    "T5FilmDecoder": _SOUND,
+    "Transformer2DModel": _PART,
+    "TransformerTemporalModel": _PART,
+    "UNet1DModel": "it reads no text",
+    "UNet2DModel": "it reads no text",
+    "UNet3DConditionModel": _VIDEO,
+    "UNetMotionModel": _VIDEO,
+    "UNetSpatioTemporalConditionModel": _VIDEO,
+    "UVit2DModel": "it fills in discrete tokens and has no latents",
+    "WanAnimate2Transformer3DModel": _VIDEO,
+    "WanAnimateTransformer3DModel": _VIDEO,
+    "WanTransformer3DModel": _VIDEO,
+    "WanVACETransformer3DModel": _VIDEO,
+    "ZImageTransformer2DModel": _LATER,
+}
+"""Why each of the others is refused, as the end of the sentence that says so."""
