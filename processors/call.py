@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xattn.processors.columns import live_columns
 from xattn.processors.probabilities import (
     Tokens,
     fused_attention,
@@ -150,7 +151,8 @@ class AttentionCall:
             spans = _alike(places, rows)
             return torch.cat([self._maps_at(span, place, tokens) for span, place in spans])
         known = (rows.start, rows.stop, torch.is_grad_enabled())
-        if known not in self._probs and self._has_sums() and not _is_all(tokens):
+        cheap = self._has_sums() or self._is_live()
+        if known not in self._probs and cheap and not _is_all(tokens):
             return self._from_sums(rows, slice(None), tokens)
         return picked(self.probabilities(rows), tokens, -1).transpose(-1, -2)
 
@@ -198,8 +200,20 @@ class AttentionCall:
         """Return whether the model's own call left its softmax's sums (without gradients)."""
         return self._sums is not None and not torch.is_grad_enabled()
 
+    def _is_live(self) -> bool:
+        """Return whether maps carry gradients, in a call that isn't being compiled."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        fixed = self.mask is None or not self.mask.requires_grad
+        return fixed and (self.query.requires_grad or self.key.requires_grad)
+
     def _from_sums(self, rows: slice, queries: slice, keys: Tokens) -> Tensor:
         query, key, mask = self.query[rows], self.key[rows], self.mask_of(rows)
+        if self._is_live():
+            if mask is not None and mask.shape[-2] > 1:
+                mask = mask[..., queries, :]
+            known = None if self._sums is None else self._sums[rows][:, :, queries]
+            return live_columns(query[:, :, queries], key, mask, self.scale, keys, known)
         if self._has_sums():
             assert self._sums is not None
             sums = self._sums[rows]

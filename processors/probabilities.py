@@ -93,7 +93,7 @@ def kept_maps(
         logits = logits.unflatten(0, (rows, -1))
         if mask is not None:
             mask = mask if mask.shape[-1] == 1 else picked(mask, tokens, -1)
-            logits = _masked(logits, mask.transpose(-1, -2))
+            logits = masked(logits, mask.transpose(-1, -2))
     return logits.exp() if logits.requires_grad else logits.exp_()
 
 
@@ -118,17 +118,17 @@ def log_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> T
     """Return the logarithms of the softmax's sums, computed in chunks of queries.
 
     Returns:
-        float32 (rows, heads, queries)
+        (rows, heads, queries), float32 or more
     """
     rows, heads, queries = query.shape[:3]
     step = max(1, _CHUNK // max(1, rows * heads * key.shape[2]))
     parts = []
     with torch.autocast(query.device.type, enabled=False):
-        keys = key.float()
+        keys = precise(key)
         for start in range(0, queries, step):
             span = slice(start, start + step)
             part = mask if mask is None or mask.shape[-2] == 1 else mask[..., span, :]
-            parts.append(_logits(query[:, :, span].float(), keys, part, scale).logsumexp(-1))
+            parts.append(_logits(precise(query[:, :, span]), keys, part, scale).logsumexp(-1))
     return torch.cat(parts, -1)
 
 
@@ -148,10 +148,11 @@ def picked(tensor: Tensor, tokens: Tokens, axis: int) -> Tensor:
 
 
 def _logits(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    return _masked(torch.matmul(query * scale, key.transpose(-1, -2)), mask)
+    return masked(torch.matmul(query * scale, key.transpose(-1, -2)), mask)
 
 
-def _masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return logits with a boolean or additive mask applied."""
     if mask is None:
         return logits
     if mask.dtype == torch.bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.edit import sweep as sweep
     from xattn.api.editing import Session as Session
     from xattn.api.editing import editing as editing
+    from xattn.api.live import live as live
     from xattn.api.record import record as record
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.edits.kinds import Reweight as Reweight
     from xattn.edits.plan import EditPlan as EditPlan
     from xattn.instruments.keeper import KeptSource as KeptSource
+    from xattn.instruments.live import LiveMaps as LiveMaps
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
     from xattn.results.edit import EditResult as EditResult
@@ -38,12 +40,14 @@ _HOMES = {
     for module, names in {
         "api.edit": "edit sweep",
         "api.editing": "Session editing",
+        "api.live": "live",
         "api.record": "record",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
         "edits.plan": "EditPlan",
         "instruments.keeper": "KeptSource",
+        "instruments.live": "LiveMaps",
         "records.format": "FileError",
         "records.run": "Layer",
         "results.edit": "EditResult",

@@ -194,6 +194,11 @@ class PipelineOrigin:
         }
 
 
+def axis_prompts(axes: Sequence[Axis], texts: list[str], length: int) -> list[Prompt]:
+    """Return texts as prompts on a token axis of ``length`` positions."""
+    return _tokenized(axes, _read(axes, {}, texts), length, len(texts))
+
+
 def name_of_model(given: str) -> str:
     """Return a hub id unchanged; for a local folder its name, or the hub id behind it."""
     path = PureWindowsPath(given) if PureWindowsPath(given).drive else PurePosixPath(given)
