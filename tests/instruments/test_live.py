@@ -211,6 +211,6 @@ def test_maps_without_room_are_refused_beforehand(monkeypatch: pytest.MonkeyPatc
     states = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0]
     with (
         xattn.live(pipe, prompt=PROMPT),
-        pytest.raises(MemoryError, match="maps with gradients keep .* name fewer words="),
+        pytest.raises(MemoryError, match=r"maps with gradients keep .* name fewer words="),
     ):
         pipe.unet(torch.zeros(1, 4, 16, 16), 1, states)
