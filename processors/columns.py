@@ -46,7 +46,9 @@ def live_columns(
         number for each query besides the query and key themselves.
     """
     with torch.autocast(query.device.type, enabled=False):
-        columns: Tensor = _Columns.apply(query, key, mask, scale, keys, sums)
+        columns: Tensor = _Columns.apply(  # type: ignore[no-untyped-call]
+            query, key, mask, scale, keys, sums
+        )
     return columns
 
 

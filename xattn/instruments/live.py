@@ -136,7 +136,7 @@ class LiveRecorder(Instrument):
                 f"layer {layer.name} has {maps.shape[-1]} queries, but a grid of {grid} was "
                 "expected; please report the model's configuration"
             )
-        return maps.unflatten(-1, grid)
+        return maps.view(*maps.shape[:-1], *grid)
 
     def columns(self, word: Words, image: int) -> list[int]:
         """Return which of the kept tokens are a word's.
