@@ -150,7 +150,7 @@ def implied(run: Any) -> int:
     numbers = 0
     for layer in run.layers:
         heads = layer.heads if "head" in run.keep else 1
-        numbers += steps * len(run.rows) * heads * len(run.positions) * layer.area
+        numbers += steps * len(run.prompt_of) * heads * len(run.positions) * layer.area
     return 2 * numbers  # float16
 
 

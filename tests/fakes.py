@@ -237,7 +237,7 @@ class FakeOrigin:
         self.scheduler = None
         self.turns = list(turns)
         self.timesteps = torch.tensor(timesteps)
-        self.plan = Schedule.of(timesteps, order)
+        self.schedule = Schedule.of(timesteps, order)
         self.known = known
         self.receive: Receive | None = None
         self.heard: list[tuple[Any, Any, Any]] = []
@@ -267,7 +267,7 @@ class FakeOrigin:
         return self.turns.pop(0)
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
-        return Following(asked, Clock(self.plan, self.timesteps, 0), RowFinder(asked))
+        return Following(asked, Clock(self.schedule, self.timesteps, 0), RowFinder(asked))
 
     def facts(self) -> dict[str, Any]:
         return {"model": "Denoiser"}

@@ -45,7 +45,7 @@ def make_run(
     """Gives a run of random probabilities; ``images`` for each prompt."""
     g = torch.Generator().manual_seed(seed)
     prompts = tuple(prompt(text) for text in texts)
-    rows = tuple(p for p in range(len(prompts)) for _ in range(images))
+    prompt_of = tuple(p for p in range(len(prompts)) for _ in range(images))
     longest = max(len(p.tokens) for p in prompts)
     positions = tuple(range(1, longest + 1)) if words is None else tuple(words)
     done = steps if done is None else done
@@ -53,11 +53,11 @@ def make_run(
     for layer in layers:
         heads = layer.heads if "head" in keep else 1
         kept = steps if "step" in keep else 1
-        shape = (kept, len(rows), heads, len(positions), *layer.grid)
+        shape = (kept, len(prompt_of), heads, len(positions), *layer.grid)
         tensors.append((torch.rand(shape, generator=g) ** 3 / 10).to(dtype))
     return Run(
         prompts=prompts,
-        rows=rows,
+        prompt_of=prompt_of,
         positions=positions,
         layers=tuple(layers),
         timesteps=tuple(float(1000 - 10 * s) for s in range(steps)),

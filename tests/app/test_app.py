@@ -23,7 +23,7 @@ import xattn
 from tests import tiny
 from xattn import LocalBlend, Refine, Replace, Reweight
 from xattn.app.changes import Change, make_edits
-from xattn.app.drawing import Drawing, Studio
+from xattn.app.drawing import Drawing, Service
 from xattn.app.script import script
 from xattn.app.settings import Limits, Settings
 from xattn.devices import DTYPE
@@ -39,8 +39,8 @@ def silent(done: int, total: int) -> None:
 
 
 @pytest.fixture
-def studio(tmp_path: Path) -> Studio:
-    return Studio(tiny.sd1(), root=tmp_path, limits=Limits(steps=10, side=128, edits=2))
+def service(tmp_path: Path) -> Service:
+    return Service(tiny.sd1(), root=tmp_path, limits=Limits(steps=10, side=128, edits=2))
 
 
 def spans(text: str) -> list[tuple[str, int, int]]:
@@ -92,11 +92,11 @@ def test_nothing_changed_is_no_edit():
     assert make_edits(PROMPT, spans(PROMPT), {1: Change("red", 1.0)}) == []
 
 
-# -- the studio
+# -- the service
 
 
-def test_a_drawing_is_the_pipelines_own_image(studio, generator):
-    drawing = studio.draw(Settings(PROMPT, seed=3, **FAST), silent)
+def test_a_drawing_is_the_pipelines_own_image(service, generator):
+    drawing = service.draw(Settings(PROMPT, seed=3, **FAST), silent)
     plain = tiny.sd1()(
         PROMPT, num_inference_steps=3, height=64, width=64, generator=generator(3)
     ).images[0]
@@ -111,11 +111,11 @@ def test_a_drawing_is_the_pipelines_own_image(studio, generator):
 
 
 @pytest.mark.parametrize("edited", [False, True], ids=["drawing", "edit"])
-def test_the_script_draws_the_same(studio, tmp_path, edited):
-    drawing = studio.draw(Settings(PROMPT, negative='"no"', seed=3, **FAST), silent)
+def test_the_script_draws_the_same(service, tmp_path, edited):
+    drawing = service.draw(Settings(PROMPT, negative='"no"', seed=3, **FAST), silent)
     if edited:
         changes = {1: Change("blue"), 2: Change("boat", 2.0)}
-        drawing = studio.edit(drawing, changes, silent, places=[2], added="")
+        drawing = service.edit(drawing, changes, silent, places=[2], added="")
     text = (drawing.folder / "script.py").read_text(encoding="utf-8")
     ast.parse(text)
     names = {"pipe": tiny.sd1()}
@@ -152,29 +152,29 @@ def test_the_script_names_the_model_and_quotes_what_it_is_given():
         ({"negative": "\udcff"}, "the negative is .*: character 0 is a lone surrogate"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused(studio, asked, says):
+def test_what_is_out_of_bounds_is_refused(service, asked, says):
     with pytest.raises(ValueError, match=says):
-        studio.draw(Settings(**{"prompt": PROMPT, **FAST, **asked}), silent)
+        service.draw(Settings(**{"prompt": PROMPT, **FAST, **asked}), silent)
 
 
-def test_edits_are_bounded_and_must_change_something(studio):
-    drawing = studio.draw(Settings(PROMPT, **FAST), silent)
+def test_edits_are_bounded_and_must_change_something(service):
+    drawing = service.draw(Settings(PROMPT, **FAST), silent)
     with pytest.raises(ValueError, match="nothing is changed"):
-        studio.edit(drawing, {}, silent)
+        service.edit(drawing, {}, silent)
     many = {n: Change("x") for n in (1, 2, 3)}
     with pytest.raises(ValueError, match="3 edits: at most 2"):
-        studio.edit(drawing, many, silent, apart=True)
-    both = studio.edit(drawing, {1: Change("blue")}, silent, added="at night", apart=True)
+        service.edit(drawing, many, silent, apart=True)
+    both = service.edit(drawing, {1: Change("blue")}, silent, added="at night", apart=True)
     assert both.result is not None
     assert both.result.prompts[1:] == ("a blue car on a red lawn", f"{PROMPT} at night")
 
 
-def test_two_visitors_at_once_get_their_own(studio):
+def test_two_visitors_at_once_get_their_own(service):
     prompts = ("a red car", "a blue boat on the sea")
     drawn: dict[str, Drawing] = {}
 
     def visit(prompt: str) -> None:
-        drawn[prompt] = studio.draw(Settings(prompt, **FAST), silent)
+        drawn[prompt] = service.draw(Settings(prompt, **FAST), silent)
 
     threads = [threading.Thread(target=visit, args=(prompt,)) for prompt in prompts]
     for thread in threads:
@@ -182,46 +182,46 @@ def test_two_visitors_at_once_get_their_own(studio):
     for thread in threads:
         thread.join()
     for prompt in prompts:
-        alone = Studio(tiny.sd1()).draw(Settings(prompt, **FAST), silent)
+        alone = Service(tiny.sd1()).draw(Settings(prompt, **FAST), silent)
         assert drawn[prompt].trace.prompts == (prompt,)
         assert np.array_equal(np.asarray(drawn[prompt].image), np.asarray(alone.image))
         assert torch.equal(drawn[prompt].trace.run.maps(0), alone.trace.run.maps(0))
 
 
-def test_files_go_when_the_visitor_goes(studio):
+def test_files_go_when_the_visitor_goes(service):
     pytest.importorskip("gradio")
     from xattn.app.visits import Visit
 
-    drawing = studio.draw(Settings(PROMPT, **FAST), silent)
-    edited = studio.edit(drawing, {1: Change("blue")}, silent)
+    drawing = service.draw(Settings(PROMPT, **FAST), silent)
+    edited = service.edit(drawing, {1: Change("blue")}, silent)
     Visit(drawing, edited).leave()
-    assert list(studio.root.iterdir()) == []
+    assert list(service.root.iterdir()) == []
 
 
-def test_what_the_library_refuses_is_told_in_a_sentence(studio):
+def test_what_the_library_refuses_is_told_in_a_sentence(service):
     gradio = pytest.importorskip("gradio")
     from xattn.app import visits
 
-    drawing = studio.draw(Settings(PROMPT, **FAST), silent)
-    studio.pipe.enable_attention_slicing(1)
+    drawing = service.draw(Settings(PROMPT, **FAST), silent)
+    service.pipe.enable_attention_slicing(1)
     visit = visits.Visit(drawing, None, {1: Change("blue")})
-    edit = visits.editor(studio)
+    edit = visits.editor(service)
     with pytest.raises(gradio.Error, match=r"pipe\.disable_attention_slicing\(\) first"):
         edit(visit, 1, "blue", 1, "", [], False, 0.8, 0.4, progress=lambda *_, **__: None)
 
 
-def test_a_full_disk_is_told_and_leaves_no_files(studio, monkeypatch):
+def test_a_full_disk_is_told_and_leaves_no_files(service, monkeypatch):
     gradio = pytest.importorskip("gradio")
     from xattn.app import visits
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(studio, "_write_script", full)
-    draw = visits.drawer(studio)
+    monkeypatch.setattr(service, "_write_script", full)
+    draw = visits.drawer(service)
     with pytest.raises(gradio.Error, match="No space left on device"):
         draw(visits.Visit(), PROMPT, "", 0, 2, 64, 64, 5.0, progress=lambda *_, **__: None)
-    assert list(studio.root.iterdir()) == []
+    assert list(service.root.iterdir()) == []
 
 
 def test_the_command_says_what_to_install_without_gradio():
@@ -407,7 +407,7 @@ def test_a_visitor_draws_clicks_slides_edits_and_compares(browser, address, tmp_
         page.find(f"#get-{name}").click()
     wanted = [tmp_path / name for name in ("trace.safetensors", "report.html", "script.py")]
     page.until(lambda: all(path.exists() for path in wanted))
-    assert len(xattn.load(wanted[0]).run.rows) == 2
+    assert len(xattn.load(wanted[0]).run.prompt_of) == 2
     script_text = wanted[2].read_text(encoding="utf-8")
     assert "xattn.Replace('red', 'blue'" in script_text
     assert "xattn.Reweight({'car': 2.0}" in script_text

@@ -250,7 +250,7 @@ def test_edit_draws_a_sibling_for_each_edit(xattn_command, model, generator):
     )  # fmt: skip
     drawn = np.asarray(picture("xattn-edit/edit-01.png")).astype(int)
     assert abs(drawn - np.asarray(expected.images[0])).max() <= 1  # another batch, other rounding
-    assert len(xattn.load("xattn-edit/trace.safetensors").run.rows) == 5
+    assert len(xattn.load("xattn-edit/trace.safetensors").run.prompt_of) == 5
     assert Path("xattn-edit/report.html").is_file()
     assert Path("xattn-edit/edits.png").is_file()
 

@@ -37,8 +37,8 @@ WRITTEN: dict[str, tuple[Edit, dict[str, Any]]] = {
         {"blend": ["car"], "subtract": ["lawn"], "threshold": 0.5, "start": 0.0},
     ),
     "sides": (
-        LocalBlend(source=["car"], target=["boat", "sea"]),
-        {"blend": [], "source": ["car"], "target": ["boat", "sea"]},
+        LocalBlend(source_words=["car"], target_words=["boat", "sea"]),
+        {"blend": [], "source_words": ["car"], "target_words": ["boat", "sea"]},
     ),
 }  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_a_mask_is_not_written() -> None:
         ({"reweight": {"a": 2}, "occurrence": True}, "occurrence must be"),
         ({"blend": [1]}, "blend must be a word"),
         ({"blend": "a", "subtract": [1]}, "LocalBlend's subtract must be a text, got 1"),
-        ({"blend": "a", "source": 1}, "LocalBlend's source must be a text, got 1"),
+        ({"blend": "a", "source_words": 1}, "LocalBlend's source_words must be a text, got 1"),
     ],
 )
 def test_json_that_is_not_an_edit_is_told(data: Any, says: str) -> None:

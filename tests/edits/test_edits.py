@@ -147,7 +147,7 @@ def test_local_blend_finds_a_word_and_its_successor(plan: Callable[..., EditPlan
         [Replace("car", "boat"), LocalBlend("car")],
         [Replace("car", "boat"), LocalBlend("boat", subtract="lawn")],
         [Refine("a red car on a green lawn at night"), LocalBlend("night")],
-        [Replace("car", "boat"), LocalBlend(source="lawn", target=["boat", "red"])],
+        [Replace("car", "boat"), LocalBlend(source_words="lawn", target_words=["boat", "red"])],
     )
     one, two, three, four = (sibling.places for sibling in made.siblings)
     assert one is not None

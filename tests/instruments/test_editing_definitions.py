@@ -254,7 +254,9 @@ CASES: dict[str, tuple[Any, str, Sibling]] = {
         [
             Replace("red", "blue"),
             Reweight("blue", 4.0),
-            LocalBlend(source="zebra", target=["blue", "lawn"], threshold=0.8, start=0.5),
+            LocalBlend(
+                source_words="zebra", target_words=["blue", "lawn"], threshold=0.8, start=0.5
+            ),
         ],
         BLUE,
         Sibling(

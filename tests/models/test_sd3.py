@@ -113,7 +113,7 @@ def test_maps_are_the_dense_softmaxs_columns(
     sharpest = 0.0
     for n, layer in enumerate(run.layers):
         kept = run.maps(n).flatten(-2)  # (steps, images, heads, tokens, queries)
-        truth = torch.stack(probs[layer.name])[:, -len(run.rows) :, ..., : len(run.positions)]
+        truth = torch.stack(probs[layer.name])[:, -len(run.prompt_of) :, ..., : len(run.positions)]
         assert kept.shape[-1] == layer.area == 12 * 8 or options.get("height") == 32
         torch.testing.assert_close(kept.double(), truth.transpose(-1, -2), atol=1e-5, rtol=0)
         sharpest = max(sharpest, float(truth.max()))

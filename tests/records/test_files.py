@@ -28,7 +28,16 @@ from xattn.records.run import Run
 
 
 def same(one: Run, other: Run) -> None:
-    for name in ("prompts", "rows", "positions", "layers", "timesteps", "latent", "keep", "info"):
+    for name in (
+        "prompts",
+        "prompt_of",
+        "positions",
+        "layers",
+        "timesteps",
+        "latent",
+        "keep",
+        "info",
+    ):
         assert getattr(one, name) == getattr(other, name)
     assert one.done == other.done
     for n in range(len(one.layers)):
@@ -246,8 +255,8 @@ def forged(path: Path, change, version: str | None = None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run, t, h: run.update(rows=[1]), "rows do not match its prompts"),
-        (lambda run, t, h: run.update(rows=[]), "no maps"),
+        (lambda run, t, h: run.update(prompt_of=[1]), "images do not match its prompts"),
+        (lambda run, t, h: run.update(prompt_of=[]), "no maps"),
         (lambda run, t, h: run.update(positions=[2, 1, 3, 4, 5, 6]), "not ascending"),
         (lambda run, t, h: run.update(positions=[-1, 1, 2, 3, 4, 5]), "negative"),
         (lambda run, t, h: run.update(keep=["step", "wing"]), "unknown"),

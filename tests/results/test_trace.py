@@ -154,7 +154,7 @@ def test_images_are_indices_or_pictures(picture):
     by_picture = trace.heatmap("red", own[1])
     assert by_picture.meta["image"] == 1
     np.testing.assert_array_equal(by_picture, trace.heatmap("red", 1))
-    with pytest.raises(ValueError, match="none of the run's, which has 2 images"):
+    with pytest.raises(ValueError, match="none of the run's 2 images"):
         trace.heatmap("red", picture)
     single = Trace([make_run(images=1)])
     other = single.heatmap("red", picture)  # there is only one that it can be

@@ -56,8 +56,8 @@ def test_an_element_of_the_schedulers_tensor_is_known_by_its_place() -> None:
 def test_places_count_from_where_a_shortened_run_begins() -> None:
     base = torch.tensor([30.0, 20.0, 10.0])
     clock = clock_of(scheduler(30.0, 20.0, 10.0), 2, torch.tensor(20.0))
-    assert (clock.begin, clock.plan.at) == (1, (20.0, 10.0))
-    clock = Clock(clock.plan, base, 1)
+    assert (clock.begin, clock.schedule.at) == (1, (20.0, 10.0))
+    clock = Clock(clock.schedule, base, 1)
     assert clock.is_at(0, base[1])
     assert not clock.is_at(0, base[0])
 
@@ -95,9 +95,9 @@ def test_a_schedulers_kind_groups_its_calls() -> None:
     heun = clock_of(scheduler(30.0, 20.0, 20.0, order=2), None, 30.0)
     pndm = clock_of(scheduler(30.0, 20.0, 20.0, config={"skip_prk_steps": True}), None, 30.0)
     prk = scheduler(9.0, 8.0, 8.0, 7.0, 5.0, prk_timesteps=[9, 8, 8, 7])
-    assert heun.plan.steps == (0, 0, 1)
-    assert pndm.plan.steps == (0, 1, 1)
-    assert clock_of(prk, None, 9.0).plan.steps == (0, 0, 0, 0, 1)
+    assert heun.schedule.steps == (0, 0, 1)
+    assert pndm.schedule.steps == (0, 1, 1)
+    assert clock_of(prk, None, 9.0).schedule.steps == (0, 0, 0, 0, 1)
 
 
 def test_a_timestep_of_another_schedule_is_refused() -> None:

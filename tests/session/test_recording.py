@@ -97,7 +97,7 @@ def test_recording_leaves_every_kind_of_call_unchanged(sd1: Any, asked: dict[str
     trace = assert_unchanged(sd1, **asked)
     prompts = asked.get("prompt", PROMPT)
     count = asked.get("num_images_per_prompt", 1) * (1 if isinstance(prompts, str) else 2)
-    assert len(trace.run.rows) == count
+    assert len(trace.run.prompt_of) == count
     assert trace.run.latent == (32, 48 if asked.get("width") == 96 else 32)
 
 
@@ -558,7 +558,7 @@ def test_negative_prompts_are_recorded_when_asked(sd1: Any) -> None:
         draw(sd1, negative_prompt="two cats")
     run = trace.run
     assert [p.text for p in run.prompts] == [PROMPT, "two cats"]
-    assert run.rows == (0, 1)
+    assert run.prompt_of == (0, 1)
     with xattn.record(sd1, dtype=torch.float32) as plain:
         draw(sd1, negative_prompt="two cats")
     torch.testing.assert_close(run.maps(0)[:, :1], plain.run.maps(0))
@@ -922,7 +922,7 @@ def test_a_textual_inversion_is_one_word_of_several_tokens(sd1: Any) -> None:
 def test_several_prompts_and_images_each_have_their_own_words(sd1: Any) -> None:
     with xattn.record(sd1, dtype=torch.float32) as trace:
         draw(sd1, [PROMPT, OTHER], num_images_per_prompt=2)
-    assert trace.run.rows == (0, 0, 1, 1)
+    assert trace.run.prompt_of == (0, 0, 1, 1)
     maps = [np.asarray(trace.heatmap("red", image=i)) for i in (0, 1)]
     assert (maps[0] != maps[1]).any()
     with pytest.raises(ValueError, match="its words are: two, cats"):
@@ -1261,7 +1261,7 @@ def test_several_images_of_one_prompt_in_a_loop_are_the_second_half(sd1: Any) ->
         sd1.unet(sample, 5, torch.cat([negative, positive]))
     with torch.no_grad(), xattn.record(Loop(sd1.unet, rows=slice(0, 2), **own), **exact) as alone:
         sd1.unet(sample[2:], 5, positive)
-    assert trace.run.rows == alone.run.rows == (0, 0)
+    assert trace.run.prompt_of == alone.run.prompt_of == (0, 0)
     torch.testing.assert_close(trace.run.maps(0), alone.run.maps(0))
 
 

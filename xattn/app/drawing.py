@@ -108,7 +108,7 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-class Studio:
+class Service:
     """A pipeline that visitors share, one at a time.
 
     Attributes:

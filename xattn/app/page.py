@@ -20,11 +20,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 
 from xattn.app import parts, visits
-from xattn.app.drawing import Studio
+from xattn.app.drawing import Service
 from xattn.app.settings import Limits
 from xattn.app.visits import Visit
 
-__all__ = ["Limits", "Studio", "build", "opened", "serve"]
+__all__ = ["Limits", "Service", "build", "opened", "serve"]
 
 IDLE = 3600  # seconds after which a visitor's drawing is forgotten
 SWEEP = 600  # seconds between looks for old files
@@ -88,8 +88,8 @@ def opened(
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="xattn-app-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root, "gradio"))
-        studio = Studio(pipe, model, limits, Path(root))
-        page = build(studio)
+        service = Service(pipe, model, limits, Path(root))
+        page = build(service)
         try:
             _, address, _ = page.queue(max_size=16, default_concurrency_limit=4).launch(
                 server_name=host,
@@ -117,7 +117,7 @@ def opened(
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def build(studio: Studio) -> Any:
+def build(service: Service) -> Any:
     """Build the page."""
     with gr.Blocks(
         title="xattn", analytics_enabled=False, delete_cache=(SWEEP, IDLE), fill_width=True
@@ -128,18 +128,18 @@ def build(studio: Studio) -> Any:
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                asked = parts.asking(studio)
+                asked = parts.asking(service)
                 button = gr.Button("Draw", variant="primary", elem_id="draw")
                 files = parts.downloads()
             with gr.Column(scale=2, min_width=320):
-                seen = parts.seeing(studio.limits)
-                changing = parts.changing(studio.limits)
-        _wire(studio, visit, asked, button, seen, changing, files)
+                seen = parts.seeing(service.limits)
+                changing = parts.changing(service.limits)
+        _wire(service, visit, asked, button, seen, changing, files)
     return page
 
 
 def _wire(
-    studio: Studio,
+    service: Service,
     visit: Any,
     asked: list[Any],
     button: Any,
@@ -155,7 +155,7 @@ def _wire(
     one = {"concurrency_limit": 1, "concurrency_id": "pipeline", "api_visibility": "private"}
     quick = {"show_progress": "hidden", "api_visibility": "private"}
     for trigger in (button.click, asked[0].submit):
-        trigger(visits.drawer(studio), [visit, *asked], drawn, show_progress_on=[seen.map], **one)
+        trigger(visits.drawer(service), [visit, *asked], drawn, show_progress_on=[seen.map], **one)
 
     shown = [seen.map, seen.about]
     word = [changing.becomes, changing.weight]
@@ -176,7 +176,7 @@ def _wire(
         **quick,
     )
     changing.button.click(
-        visits.editor(studio),
+        visits.editor(service),
         [visit, seen.words, *word, changing.added, changing.places, changing.apart,
          changing.cross, changing.own],
         [visit, changing.changes, changing.which, changing.compare, *files],

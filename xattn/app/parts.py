@@ -7,16 +7,16 @@ from typing import Any
 
 import gradio as gr
 
-from xattn.app.drawing import Studio
+from xattn.app.drawing import Service
 from xattn.app.settings import Limits
 
 STARTER = "a red car on a green lawn"
 
 
-def asking(studio: Studio) -> list[Any]:
+def asking(service: Service) -> list[Any]:
     """Lay out the prompt and what it is drawn with."""
-    limits = studio.limits
-    height, width = studio.sides
+    limits = service.limits
+    height, width = service.sides
     prompt = gr.Textbox(
         STARTER, label="Prompt", lines=2, max_length=limits.prompt, elem_id="prompt-text"
     )
@@ -27,7 +27,7 @@ def asking(studio: Studio) -> list[Any]:
             1, limits.steps, min(30, limits.steps), step=1, label="Steps", elem_id="steps"
         )
         sides = [
-            gr.Slider(studio.factor, limits.side, side, step=studio.factor, label=label)
+            gr.Slider(service.factor, limits.side, side, step=service.factor, label=label)
             for label, side in (("Width", width), ("Height", height))
         ]
         guidance = gr.Slider(0, 30, 7.5, step=0.5, label="Guidance (1 is off)")

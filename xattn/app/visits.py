@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from xattn.app.changes import Change
-from xattn.app.drawing import Drawing, Studio, enlarged
+from xattn.app.drawing import Drawing, Service, enlarged
 from xattn.app.settings import Settings
 from xattn.views import sheets
 
@@ -33,7 +33,7 @@ class Visit:
                 drawing.discard()
 
 
-def drawer(studio: Studio) -> Callable[..., Any]:
+def drawer(service: Service) -> Callable[..., Any]:
     """Return the handler that draws the prompt."""
 
     def draw(
@@ -44,7 +44,7 @@ def drawer(studio: Studio) -> Callable[..., Any]:
             prompt or "", negative or "", int(seed or 0), int(steps), int(width), int(height),
             float(guidance),
         )  # fmt: skip
-        drawing = _told(lambda: studio.draw(settings, _stepper(progress, "drawing")))
+        drawing = _told(lambda: service.draw(settings, _stepper(progress, "drawing")))
         visit.leave()
         visit = Visit(drawing)
         words = [(text, n) for n, (text, _, _) in enumerate(drawing.spans)]
@@ -69,7 +69,7 @@ def drawer(studio: Studio) -> Callable[..., Any]:
     return draw
 
 
-def editor(studio: Studio) -> Callable[..., Any]:
+def editor(service: Service) -> Callable[..., Any]:
     """Return the handler that draws the edit."""
 
     def edit(
@@ -82,7 +82,7 @@ def editor(studio: Studio) -> Callable[..., Any]:
         source = visit.drawing
         visit, _ = note(visit, word, becomes, weight, added)  # what was typed last
         edited = _told(
-            lambda: studio.edit(
+            lambda: service.edit(
                 source, visit.changes, _stepper(progress, "editing"), added=added or "",
                 apart=apart, places=places or (), cross_steps=cross, self_steps=own,
             )

@@ -74,11 +74,11 @@ def _part(run: Run, images: Sequence[int], positions: Sequence[int]) -> Run:
     tensors = tuple(
         run.store.read(n, steps)[:, list(images)][:, :, :, kept] for n in range(len(run.layers))
     )
-    prompts = sorted({run.rows[i] for i in images})
+    prompts = sorted({run.prompt_of[i] for i in images})
     return replace(
         run,
         prompts=tuple(run.prompts[p] for p in prompts),
-        rows=tuple(prompts.index(run.rows[i]) for i in images),
+        prompt_of=tuple(prompts.index(run.prompt_of[i]) for i in images),
         positions=tuple(positions),
         store=MemoryStore(tensors),
         info=dict(run.info),

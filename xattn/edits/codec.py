@@ -115,7 +115,7 @@ def from_json(data: Any) -> Edit:
     """Return the edit of a JSON object.
 
     >>> from_json({"blend": ["car"], "threshold": 0.5})
-    LocalBlend(words=('car',), source=(), target=(), subtract=(), mask=None, threshold=0.5, start=0.2)
+    LocalBlend(words=('car',), source_words=(), target_words=(), subtract=(), mask=None, threshold=0.5, start=0.2)
 
     Raises:
         ValueError: the object has no edit or several, an option that the edit lacks, or a value of

@@ -208,8 +208,8 @@ class LocalBlend:
 
     Attributes:
         words: words or phrases of the source or the target.
-        source: words for the source only, overriding ``words``.
-        target: words for the target only, overriding ``words``.
+        source_words: words for the source only, overriding ``words``.
+        target_words: words for the target only, overriding ``words``.
         subtract: words whose places are excluded.
         mask: where the edit may act, instead of words: (height, width) of the image or of its
             latents; bool, numbers in [0, 1], or a picture.
@@ -221,20 +221,20 @@ class LocalBlend:
     """
 
     words: str | Sequence[str] = ()
-    source: str | Sequence[str] = field(default=(), kw_only=True)
-    target: str | Sequence[str] = field(default=(), kw_only=True)
+    source_words: str | Sequence[str] = field(default=(), kw_only=True)
+    target_words: str | Sequence[str] = field(default=(), kw_only=True)
     subtract: str | Sequence[str] = field(default=(), kw_only=True)
     mask: Any = field(default=None, kw_only=True)
     threshold: float = field(default=0.3, kw_only=True)
     start: float = field(default=0.2, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("words", "source", "target", "subtract"):
+        for name in ("words", "source_words", "target_words", "subtract"):
             given = getattr(self, name)
             words = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
             object.__setattr__(self, name, tuple(words))
             _check_texts(f"a word of LocalBlend's {name}", getattr(self, name))
-        named = bool(self.words or self.source or self.target)
+        named = bool(self.words or self.source_words or self.target_words)
         if named == (self.mask is not None):
             raise ValueError(
                 "LocalBlend takes either words or mask=: LocalBlend('car'), or "
@@ -251,7 +251,7 @@ class LocalBlend:
             object.__setattr__(self, "mask", _mask(self.mask))
 
     def __str__(self) -> str:
-        names = dict.fromkeys([*self.words, *self.source, *self.target])
+        names = dict.fromkeys([*self.words, *self.source_words, *self.target_words])
         where = "a mask" if self.mask is not None else ", ".join(names)
         less = f" less {', '.join(self.subtract)}" if self.subtract else ""
         return f"LocalBlend {where}{less}"

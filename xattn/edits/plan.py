@@ -281,8 +281,8 @@ def _weights(prompt: Prompt, edits: Sequence[Edit]) -> Tensor:
 def _places(blend: LocalBlend, source: Prompt, target: Prompt, mapping: Tensor) -> Places:
     both = [_both(word, source, target, mapping) for word in blend.words]
     less = [_both(word, source, target, mapping) for word in blend.subtract]
-    alone = [source.positions(word) for word in blend.source]
-    others = [target.positions(word) for word in blend.target]
+    alone = [source.positions(word) for word in blend.source_words]
+    others = [target.positions(word) for word in blend.target_words]
     return Places(
         _union([*(a for a, _ in both), *alone]),
         _union([*(b for _, b in both), *others]),

@@ -111,7 +111,7 @@ class Recorder(Instrument):
         self._connect(self._buffer, aims, positions, sampling)
         sampling.run = Run(
             prompts=sampling.asked.prompts,
-            rows=sampling.asked.prompt_of,
+            prompt_of=sampling.asked.prompt_of,
             positions=positions,
             layers=layers,
             timesteps=() if sampling.schedule is None else sampling.schedule.timesteps,

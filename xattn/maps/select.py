@@ -137,7 +137,7 @@ def step_indices(run: Run, steps: Steps) -> list[int]:
 
 def image_index(run: Run, image: int) -> int:
     """Return the index of an image, counted from the end if negative."""
-    return _within(image, len(run.rows), "image")
+    return _within(image, len(run.prompt_of), "image")
 
 
 def token_index(run: Run, positions: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xattn.records.run import Store
 from xattn.records.shape import Shape, views
-from xattn.records.stores import FolderWriter, RowStore
+from xattn.records.stores import FolderWriter, StepStore
 
 
 class Buffer:
@@ -35,7 +35,7 @@ class Buffer:
         else:
             where = torch.device(to)
             pinned = where.type == "cpu" and device.type == "cuda"
-            self.store = RowStore(shape, where, pinned)
+            self.store = StepStore(shape, where, pinned)
         self._grouped = "layer" not in shape.keep
 
     def end_call(self, ends_step: bool) -> None:
@@ -73,17 +73,17 @@ class Buffer:
         else:
             self.total.add_(values)
 
-    def _write(self, row: int, values: Tensor) -> None:
+    def _write(self, step: int, values: Tensor) -> None:
         writer = self.folder or self.store
-        writer.write(row, values.to(self.shape.dtype))  # type: ignore[union-attr]
+        writer.write(step, values.to(self.shape.dtype))  # type: ignore[union-attr]
 
     def finish(self) -> None:
         """Complete the recording; of a run cut short, keep only the finished steps."""
         if "step" not in self.shape.keep and self.steps:
             self._write(0, self.total / self.steps)
-        if isinstance(self.store, RowStore) and "step" in self.shape.keep:
+        if isinstance(self.store, StepStore) and "step" in self.shape.keep:
             self.store.trim(self.steps)
         if self.folder is not None:
             self.folder.close()
-            rows = self.steps if "step" in self.shape.keep else 1
-            self.store = self.folder.written(rows)
+            steps = self.steps if "step" in self.shape.keep else 1
+            self.store = self.folder.written(steps)

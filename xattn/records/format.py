@@ -88,7 +88,7 @@ def parse_run(
 ) -> tuple[tuple[tuple[int, ...], ...], torch.dtype, Callable[..., Run]]:
     """Return the shapes and dtype expected of a run's tensors, and a builder of the run."""
     prompts = tuple(Prompt.from_json(p) for p in entry["prompts"])
-    rows, positions = tuple(map(int, entry["rows"])), tuple(map(int, entry["positions"]))
+    prompt_of, positions = tuple(map(int, entry["prompt_of"])), tuple(map(int, entry["positions"]))
     keep, done = frozenset(entry["keep"]), int(entry["done"])
     timesteps = tuple(map(float, entry["timesteps"]))
     latent = _grid(entry["latent"], path)
@@ -98,8 +98,10 @@ def parse_run(
         )
         for x in entry["layers"]
     )
-    check(bool(prompts and rows and positions and layers), path, "a run has no maps")
-    check(all(0 <= r < len(prompts) for r in rows), path, "its rows do not match its prompts")
+    check(bool(prompts and prompt_of and positions and layers), path, "a run has no maps")
+    check(
+        all(0 <= p < len(prompts) for p in prompt_of), path, "its images do not match its prompts"
+    )
     check(list(positions) == sorted(set(positions)), path, "its positions are not ascending")
     check(positions[0] >= 0, path, "its positions are negative")
     check(keep.issubset(AXES), path, f"its axes are unknown: {sorted(keep)}")
@@ -109,13 +111,13 @@ def parse_run(
     map_layers = None if globs is None else tuple(map(str, globs))
     head = "head" in keep
     shapes = tuple(
-        (kept_steps(keep, done), len(rows), x.heads if head else 1, len(positions), *x.grid)
+        (kept_steps(keep, done), len(prompt_of), x.heads if head else 1, len(positions), *x.grid)
         for x in layers
     )
 
     def build(store: Any, images: list[Image.Image]) -> Run:
         return Run(
-            prompts, rows, positions, layers, timesteps, latent, keep, store,
+            prompts, prompt_of, positions, layers, timesteps, latent, keep, store,
             info=dict(entry["info"]), images=images, done=done, map_layers=map_layers,
         )  # fmt: skip
 
@@ -155,10 +157,10 @@ def add_extra(
     """Attach an optional tensor to a run after checking its shape."""
     found = tuple(extra.shape)
     if name == "estimates":
-        right = (run.done, len(run.rows), *run.latent)
+        right = (run.done, len(run.prompt_of), *run.latent)
         fits = len(found) == 5 and (*found[:2], *found[3:]) == right
     else:
-        fits = len(found) == 5 and found[0] == len(run.rows) and found[1:3] == found[3:]
+        fits = len(found) == 5 and found[0] == len(run.prompt_of) and found[1:3] == found[3:]
         fits = fits and bool(torch.isfinite(extra).all())
     check(fits and found == tuple(entry[name]), path, f"{name} has shape {found}")
     setattr(run, name, extra)
@@ -177,7 +179,7 @@ def describe(run: Run, dtype: str) -> dict[str, Any]:
     """Return the header entry of a run, as plain JSON values."""
     return {
         "prompts": [prompt.to_json() for prompt in run.prompts],
-        "rows": list(run.rows),
+        "prompt_of": list(run.prompt_of),
         "positions": list(run.positions),
         "layers": [
             {"name": x.name, "grid": list(x.grid), "heads": x.heads, "members": list(x.members)}

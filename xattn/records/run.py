@@ -73,8 +73,8 @@ class Run:
 
     Attributes:
         prompts: the tokenized prompts of the call.
-        rows: for each recorded image, the index of its prompt in ``prompts``; prompt-major, the
-            order of ``pipe(...).images``.
+        prompt_of: for each recorded image, the index of its prompt in ``prompts``; prompt-major,
+            the order of ``pipe(...).images``.
         positions: the kept positions on the token axis, ascending.
         layers: the recorded layers, in the order of the denoiser's definition.
         timesteps: the scheduler's timestep of each step.
@@ -94,7 +94,7 @@ class Run:
     """
 
     prompts: tuple[Prompt, ...]
-    rows: tuple[int, ...]
+    prompt_of: tuple[int, ...]
     positions: tuple[int, ...]
     layers: tuple[Layer, ...]
     timesteps: tuple[float, ...]
@@ -116,7 +116,7 @@ class Run:
 
     def prompt(self, image: int) -> Prompt:
         """Return the prompt of an image."""
-        return self.prompts[self.rows[image]]
+        return self.prompts[self.prompt_of[image]]
 
     def maps(self, layer: int, steps: Sequence[int] | None = None) -> torch.Tensor:
         """Return a layer's maps, float32 (steps, images, heads, tokens, height, width)."""

@@ -41,14 +41,14 @@ class Shape:
         return sum(torch.Size(self.of_layer(layer)).numel() for layer in self.layers)
 
     @property
-    def rows(self) -> int:
+    def stored_steps(self) -> int:
         """Number of stored steps: 1 without the step axis."""
         return (self.steps or 1) if "step" in self.keep else 1
 
     @property
     def nbytes(self) -> int:
         """Size of the finished recording in bytes."""
-        return self.rows * self.numel * self.dtype.itemsize
+        return self.stored_steps * self.numel * self.dtype.itemsize
 
 
 def views(flat: Tensor, shape: Shape) -> list[Tensor]:
@@ -61,6 +61,6 @@ def views(flat: Tensor, shape: Shape) -> list[Tensor]:
     ]
 
 
-def shapes_of(shape: Shape, rows: int) -> tuple[tuple[int, ...], ...]:
+def shapes_of(shape: Shape, steps: int) -> tuple[tuple[int, ...], ...]:
     """Return the shape of each layer's maps: (steps, images, heads, tokens, height, width)."""
-    return tuple((rows, *shape.of_layer(layer)) for layer in shape.layers)
+    return tuple((steps, *shape.of_layer(layer)) for layer in shape.layers)

@@ -13,14 +13,14 @@ from xattn.records.folder import FolderStore
 from xattn.records.shape import Shape, shapes_of, views
 
 
-class RowStore:
-    """Maps in memory, each step one flat row; filled by a buffer, read by a ``Run``."""
+class StepStore:
+    """Maps in memory, each step one flat tensor; filled by a buffer, read by a ``Run``."""
 
     def __init__(self, shape: Shape, device: torch.device, pinned: bool) -> None:
         self.shape = shape
         with torch.inference_mode(False):
             self.flat = torch.zeros(
-                shape.rows, shape.numel, dtype=shape.dtype, device=device, pin_memory=pinned
+                shape.stored_steps, shape.numel, dtype=shape.dtype, device=device, pin_memory=pinned
             )
         self.ready: torch.cuda.Event | None = None
 
@@ -29,20 +29,20 @@ class RowStore:
         """Size of the kept maps in bytes."""
         return self.flat.numel() * self.flat.element_size()
 
-    def write(self, row: int, values: Tensor) -> None:
+    def write(self, step: int, values: Tensor) -> None:
         """Copy one step's values, without waiting for the device."""
-        if row >= len(self.flat):  # a loop of unknown length
+        if step >= len(self.flat):  # a loop of unknown length
             with torch.inference_mode(False):
                 self.flat = torch.cat([self.flat, torch.zeros_like(self.flat)])
-        self.flat[row].copy_(values, non_blocking=True)
+        self.flat[step].copy_(values, non_blocking=True)
         if values.is_cuda:
             self.ready = self.ready or torch.cuda.Event()
             self.ready.record()
 
-    def trim(self, rows: int) -> None:
+    def trim(self, steps: int) -> None:
         """Free the room of steps that never ran."""
-        if rows < len(self.flat):
-            self.flat = self.flat[:rows].clone()
+        if steps < len(self.flat):
+            self.flat = self.flat[:steps].clone()
 
     def read(self, layer: int, steps: Sequence[int]) -> Tensor:
         """Return a layer's maps as kept, (steps, images, heads, tokens, height, width)."""
@@ -56,11 +56,11 @@ class FolderWriter:
 
     def __init__(self, shape: Shape, folder: Path) -> None:
         self.shape = shape
-        self.store = FolderStore(folder, shapes_of(shape, shape.rows), shape.dtype)
+        self.store = FolderStore(folder, shapes_of(shape, shape.stored_steps), shape.dtype)
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xattn-writer")
         self.pending: Future[None] | None = None
 
-    def write(self, row: int, values: Tensor) -> None:
+    def write(self, step: int, values: Tensor) -> None:
         """Hand one step to the writer thread; raise the error of the step before, if any."""
         self.flush()
         event = None
@@ -71,12 +71,12 @@ class FolderWriter:
             event.record()
         else:
             host = values.clone()
-        self.pending = self.pool.submit(self._save, row, host, event)
+        self.pending = self.pool.submit(self._save, step, host, event)
 
-    def _save(self, row: int, host: Tensor, event: torch.cuda.Event | None) -> None:
+    def _save(self, step: int, host: Tensor, event: torch.cuda.Event | None) -> None:
         if event is not None:
             event.synchronize()
-        self.store.write(row, [part.contiguous() for part in views(host, self.shape)])
+        self.store.write(step, [part.contiguous() for part in views(host, self.shape)])
 
     def flush(self) -> None:
         """Wait for the step being written."""
@@ -91,9 +91,9 @@ class FolderWriter:
         finally:
             self.pool.shutdown()
 
-    def written(self, rows: int) -> FolderStore:
+    def written(self, steps: int) -> FolderStore:
         """Return the store of the steps actually written."""
-        return FolderStore(self.store.folder, shapes_of(self.shape, rows), self.shape.dtype)
+        return FolderStore(self.store.folder, shapes_of(self.shape, steps), self.shape.dtype)
 
 
 def new_folder(parent: Path) -> Path:

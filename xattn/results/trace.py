@@ -288,7 +288,9 @@ class Trace:
         It shows one image where ``image`` says which, the run's first sixteen otherwise.
         """
         run = self.run
-        indices = [self._subject(image)[0]] if image is not None else range(min(16, len(run.rows)))
+        indices = (
+            [self._subject(image)[0]] if image is not None else range(min(16, len(run.prompt_of)))
+        )
         shown = []
         for index in indices:
             picture = self._subject(index if image is None else image)[1]
@@ -317,9 +319,9 @@ class Trace:
             if not all(isinstance(one, Image.Image) for one in given):
                 kinds = ", ".join(type(one).__name__ for one in given)
                 raise ValueError(f"images must be PIL images, got {kinds}")
-            if len(given) != len(self.run.rows):
+            if len(given) != len(self.run.prompt_of):
                 raise ValueError(
-                    f"images has {len(given)} pictures; this run has {len(self.run.rows)}"
+                    f"images has {len(given)} pictures; this run has {len(self.run.prompt_of)}"
                 )
             runs[-1] = replace(self.run, images=given)
         files.save(path, runs)
@@ -330,9 +332,10 @@ class Trace:
         if not self.runs:
             return "Trace(nothing recorded yet)"
         run = self.run
+        images = len(run.prompt_of)
         facts = (
             f"{run.done} of {len(run.timesteps)} steps, {len(run.layers)} layers, "
-            f"{len(run.positions)} tokens, {len(run.rows)} image{'s' * (len(run.rows) > 1)}, "
+            f"{len(run.positions)} tokens, {images} image{'s' * (images > 1)}, "
             f"latent {run.latent[0]}x{run.latent[1]}, kept: {', '.join(sorted(run.keep)) or 'none'}"
         )
         more = f", the latest of {len(self)} runs" if len(self) > 1 else ""
@@ -359,11 +362,11 @@ class Trace:
         run = self.run
         if isinstance(image, Image.Image):
             same = [i for i, known in enumerate(run.images) if known is image]
-            if not same and run.images and len(run.rows) > 1:
+            if not same and run.images and len(run.prompt_of) > 1:
                 raise ValueError(
-                    f"this picture is none of the run's, which has {len(run.rows)} images: say "
-                    "which is meant, image=0 to image="
-                    f"{len(run.rows) - 1}, and pass the picture to overlay()"
+                    f"this picture is none of the run's {len(run.prompt_of)} images: say which is "
+                    "meant, image=0 to image="
+                    f"{len(run.prompt_of) - 1}, and pass the picture to overlay()"
                 )
             return (same[0] if same else 0), image
         index = select.image_index(run, image or 0)

@@ -70,12 +70,12 @@ class Clock:
     """A run's schedule, and the check that a denoiser call is the expected one.
 
     Attributes:
-        plan: the schedule.
+        schedule: the schedule.
         timesteps: the scheduler's own tensor; pipelines pass its elements one by one.
         begin: index of the first call's element.
     """
 
-    plan: Schedule
+    schedule: Schedule
     timesteps: Tensor
     begin: int
 
@@ -85,11 +85,11 @@ class Clock:
         Recognize an element of the scheduler's tensor by its memory position, which avoids waiting
         for the device; compare any other number by value.
         """
-        if call >= self.plan.calls:
+        if call >= self.schedule.calls:
             return False
         if _place_in(self.timesteps, given) == self.begin + call:
             return True
-        value, expected = timestep_of(given), self.plan.at[call]
+        value, expected = timestep_of(given), self.schedule.at[call]
         return math.isclose(value, expected, rel_tol=_rounding(given), abs_tol=_INVERTED)
 
 
@@ -111,13 +111,13 @@ def clock_of(scheduler: Any, calls: int | None, given: Any) -> Clock:
         begin = _first_call(timesteps, given, calls, scheduler)
     stop = len(timesteps) if calls is None else begin + calls
     prk = getattr(scheduler, "prk_timesteps", None)
-    plan = Schedule.of(
+    schedule = Schedule.of(
         timesteps[begin:stop],
         int(getattr(scheduler, "order", 1)),
         repeats="skip_prk_steps" in scheduler.config,
         lead=0 if prk is None else max(0, len(prk) - begin),
     )
-    return Clock(plan, base, begin)
+    return Clock(schedule, base, begin)
 
 
 def _rounding(given: Any) -> float:

@@ -150,7 +150,7 @@ class LoopOrigin:
                 return Turn.NEXT
             if not following.clock.is_at(0, call.timestep) or self._two_passes(call):
                 raise RuntimeError(
-                    untimely(call, following.clock.plan, following.number)
+                    untimely(call, following.clock.schedule, following.number)
                     + "; guidance in two passes needs embeds="
                 )
             return Turn.FIRST  # cut short, and started again

@@ -55,7 +55,7 @@ class Following:
     @property
     def schedule(self) -> Schedule | None:
         """The run's schedule."""
-        return None if self.clock is None else self.clock.plan
+        return None if self.clock is None else self.clock.schedule
 
     def place(self, call: DenoiserCall) -> None:
         """Write a call's number and step into it."""

@@ -167,7 +167,7 @@ class PipelineOrigin:
         if not ours and following.rows.is_negative(call):
             return Turn.PASS
         if ours:
-            raise RuntimeError(untimely(call, following.clock.plan, following.number))
+            raise RuntimeError(untimely(call, following.clock.schedule, following.number))
         if timely:
             raise RuntimeError(
                 "the denoiser received a text which this pipeline call did not encode "

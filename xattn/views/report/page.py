@@ -128,7 +128,7 @@ def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
     if result.trace is None or not result.trace.runs or not result.trace.runs[-1].done:
         return []
     run = result.trace.runs[-1]
-    rows = range(getattr(result, "seed", 0), len(run.rows), getattr(result, "of", 1))
+    rows = range(getattr(result, "seed", 0), len(run.prompt_of), getattr(result, "of", 1))
     pictures = [result.source, *result.images]
     return [
         Subject(run, row, picture, title)
