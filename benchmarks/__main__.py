@@ -36,13 +36,13 @@ def measure(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         yield speed.measure_bytes()
     elif part == "truth":
-        from benchmarks import grounding, models, pictures
+        from benchmarks import pictures, truth
 
-        pipe = models.bundled()
-        truth = grounding.measure_grounding(pipe, 40 if options.quick else 200)
-        truth["better"] = grounding.better(truth)
-        pictures.draw_grounding(truth, options.out / "grounding.png")
-        yield {"grounding": truth, "precision": grounding.measure_precision(pipe)}
+        before = page.read(options.out).get("truth", {}).get("result", {})
+        chosen = options.models.split(",") if options.models else truth.MODELS
+        for found in truth.measure(40 if options.quick else 200, chosen, before):
+            pictures.draw_grounding(found["grounding"], options.out)
+            yield found
     elif part in ("batch", "edits", "schedules", "forms"):
         from benchmarks import attention_forms, batch, edits, schedules
 
@@ -65,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     few = f"under five minutes on two cores: {', '.join(QUICK)}, on few cases"
     parser.add_argument("--quick", action="store_true", help=few)
     parser.add_argument("--full", action="store_true", help="SDXL's shape too (5 GB)")
-    parser.add_argument("--models", help="of the speed: bundled,sd15,sdxl; the others stay")
+    parser.add_argument(
+        "--models",
+        help="of speed: bundled,sd15,sdxl; of truth: unet,contextual,mmdit; the others stay",
+    )
     parser.add_argument("--only", help=f"parts, with commas between: {','.join(page.PARTS)}")
     parser.add_argument("--out", type=Path, default=page.RESULTS)
     where = page.DOCS.relative_to(page.DOCS.parents[1])

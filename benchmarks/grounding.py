@@ -1,7 +1,8 @@
 """Truth of heat maps: words of drawn scenes against their exact masks.
 
-Scenes never seen in training are noised to a few levels and passed once through the UNet inside
-``xattn.record``. Thresholds, and layers if chosen, come from other scenes than the scored ones.
+Scenes never seen in training are noised to a few levels and passed once through the denoiser
+inside ``xattn.record``. Thresholds, and layers if chosen, come from other scenes than the scored
+ones. What can be compared depends on the family (``unet_ways.py``, ``joint_ways.py``).
 Intervals are 95 % bootstrap intervals over scenes; differences to the default heat map are taken
 word by word.
 """
@@ -17,14 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from torch import Tensor
 
-import xattn
-from benchmarks.toyland import CHOICE_SEED, GROUND_SEED, LEVELS, interval, kind_of
+from benchmarks.toyland import interval, kind_of
 from xattn.maps.daam import to_grid
-from xattn.maps.refine import refined
-from xattn.records.run import Layer
-from xattn.toyland.scenes import Scene, scene
+from xattn.records.run import Layer, Run
+from xattn.toyland.scenes import Scene
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -41,25 +40,20 @@ class Case:
         scene: the scene's seed.
         kind: the word's class.
         mask: its true mask, (128, 128).
-        maps: its maps on the latent grid, averaged over heads, (levels, layers, 16, 16).
-        heads: the same for every head of every layer, averaged over levels, (heads, 16, 16).
-        total: the same, summed over all words of the prompt.
-        default: its heat map from ``trace.heatmap``, (16, 16).
-        refined: with ``refined=True``.
-        twice: refined, then refined again.
-        all: with ``layers="all"``.
+        maps: its maps on the latent grid, averaged over heads, (levels, layers, height, width).
+        parts: what the compared ways combine, by name; each ends with (height, width).
     """
 
     scene: int
     kind: str
     mask: Mask
     maps: Array
-    heads: Array
-    total: Array
-    default: Array
-    refined: Array
-    twice: Array
-    all: Array
+    parts: dict[str, Array]
+
+    @property
+    def default(self) -> Array:
+        """Its heat map from ``trace.heatmap``, (height, width)."""
+        return self.parts["default"]
 
 
 @dataclass(frozen=True)
@@ -71,56 +65,35 @@ class Recorded:
     latent: tuple[int, int]
 
 
-@torch.no_grad()
-def record_scenes(pipe: Any, scenes: Sequence[Scene], batch: int = 20) -> Recorded:
-    """Pass scenes through the UNet at each noise level, and keep the maps of their words."""
+Read = Callable[[Any, Sequence[Scene]], tuple[list[Case], Run]]
+"""A function from a pipeline and a batch of scenes to their words and the recorded run."""
+
+Way = Callable[[Case], Array]
+"""A way to make a map of one word, (height, width)."""
+
+
+def record_scenes(pipe: Any, scenes: Sequence[Scene], read: Read, batch: int = 20) -> Recorded:
+    """Read the maps of the words of some scenes, a batch at a time."""
     cases: list[Case] = []
     for start in range(0, len(scenes), batch):
-        group = scenes[start : start + batch]
-        trace = _trace(pipe, group)
-        run = trace.run
-        each = [to_grid(run.maps(i), run.latent) for i in range(len(run.layers))]
-        whole = torch.stack([maps.mean(2) for maps in each], dim=2)
-        # (levels, images, layers, tokens, 16, 16)
-        single = torch.cat([maps.mean(0) for maps in each], dim=1)  # (images, heads, tokens, ...)
-        for image, one in enumerate(group):
-            own = whole[:, image]  # (levels, layers, tokens, 16, 16)
-            where = {p: i for i, p in enumerate(run.positions)}
-            tokens = [where[t.position] for t in run.prompt(image).tokens]
-            total = own[:, :, tokens].sum(2)
-            for word in one.words:
-                if word.about is None:
-                    continue
-                (place,) = run.prompt(image).positions(word.text)
-                maps = own[:, :, where[place]]
-                default = np.asarray(trace.heatmap(word.text, image))
-                flowed = trace.heatmap(word.text, image, refined=True)
-                twice = refined(run, torch.tensor(flowed.array)[None], image)[0]
-                every = np.asarray(trace.heatmap(word.text, image, layers="all"))
-                kind, mask = _kind(word.text, word.about), one.masks[word.text]
-                heads = single[image, :, where[place]]
-                numbers = (maps, heads, total)
-                arrays = (*(n.numpy() for n in numbers), default, np.asarray(flowed))
-                arrays = (*arrays, twice.numpy(), every)
-                cases.append(Case(one.seed, kind, mask, *arrays))
+        new, run = read(pipe, scenes[start : start + batch])
+        cases += new
     return Recorded(cases, run.layers, run.latent)
 
 
-def _trace(pipe: Any, scenes: Sequence[Scene], levels: Sequence[int] = LEVELS) -> xattn.Trace:
-    captions = [one.caption for one in scenes]
-    ids = pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-    text = pipe.text_encoder(ids)[0].to(pipe.unet.dtype)
-    pixels = torch.cat([pipe.image_processor.preprocess(one.image) for one in scenes])
-    clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
-    seeds = [torch.Generator().manual_seed(one.seed) for one in scenes]
-    unet, tokenizer = pipe.unet, pipe.tokenizer
-    options = {"tokenizer": tokenizer, "prompt": captions, "dtype": torch.float32}
-    with xattn.record(unet, keep=("step", "layer", "head"), affinity=True, **options) as trace:
-        for level in sorted(levels, reverse=True):
-            noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in seeds])
-            noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor([level]))
-            unet(noisy.to(unet.dtype), level, text)
-    return trace
+def words_of(one: Scene) -> list[tuple[str, str, Mask]]:
+    """Return the words of a scene that are somewhere in it: (word, class, mask)."""
+    return [
+        (word.text, _kind(word.text, word.about), one.masks[word.text])
+        for word in one.words
+        if word.about is not None
+    ]
+
+
+def by_layer(run: Run) -> Tensor:
+    """Return the maps on the latent grid, (levels, images, layers, tokens, height, width)."""
+    each = [to_grid(run.maps(i), run.latent) for i in range(len(run.layers))]
+    return torch.stack([maps.mean(2) for maps in each], dim=2)
 
 
 def _kind(word: str, about: Any) -> str:
@@ -130,71 +103,9 @@ def _kind(word: str, about: Any) -> str:
     return kind
 
 
-# -- ways to combine recorded maps into one
-
-Way = Callable[[Case], Array]
-
-
-def _share(part: Array, whole: Array) -> Array:
-    share: Array = part / np.maximum(whole, 1e-9)
-    return share
-
-
-def _mean(layers: Sequence[int]) -> Way:
-    return lambda case: case.maps[:, list(layers)].mean((0, 1))
-
-
-def _at(level: int) -> Way:
-    return lambda case: case.maps[level].mean(0)
-
-
-def _scaled(maps: Array) -> Array:
-    scaled: Array = maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-9)
-    return scaled
-
-
-def ways(recorded: Recorded, chosen: Sequence[int], heads: Sequence[int] = ()) -> dict[str, Way]:
-    """Return the compared ways, by name.
-
-    Args:
-        recorded: the recorded words.
-        chosen: layers chosen on other scenes.
-        heads: heads chosen on other scenes, counted through all layers.
-    """
-    layers, picked = recorded.layers, list(chosen)
-    side = [i for i, x in enumerate(layers) if x.area == max(y.area for y in layers)]
-    middle = [i for i, x in enumerate(layers) if "mid_block" in x.name]
-    ups = [i for i, x in enumerate(layers) if x.name.startswith("up_blocks")]
-    rest = [i for i in range(len(layers)) if i not in middle]
-    found: dict[str, Way] = {
-        "default": lambda c: c.default,
-        "all layers": lambda c: c.all,
-        "prompt-to-prompt's average at 16 x 16": _mean(side),
-        "no middle block": _mean(rest),
-        "up blocks": _mean(ups),
-        "layers chosen on other scenes": _mean(picked),
-        "heads chosen on other scenes": lambda c: c.heads[list(heads)].mean(0),
-        "refined (along self-attention)": lambda c: c.refined,
-        "refined twice": lambda c: c.twice,
-        "share among the words": lambda c: _share(c.maps.mean((0, 1)), c.total.mean((0, 1))),
-        "share among the words, by layer": lambda c: _share(c.maps, c.total).mean((0, 1)),
-        "chosen layers, share among the words": lambda c: _share(
-            c.maps[:, picked].mean((0, 1)), c.total[:, picked].mean((0, 1))
-        ),
-        "each layer scaled to 1": lambda c: _scaled(c.maps.mean(0)).mean(0),
-        "each step and layer scaled to 1": lambda c: _scaled(c.maps).mean((0, 1)),
-        "geometric mean of the layers": lambda c: np.exp(
-            np.log(np.maximum(c.maps.mean(0), 1e-6)).mean(0)
-        ),
-        "squares": lambda c: np.square(c.maps).mean((0, 1)),
-    }
-    for i, layer in enumerate(layers):
-        name = layer.name.replace(".transformer_blocks.0.attn2", "").replace(".attentions", "")
-        height, width = layer.grid
-        found[f"layer {name} ({height} x {width})"] = _mean([i])
-    for i, level in enumerate(sorted(LEVELS, reverse=True)):
-        found[f"noise level {level}"] = _at(i)
-    return found
+def part(name: str) -> Way:
+    """Return the way that takes one part as it is."""
+    return lambda case: case.parts[name]
 
 
 def ceiling(case: Case) -> Array:
@@ -268,29 +179,10 @@ def choose_layers(recorded: Recorded) -> tuple[int, ...]:
     layers = range(len(each))
     sets = [s for n in range(1, len(each) + 1) for s in itertools.combinations(layers, n)]
 
-    return max(sets, key=lambda subset: _worth(each[list(subset)].mean(0), masks))
+    return max(sets, key=lambda subset: worth(each[list(subset)].mean(0), masks))
 
 
-def choose_heads(recorded: Recorded) -> tuple[int, ...]:
-    """Choose heads one by one, each the most helpful for the words of these scenes."""
-    cases = [c for c in recorded.cases if c.kind in ("noun", "object colour")]
-    masks = np.stack([case.mask for case in cases])[:, 2::4, 2::4]
-    by_head = np.stack([case.heads for case in cases], axis=1)  # (heads, cases, 16, 16)
-    each = np.stack([enlarged(maps, masks.shape[1:]) for maps in by_head])
-    chosen: list[int] = []
-    best = 0.0
-    while len(chosen) < len(each):
-        left = [head for head in range(len(each)) if head not in chosen]
-        worths = {head: _worth(each[[*chosen, head]].mean(0), masks) for head in left}
-        head = max(worths, key=worths.__getitem__)
-        if worths[head] <= best:
-            break
-        best = worths[head]
-        chosen.append(head)
-    return tuple(sorted(chosen))
-
-
-def _worth(heats: Array, masks: Mask) -> float:
+def worth(heats: Array, masks: Mask) -> float:
     best = max(float(ious(heats, masks, t).mean()) for t in THRESHOLDS[::2])
     return best + float(pointed(heats, masks).mean())
 
@@ -314,49 +206,6 @@ def summary(mine: Score, base: Score, cases: Sequence[Case]) -> dict[str, Any]:
     return found
 
 
-def untrained(pipe: Any) -> Any:
-    """Return the pipeline with a UNet of random weights."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(pipe.unet.config).eval()
-    return pipe.__class__(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
-
-
-def measure_grounding(pipe: Any, count: int) -> dict[str, Any]:
-    """Score every way to make a heat map on ``count`` scenes, with floor and ceiling."""
-    chosen_on = record_scenes(pipe, [scene(CHOICE_SEED + n) for n in range(count)])
-    scenes = [scene(GROUND_SEED + n) for n in range(count)]
-    recorded = record_scenes(pipe, scenes)
-    picked = choose_layers(chosen_on)
-    cases, others = recorded.cases, chosen_on.cases
-    heads = choose_heads(chosen_on)
-    all_ways = ways(recorded, picked, heads)
-    base = score(all_ways["default"], cases, others)
-    result: dict[str, Any] = {
-        "scenes": count,
-        "words": len(cases),
-        "levels": list(LEVELS),
-        "chosen layers": [recorded.layers[i].name for i in picked],
-        "chosen heads": [_head_name(recorded.layers, head) for head in heads],
-        "ways": {
-            name: summary(score(way, cases, others), base, cases) for name, way in all_ways.items()
-        },
-    }
-    random = record_scenes(untrained(pipe), scenes)
-    floor = score(all_ways["default"], random.cases, random.cases)
-    result["ways"]["random weights (floor)"] = summary(floor, base, cases)
-    result["ways"]["exact mask (ceiling)"] = summary(score(ceiling, cases, others), base, cases)
-    result["chance"] = float(np.mean([case.mask.mean() for case in cases]))
-    return result
-
-
-def _head_name(layers: Sequence[Layer], head: int) -> str:
-    for layer in layers:
-        if head < layer.heads:
-            return f"{layer.name}, head {head}"
-        head -= layer.heads
-    raise ValueError(f"there is no head {head} more than these layers have")
-
-
 def better(result: dict[str, Any]) -> list[str]:
     """Return the ways better than the default in one figure and worse in none.
 
@@ -369,36 +218,3 @@ def better(result: dict[str, Any]) -> list[str]:
         if rises and not falls and "ceiling" not in name:
             found.append(name)
     return found
-
-
-# -- precision
-
-
-@torch.no_grad()
-def measure_precision(pipe: Any, count: int = 8) -> dict[str, Any]:
-    """Compare maps of half-precision models with float32's, layer by layer."""
-    scenes = [scene(GROUND_SEED + n) for n in range(count)]
-    exact = _trace(pipe, scenes, [500]).run
-    result: dict[str, Any] = {}
-    for dtype in (torch.float16, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        try:
-            pipe.unet.to(dtype)
-            run = _trace(pipe, scenes, [500]).run
-        except RuntimeError as error:
-            result[name] = {"failed": str(error).splitlines()[0]}
-            continue
-        finally:
-            pipe.unet.to(torch.float32)
-        figures = {}
-        for i, layer in enumerate(exact.layers):
-            want, got = exact.maps(i).mean(2), run.maps(i).mean(2)
-            peak = want.amax((-2, -1))
-            figures[layer.name] = {
-                "largest difference": float((got - want).abs().max()),
-                "mean difference": float((got - want).abs().mean()),
-                "mean": float(want.mean()),
-                "of the peak": float(((got - want).abs().amax((-2, -1)) / peak).median()),
-            }
-        result[name] = figures
-    return result

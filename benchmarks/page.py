@@ -124,52 +124,80 @@ def memory_page(result: Result) -> str:
 
 
 def truth_page(result: Result) -> str:
-    """Format the truth of heat maps."""
-    grounding, precision = result["result"]["grounding"], result["result"]["precision"]
-    kinds = list(next(iter(grounding["ways"].values())))
+    """Format the truth of heat maps, model by model."""
+    every = result["result"]["grounding"]
+    first = next(iter(every.values()))
     parts = [
         "## Truth",
-        f"{grounding['words']} words of {grounding['scenes']} drawn scenes that training never "
-        f"saw, at noise levels {', '.join(map(str, grounding['levels']))}, against exact masks. "
+        f"{first['scenes']} drawn scenes that training never saw, at noise levels "
+        f"{', '.join(map(str, first['levels']))}, against exact masks. "
         "Pointing: the maximum lies in the mask. IoU: at the threshold that was best, for the "
         "class of words, on other scenes. In brackets 95 % bootstrap intervals over scenes; a "
-        f"mask covers {100 * grounding['chance']:.0f} % of the picture on average.",
+        f"mask covers {100 * first['chance']:.0f} % of the picture on average.",
+        "### By model and class of words",
+        "The default heat map: pointing / IoU, with its floor (random weights) and ceiling (exact "
+        "masks on the latent grid).",
+        _by_model(every),
+    ]
+    for model, grounding in every.items():
+        parts += _model_parts(model, grounding)
+    if "precision" in result["result"]:
+        parts += [
+            "### Half precision against float32",
+            "Maps of the same scenes at noise level 500: the largest difference of a probability, "
+            "and the median over maps of the largest difference as a share of the map's maximum.",
+            _precision(result["result"]["precision"]),
+        ]
+    return "\n\n".join(parts)
+
+
+def _pair(figures: Result) -> str:
+    return f"{100 * figures['pointing']['mean']:.0f} % / {100 * figures['iou']['mean']:.0f} %"
+
+
+_FLOOR, _CEILING = "random weights (floor)", "exact mask (ceiling)"
+
+
+def _by_model(every: dict[str, Result]) -> str:
+    kinds = list(next(iter(every.values()))["ways"]["default"])
+    columns = [
+        (f"{model}, {name}", grounding["ways"][way])
+        for model, grounding in every.items()
+        for name, way in (("default", "default"), ("floor", _FLOOR), ("ceiling", _CEILING))
+    ]
+    rows = [[kind, *(_pair(figures[kind]) for _, figures in columns)] for kind in kinds]
+    return table(("", *(name for name, _ in columns)), rows)
+
+
+def _model_parts(model: str, grounding: Result) -> list[str]:
+    kinds = list(grounding["ways"]["default"])
+    chosen = {
+        what: grounding[what] for what in ("chosen layers", "chosen heads") if grounding.get(what)
+    }
+    return [
+        f"### {model}: ways to make a map",
+        f"{grounding['words']} words.",
         table(
             ("heat map", "pointing", "IoU", "pointing above default", "IoU above default"),
             [
-                [name, *(percent(every[w]) for w in _FIGURES)]
-                for name, every in ((n, f["all words"]) for n, f in grounding["ways"].items())
-            ],
-        ),
-        "Chosen layers: " + ", ".join(f"`{name}`" for name in grounding["chosen layers"]) + ".",
-        *(
-            ["Chosen heads: " + ", ".join(f"`{name}`" for name in grounding["chosen heads"]) + "."]
-            if "chosen heads" in grounding
-            else []
-        ),
-        _verdict(grounding),
-        "### By class of words",
-        "Pointing / IoU.",
-        table(
-            ("heat map", *kinds),
-            [
-                [
-                    name,
-                    *(
-                        f"{100 * figures[k]['pointing']['mean']:.0f} % / "
-                        f"{100 * figures[k]['iou']['mean']:.0f} %"
-                        for k in kinds
-                    ),
-                ]
+                [name, *(percent(figures["all words"][w]) for w in _FIGURES)]
                 for name, figures in grounding["ways"].items()
             ],
         ),
-        "### Half precision against float32",
-        "Maps of the same scenes at noise level 500: the largest difference of a probability, and "
-        "the median over maps of the largest difference as a share of the map's maximum.",
-        _precision(precision),
+        *(
+            f"{what.capitalize()}: {', '.join(f'`{n}`' for n in names)}."
+            for what, names in chosen.items()
+        ),
+        _verdict(grounding),
+        "By class of words, pointing / IoU:",
+        table(
+            ("heat map", *kinds),
+            [
+                [name, *(_pair(figures[kind]) for kind in kinds)]
+                for name, figures in grounding["ways"].items()
+            ],
+        ),
     ]
-    return "\n\n".join(parts)
 
 
 _FIGURES = ("pointing", "iou", "pointing above default", "iou above default")
@@ -284,21 +312,20 @@ def summary(results: dict[str, Result]) -> str:
         rows = [[name, size(each["kept"])] for name, each in found.items()]
         parts += ["Memory kept, bundled model, 20 steps:", table(("", "kept"), rows)]
     if "truth" in results:
-        grounding = results["truth"]["result"]["grounding"]
-        wanted = [
-            name
-            for name in grounding["ways"]
-            if name in _SHOWN or name in grounding["better"] or "weights" in name or "mask" in name
-        ]
+        every = results["truth"]["result"]["grounding"]
         rows = [
-            [name, *(percent(grounding["ways"][name]["all words"][w]) for w in _FIGURES[:2])]
-            for name in wanted
+            [model, name, *(percent(figures["all words"][w]) for w in _FIGURES[:2])]
+            for model, grounding in every.items()
+            for name, figures in grounding["ways"].items()
+            if name in _SHOWN or name in grounding["better"]
         ]
+        first = next(iter(every.values()))
         parts += [
-            f"Truth: {grounding['words']} words of {grounding['scenes']} scenes that training "
-            "never saw, against their exact masks (95 % bootstrap intervals). They are a small "
-            "model's, whose text encoder doesn't mix tokens.",
-            table(("heat map", "pointing", "IoU"), rows),
+            f"Truth: {first['words']} words of {first['scenes']} scenes that training never saw, "
+            "against their exact masks (95 % bootstrap intervals). They are small models'; the "
+            "text encoder of `unet` doesn't mix tokens, that of `contextual` does, and in `mmdit` "
+            "text and image attend to each other in every block.",
+            table(("model", "heat map", "pointing", "IoU"), rows),
         ]
     if "edits" in results:
         found = results["edits"]["result"]
@@ -335,7 +362,7 @@ _HEADLINES = (
     "textbook prompt-to-prompt",
     "the plain call itself",
 )
-_SHOWN = ("default", "all layers", "prompt-to-prompt's average at 16 x 16")
+_SHOWN = ("default", "all layers", "prompt-to-prompt's average at 16 x 16", _FLOOR, _CEILING)
 
 
 def _peer_rows(result: Result | None) -> list[list[str]]:

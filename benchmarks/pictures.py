@@ -27,14 +27,15 @@ def _bars(
     figure.savefig(path, dpi=110)
 
 
-def draw_grounding(grounding: dict[str, Any], path: Path) -> None:
-    """Draw pointing and IoU of every way, with their intervals."""
-    ways = {name: figures[EVERY] for name, figures in grounding["ways"].items()}
-
-    def values(figure: str) -> list[tuple[float, float, float]]:
-        return [(w[figure]["mean"], w[figure]["low"], w[figure]["high"]) for w in ways.values()]
-
-    _bars(list(ways), {"pointing": values("pointing"), "IoU": values("iou")}, path)
+def draw_grounding(grounding: dict[str, Any], folder: Path) -> None:
+    """Draw pointing and IoU of every way of each model, with their intervals."""
+    for model, found in grounding.items():
+        ways = {name: figures[EVERY] for name, figures in found["ways"].items()}
+        series = {
+            title: [(w[key]["mean"], w[key]["low"], w[key]["high"]) for w in ways.values()]
+            for title, key in (("pointing", "pointing"), ("IoU", "iou"))
+        }
+        _bars(list(ways), series, folder / f"grounding-{model}.png")
 
 
 def draw_speed(speed: dict[str, Any], path: Path) -> None:
