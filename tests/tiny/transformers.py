@@ -50,14 +50,15 @@ def t5_encoder(tok: T5Tokenizer, width: int, seed: int = 0) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def flow_vae(channels: int = 4, seed: int = 0) -> AutoencoderKL:
+def flow_vae(channels: int = 4, seed: int = 0, levels: int = 2) -> AutoencoderKL:
+    """Return an autoencoder that halves an image once less than it has levels."""
     torch.manual_seed(seed)
     return AutoencoderKL(
-        block_out_channels=(16, 16),
+        block_out_channels=(16,) * levels,
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=channels,
         norm_num_groups=8,
         sample_size=64,

@@ -9,10 +9,22 @@ from torch import nn
 from xattn.models.denoisers import REFUSED
 from xattn.models.family import Family
 from xattn.models.flux import Flux
+from xattn.models.hunyuan_dit import HunyuanDiT
+from xattn.models.lumina_next import LuminaNext
+from xattn.models.pixart import PixArt
+from xattn.models.sana import Sana
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
 
-FAMILIES: tuple[Family, ...] = (UNets(), SD3(), Flux())
+FAMILIES: tuple[Family, ...] = (
+    UNets(),
+    SD3(),
+    Flux(),
+    PixArt(),
+    Sana(),
+    HunyuanDiT(),
+    LuminaNext(),
+)
 """A row for each family."""
 
 

@@ -116,7 +116,7 @@ class Axis:
         texts: the arguments of ``encode_prompt`` that the tokenizers read, one each; the prompt
             stands in for those left out. A negative prompt's have ``negative_`` before them.
         template: what the pipeline writes around a prompt.
-        negatives: what it writes around a negative prompt, where that is something else.
+        negatives: how negative prompts are read, where that is otherwise.
     """
 
     tokenizers: tuple[Any, ...]
@@ -125,7 +125,7 @@ class Axis:
     convert: Callable[..., str] | None = None
     texts: tuple[str, ...] = ("prompt",)
     template: Template = PLAIN
-    negatives: Template | None = None
+    negatives: Axis | None = None
 
 
 class Family(Protocol):
@@ -161,7 +161,7 @@ class Family(Protocol):
         """Return (height, width) of a layer's image queries for latents of (height, width)."""
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
-        """Read one call's arguments, given by name."""
+        """Read one call's arguments, given by name; ``self`` is the denoiser."""
 
     def places(
         self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int

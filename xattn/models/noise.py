@@ -57,3 +57,16 @@ def clean_of_flow(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
     index = int((scheduler.timesteps.float() - timestep).abs().argmin())
     sample = sample[:, : output.shape[1]].float()
     return sample - float(sigmas[index]) * output.float()
+
+
+def clean_of_either(scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+    """Return the clean latents that a prediction means to its scheduler: of a flow, or not.
+
+    Multistep solvers serve both; a learned variance, the output's second half, is left out.
+    """
+    output = output[:, : sample.shape[1]]
+    config: Any = getattr(scheduler, "config", {})
+    flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if flows or not hasattr(scheduler, "alphas_cumprod"):
+        return clean_of_flow(scheduler, sample, output, timestep)
+    return clean_latents(scheduler, sample, output, timestep)

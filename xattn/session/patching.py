@@ -75,13 +75,14 @@ After = Callable[[Any], None]
 def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[None]:
     """Call ``before(arguments)`` and ``after(output)`` around every call of a denoiser.
 
-    ``arguments`` maps parameter names to values. Works outside of torch.compile's graph, for both
-    ``torch.compile(unet)`` and ``unet.compile()``.
+    ``arguments`` maps parameter names to values, and ``self`` to the denoiser. Works outside of
+    torch.compile's graph, for both ``torch.compile(unet)`` and ``unet.compile()``.
     """
-    names = list(inspect.signature(_original(denoiser).__class__.forward).parameters)[1:]
+    model = _original(denoiser)
+    names = list(inspect.signature(model.__class__.forward).parameters)
 
     def named(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**dict(zip(names, args, strict=False)), **kwargs}
+        return {**dict(zip(names, (model, *args), strict=False)), **kwargs}
 
     compiled = denoiser.__dict__.get("_compiled_call_impl")
     if compiled is not None and denoiser is _original(denoiser):

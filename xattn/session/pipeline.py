@@ -132,7 +132,7 @@ class PipelineOrigin:
         prompt_of = [i // per_prompt for i in range(images)]
         if self.negative and embeds.negative is not None:
             texts = _texts(given.get("negative_prompt")) or [""]
-            axes = [replace(axis, template=axis.negatives or axis.template) for axis in axes]
+            axes = [axis.negatives or axis for axis in axes]
             read = _read(axes, given, texts, "negative_")
             more = _tokenized(axes, read, length, images)
             prompt_of += [len(found) + i * len(more) // images for i in range(images)]

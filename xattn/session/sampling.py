@@ -86,8 +86,12 @@ class Sampling:
 
     @property
     def channels(self) -> int:
-        """Number of latent channels; an inpainting UNet's input has more."""
-        return int(getattr(self.denoiser, "config", {}).get("out_channels", self.sample.shape[1]))
+        """Number of latent channels; an inpainting UNet's input has more.
+
+        The output has twice as many where the model learned a variance, too.
+        """
+        config, given = getattr(self.denoiser, "config", {}), int(self.sample.shape[1])
+        return min(int(config.get("out_channels") or given), given)
 
     def grid(self, layer: AttentionLayer) -> tuple[int, int]:
         """Return (height, width) of a layer's image queries."""

@@ -1,0 +1,272 @@
+"""All families of transformers: exact images, maps of the dense softmax, each guidance's layout.
+
+A family is a row of the table below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import xattn
+from tests.tiny import crossed
+from xattn.models import family_of
+from xattn.results.trace import Trace
+
+LAWN = "a Red car on a green lawn"
+WORDS = ("a", "Red", "car", "on", "a", "green", "lawn")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny pipeline, and what is expected of it.
+
+    Attributes:
+        build: makes it.
+        options: of its calls.
+        grid: (height, width) of its maps.
+        text: how many text positions there are.
+        first: the positions of the first word, one on each axis.
+        rows: which rows of a guided batch follow the prompts: "last", "first", "all".
+        passes: denoiser calls in a step with guidance.
+        queries: where the image's queries begin and end.
+        keys: where the text's keys begin and end.
+        unguided: options that turn guidance off.
+        previews: whether the clean latents of a step are known.
+    """
+
+    build: Callable[..., Any]
+    options: dict[str, Any]
+    grid: tuple[int, int]
+    text: int
+    first: tuple[int, ...] = (0,)
+    rows: str = "last"
+    passes: int = 1
+    queries: tuple[int, int | None] = (0, None)
+    keys: tuple[int, int | None] = (0, None)
+    unguided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    previews: bool = True
+
+
+_INSTRUCTION = ["the old", "dog: "]
+CASES = {
+    "PixArt": Case(
+        crossed.pixart,
+        {
+            "height": 48,
+            "width": 32,
+            "max_sequence_length": 24,
+            "use_resolution_binning": False,
+            "clean_caption": False,
+        },
+        (12, 8),
+        24,
+        previews=False,
+    ),
+    "Sana": Case(
+        crossed.sana,
+        {
+            "height": 64,
+            "width": 32,
+            "max_sequence_length": 24,
+            "use_resolution_binning": False,
+            "complex_human_instruction": _INSTRUCTION,
+        },
+        (32, 16),
+        24,
+        first=(1,),
+    ),
+    "Sana 1.5": Case(
+        lambda: crossed.sana(scale=0.001),
+        {
+            "height": 32,
+            "width": 64,
+            "max_sequence_length": 24,
+            "use_resolution_binning": False,
+            "complex_human_instruction": None,
+        },
+        (16, 32),
+        24,
+    ),
+    "Sana Sprint": Case(
+        lambda: crossed.sana(sprint=True),
+        {
+            "height": 64,
+            "width": 32,
+            "max_sequence_length": 24,
+            "use_resolution_binning": False,
+            "complex_human_instruction": _INSTRUCTION,
+        },
+        (32, 16),
+        24,
+        first=(1,),
+        rows="all",
+        previews=False,
+    ),
+    "Hunyuan-DiT": Case(
+        crossed.hunyuan_dit,
+        {"height": 96, "width": 64, "use_resolution_binning": False},
+        (6, 4),
+        77 + 256,
+        first=(1, 77),
+    ),
+    "Lumina-Next": Case(
+        crossed.lumina_next,
+        {"height": 96, "width": 64, "clean_caption": False},
+        (6, 4),
+        8,
+        rows="first",
+        previews=False,
+    ),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def pipes() -> Callable[[str], Any]:
+    made: dict[str, Any] = {}
+
+    def pipe(name: str) -> Any:
+        if name not in made:
+            made[name] = CASES[name].build()
+        return made[name]
+
+    return pipe
+
+
+def draw(pipe: Any, case: Case, prompt: str | list[str] = LAWN, **options: Any) -> Any:
+    given = {"num_inference_steps": 2, "output_type": "latent", **case.options, **options}
+    out = pipe(prompt, generator=torch.Generator().manual_seed(0), **given)
+    return out.images if hasattr(out, "images") else out[0]
+
+
+def recorded(
+    pipe: Any, case: Case, *args: Any, record: Any = None, **options: Any
+) -> tuple[Trace, Any]:
+    with xattn.record(pipe, **(record or {})) as trace:
+        image = draw(pipe, case, *args, **options)
+    return trace, image
+
+
+class Dense(TorchFunctionMode):
+    """Compute the probabilities of each attention call in float64, from its queries and keys.
+
+    They have gone through the model's own projections, norms and rotary embeddings.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+        self.found: dict[str, list[Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and self.name:
+            self.found.setdefault(self.name, []).append(self.softmax(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+    def softmax(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **other: Any
+    ) -> Tensor:
+        scale = other.get("scale") or query.shape[-1] ** -0.5
+        logits = query.double() @ key.double().transpose(-1, -2) * scale
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, float("-inf"))
+        elif attn_mask is not None:
+            logits = logits + attn_mask
+        weights = (logits - logits.amax(-1, keepdim=True)).exp()
+        return weights / weights.sum(-1, keepdim=True)
+
+
+@contextmanager
+def dense(pipe: Any, names: set[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Compute the layers' probabilities during a plain run, (rows, heads, queries, keys) a call."""
+    mode = Dense()
+
+    def into(name: str) -> Any:
+        return lambda *_: setattr(mode, "name", name)
+
+    hooks = []
+    for name, module in modules(pipe):
+        if name in names:
+            hooks.append(module.register_forward_pre_hook(into(name)))
+            hooks.append(module.register_forward_hook(into("")))
+    try:
+        with mode:
+            yield mode.found
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
+    (denoiser,) = family_of(pipe.transformer).denoisers(pipe)
+    yield from denoiser.named_modules()
+
+
+def processors(pipe: Any) -> dict[str, Any]:
+    return {n: m.processor for n, m in modules(pipe) if hasattr(m, "processor")}
+
+
+@every
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
+def test_maps_are_the_dense_softmaxs_and_the_image_is_unchanged(
+    pipes: Any, name: str, guided: bool
+) -> None:
+    case, pipe = CASES[name], pipes(name)
+    options = {"num_images_per_prompt": 2, **({} if guided else case.unguided)}
+    layers = family_of(pipe.transformer).layers(pipe.transformer)
+    names = {layer.name for layer in layers if layer.reads_text}
+    before = processors(pipe)
+    with dense(pipe, names) as truth:
+        plain = draw(pipe, case, **options)
+    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(case.text)}
+    trace, image = recorded(pipe, case, record=how, **options)
+    run = trace.run
+    assert torch.equal(image, plain)
+    assert processors(pipe) == before
+    assert {layer.name for layer in run.layers} == set(truth)
+    sharpest = 0.0
+    for n, layer in enumerate(run.layers):
+        kept = run.maps(n)  # (steps, images, heads, tokens, height, width)
+        assert kept.shape[-2:] == case.grid
+        calls = torch.stack(truth[layer.name][:: case.passes if guided else 1])
+        rows = slice(0, 2) if not guided or case.rows != "last" else slice(2, 4)
+        right = calls[:, rows, :, slice(*case.queries), slice(*case.keys)].transpose(-1, -2)
+        torch.testing.assert_close(kept.flatten(-2).double(), right, atol=1e-5, rtol=0)
+        sharpest = max(sharpest, float((right.amax(-1) - right.amin(-1)).max()))
+    assert sharpest > 0.02  # flat attention would prove little
+
+
+@every
+def test_words_stand_where_the_familys_tokenizers_say(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    trace, _ = recorded(pipe, case, ["the Boat at sea", LAWN], num_inference_steps=2)
+    first, second = trace.run.prompts
+    assert [word.text for word in first.words] == ["the", "Boat", "at", "sea"]
+    assert tuple(word.text for word in second.words) == WORDS
+    assert second.words[0].positions == case.first
+    assert {place + 1 for place in case.first} <= set(second.positions("red"))
+    assert trace.heatmap("sea", 0).array.shape == trace.run.latent
+    assert trace.run.done == 2
+    steps = torch.tensor(trace.timesteps)
+    torch.testing.assert_close(steps, pipe.scheduler.timesteps[:2].float())
+
+
+@every
+def test_previews_end_in_the_final_latents_or_are_refused(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    if not case.previews:
+        with pytest.raises(ValueError, match="previews=True can't be had with"):
+            recorded(pipe, case, record={"previews": True})
+        return
+    trace, image = recorded(pipe, case, record={"previews": True})
+    assert trace.run.estimates is not None
+    torch.testing.assert_close(trace.run.estimates[-1].float(), image, atol=5e-2, rtol=1e-2)
