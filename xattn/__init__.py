@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.editing import Session as Session
     from xattn.api.editing import editing as editing
     from xattn.api.live import live as live
+    from xattn.api.probe import probe as probe
     from xattn.api.record import record as record
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
@@ -41,6 +42,7 @@ _HOMES = {
         "api.edit": "edit sweep",
         "api.editing": "Session editing",
         "api.live": "live",
+        "api.probe": "probe",
         "api.record": "record",
         "batch": "batch",
         "batch.index": "open_runs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -86,6 +87,35 @@ def test_a_batch_is_the_pipelines_own_images_and_recordings(pipe: Any, tmp_path:
         word = prompts[i].split()[1]
         np.testing.assert_array_equal(stored.trace.heatmap(word), trace.heatmap(word, image=i))
         assert stored.trace.run.images[0].size == (16, 16)
+
+
+def test_a_line_with_a_picture_is_probed(pipe: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    lines = [
+        {"prompt": "a red car", "image": str(tmp_path / "red.png"), "seed": 3},
+        {"prompt": "a red car", "image": str(tmp_path / "bad.png")},
+        {"prompt": "a red car", "image": str(tmp_path / "red.png"), "steps": 3},
+    ]
+    report = batch.run(pipe, [{**line, "size": SMALL} for line in lines], tmp_path / "runs")
+    assert report.drawn == 1
+    bad, drawn = (failure.message for failure in report.failures)
+    assert "can't be read as a picture" in bad
+    assert drawn == "steps is of no use with image: leave it out"
+    (stored,) = xattn.open_runs(tmp_path / "runs")
+    trace = xattn.probe(
+        pipe, tmp_path / "red.png", "a red car", seed=3, size=(16, 16), keep="layer"
+    )
+    np.testing.assert_array_equal(stored.trace.heatmap("car"), trace.heatmap("car"))
+    assert stored.image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_items_without_a_picture_keep_the_digest_they_had() -> None:
+    """A folder from before items had pictures can be resumed."""
+    item = Item("a red car", seed=1)
+    said = repr(item).replace(", image=None", "")
+    assert item.digest == hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    assert item.digest != Item("a red car", seed=1, image="a.png").digest
 
 
 def test_the_index_says_what_the_maps_say(pipe: Any, tmp_path: Path) -> None:

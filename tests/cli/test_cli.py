@@ -89,6 +89,27 @@ def test_record_writes_image_overlays_trace_and_report(xattn_command, model, gen
     assert "<script" in Path("car/report.html").read_text(encoding="utf-8")
 
 
+def test_probe_shows_the_words_in_a_given_picture(xattn_command, model, tmp_path):
+    Image.new("RGB", (16, 16), "red").save("photo.png")
+    words = ["probe", "photo.png", PROMPT, "--model", model, "--size", "16", "--level", "0.5"]
+    code, out, _ = xattn_command(*words, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["picture"] == "photo.png, 16x16"
+    assert told["levels"] == [0.5]
+    assert list(told["words"]) == ["a", "red", "car", "on", "lawn"]
+    trace = xattn.load(tmp_path / "xattn-probe/trace.safetensors")
+    assert trace.timesteps == (500.0,)
+    assert all(Path(path).exists() for path in told["files"])
+    for wrong, says in (
+        (["--level", "1.5"], "between 0 and 1"),
+        (["--word", "boat"], "is not in the prompt"),
+    ):
+        code, _, err = xattn_command(*words[:7], *wrong)
+        assert code == 2
+        assert says in err
+
+
 def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command, model):
     words = ["--word", "red", "--word", "red car", "--animate", "red"]
     code, out, err = xattn_command("record", PROMPT, "--model", model, *FAST, *words, "--json")

@@ -90,11 +90,12 @@ def record(
         affinity=affinity,
     )
     trace = Trace(runs=[])
-    with opened(_origin(pipe, options, prompt), _instruments(options, trace)):
+    with opened(_origin(pipe, options, prompt), instruments_of(options, trace)):
         yield trace
 
 
-def _instruments(options: Options, trace: Trace) -> list[Instrument]:
+def instruments_of(options: Options, trace: Trace) -> list[Instrument]:
+    """Return the instruments of a recording, in the order in which they act."""
     instruments: list[Instrument] = []
     if options.affinity:
         instruments.append(AffinityRecorder())

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from xattn.api.edit import edit
+from xattn.api.probe import probe
 from xattn.api.record import record
 from xattn.batch.items import Numbered, positions_of
 from xattn.batch.settings import Settings
@@ -50,6 +51,8 @@ def draw(pipe: Any, group: Sequence[Numbered], settings: Settings) -> Drawn:
         "dtype": settings.dtype,
         "words": sorted({p for own in positions for p in own}) if named else None,
     }
+    if first.image is not None:
+        return _probed(pipe, group, positions, recording)
     seeds = [torch.Generator().manual_seed(item.seed or 0) for item in items]
     if first.edits:
         options["negative_prompt"] = first.negative_prompt
@@ -65,6 +68,27 @@ def draw(pipe: Any, group: Sequence[Numbered], settings: Settings) -> Drawn:
         images = pipe(prompt=[item.prompt for item in items], generator=seeds, **options).images
     parts = [_part(trace.run, [i], own) for i, own in enumerate(positions)]
     return Drawn([[image] for image in images], parts, [["source"] for _ in items])
+
+
+def _probed(
+    pipe: Any,
+    group: Sequence[Numbered],
+    positions: Sequence[tuple[int, ...]],
+    recording: dict[str, Any],
+) -> Drawn:
+    """Probe the pictures of a group's items."""
+    items = [numbered.item for numbered in group]
+    trace = probe(
+        pipe,
+        [item.image for item in items],
+        [item.prompt for item in items],
+        seed=[item.seed or 0 for item in items],
+        size=items[0].size,
+        batch=len(items),
+        **recording,
+    )
+    parts = [_part(one.run, [0], own) for one, own in zip(trace, positions, strict=True)]
+    return Drawn([one.run.images for one in trace], parts, [["source"] for _ in items])
 
 
 def _part(run: Run, images: Sequence[int], positions: Sequence[int]) -> Run:

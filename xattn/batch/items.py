@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from xattn.api.photos import photos
 from xattn.edits.codec import from_json, texts_of
 from xattn.edits.kinds import Edit, LocalBlend, Refine, Replace, Reweight, composed
 from xattn.edits.plan import make_plan
@@ -33,7 +34,7 @@ class ItemError(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One image to draw and record, and the edited siblings beside it.
+    """One image to draw and record with its edited siblings, or a picture to probe.
 
     Attributes:
         prompt: the text.
@@ -47,6 +48,7 @@ class Item:
         guidance_scale: the pipeline's default where it is absent.
         name: of the image's file, without its ending and relative to the folder of images; the
             item's number by default.
+        image: the path of a picture to probe with the prompt; nothing is drawn then.
 
     Raises:
         ItemError: something has the wrong type or is out of its range.
@@ -61,10 +63,11 @@ class Item:
     size: tuple[int, int] | None = None
     guidance_scale: float | None = None
     name: str | None = None
+    image: str | None = None
 
     def __post_init__(self) -> None:
         _need(isinstance(self.prompt, str), "prompt", "a text", self.prompt)
-        for field in ("negative_prompt", "name"):
+        for field in ("negative_prompt", "name", "image"):
             value = getattr(self, field)
             _need(value is None or isinstance(value, str), field, "a text", value)
         for field in ("prompt", "negative_prompt"):
@@ -80,6 +83,16 @@ class Item:
         object.__setattr__(self, "edits", _edits(self.edits))
         if self.name is not None:
             _check_name(self.name)
+        if self.image is not None:
+            self._check_probed()
+
+    def _check_probed(self) -> None:
+        """Raise ItemError if a field is about drawing: a given picture is only looked at."""
+        for field in ("negative_prompt", "steps", "guidance_scale"):
+            if getattr(self, field) is not None:
+                raise ItemError(f"{field} is of no use with image: leave it out")
+        if self.edits:
+            raise ItemError("edits cannot be made with image: leave them out")
 
     @classmethod
     def from_json(cls, data: Any) -> Item:
@@ -102,12 +115,16 @@ class Item:
     @property
     def digest(self) -> str:
         """Hash of every field, by which a resumed batch knows the item."""
-        return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
+        said = repr(self)
+        if self.image is None:  # as it was before items had pictures
+            said = said.removesuffix(", image=None)") + ")"
+        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
     @property
     def settings(self) -> tuple[Any, ...]:
         """Settings that the items of one call of the pipeline share."""
-        return (self.steps, self.size, self.guidance_scale, self.negative_prompt is None)
+        drawn = (self.steps, self.size, self.guidance_scale, self.negative_prompt is None)
+        return (*drawn, self.image is None)
 
 
 @dataclass(frozen=True)
@@ -187,6 +204,10 @@ def check_item(item: Item, pipe: Any) -> None:
     most = int(pipe.scheduler.config.num_train_timesteps)
     if item.steps is not None and item.steps > most:
         raise ItemError(f"steps {item.steps}: the schedule has {most}")
+    if item.image is not None:
+        if Path(item.image).is_dir():
+            raise ItemError(f"image {item.image!r} is a folder; give a line for each picture")
+        photos(item.image)
     positions_of(item, pipe)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.probing import FlowLevels
 from xattn.processors.call import Place
 
 _PATCH = 2
@@ -17,7 +19,7 @@ _PATCH = 2
 
 
 @dataclass(frozen=True)
-class Flux:
+class Flux(FlowLevels):
     """The family of FLUX.1: dev, schnell, Fill, Control, Kontext.
 
     Words are T5's; CLIP's text reaches the model as one vector. With ``true_cfg_scale`` guidance
@@ -99,6 +101,34 @@ class Flux:
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Raise ValueError: previews don't know packed latents."""
         raise ValueError("previews=True can't be had with FLUX's packed latents; leave it out")
+
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
+        """Call the transformer with packed latents, at the pipeline's guidance of 3.5.
+
+        Raises:
+            ValueError: the transformer takes more than noised latents.
+        """
+        config, (rows, channels, height, width) = pipe.transformer.config, latents.shape
+        if config.in_channels != channels * _PATCH**2:
+            raise ValueError(
+                f"{type(pipe).__name__} takes {config.in_channels} channels where a picture's "
+                f"packed latents have {channels * _PATCH**2}; probe a text-to-image pipeline"
+            )
+        parts = latents.view(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+        packed = parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (rows, places, ...)
+        grid = torch.cartesian_prod(torch.arange(height // _PATCH), torch.arange(width // _PATCH))
+        ids = torch.cat([torch.zeros(len(grid), 1), grid], dim=1).to(latents)
+        times = torch.full((rows,), timestep / 1000).to(latents)
+        pipe.transformer(
+            hidden_states=packed,
+            timestep=times,
+            guidance=torch.full_like(times, 3.5).float() if config.guidance_embeds else None,
+            pooled_projections=encoded[1],
+            encoder_hidden_states=encoded[0],
+            txt_ids=encoded[2],
+            img_ids=ids,
+            return_dict=False,
+        )
 
 
 _grids: Any = WeakIdKeyDictionary()  # reading ids waits for the device: once for each run

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
 from xattn.models.noise import clean_of_flow
+from xattn.models.probing import FlowLevels
 from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
-class SD3:
+class SD3(FlowLevels):
     """The family of Stable Diffusion 3 (Esser et al. 2024).
 
     The text axis is that of the CLIPs, 77 positions, and behind it T5's: a word stands at two
@@ -98,6 +100,16 @@ class SD3:
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Return the clean latents that a velocity means."""
         return clean_of_flow(scheduler, sample, output, timestep)
+
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
+        """Call the transformer with the prompts' states and pooled text."""
+        pipe.transformer(
+            hidden_states=latents,
+            timestep=torch.full((len(latents),), timestep, device=latents.device),
+            encoder_hidden_states=encoded[0],
+            pooled_projections=encoded[2],
+            return_dict=False,
+        )
 
 
 def _layer(model: Any, name: str, module: Any, component: str) -> AttentionLayer:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded, Role
 from xattn.models.noise import clean_latents
+from xattn.models.probing import DiffusionLevels
 
 
 @dataclass(frozen=True)
-class UNets:
+class UNets(DiffusionLevels):
     """The family of UNets: text in cross-attention layers of several grids."""
 
     classes: tuple[str, ...] = ("UNet2DConditionModel", "ControlNetModel")
@@ -93,6 +95,39 @@ class UNets:
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Return the clean latents implied by a predicted noise, velocity or sample."""
         return clean_latents(scheduler, sample, output, timestep)
+
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
+        """Call the UNet, with SDXL's pooled text and sizes where it takes them.
+
+        Raises:
+            ValueError: the UNet takes more than noised latents.
+        """
+        config, rows = pipe.unet.config, len(latents)
+        if config.in_channels != latents.shape[1]:
+            raise ValueError(
+                f"{type(pipe).__name__} takes {config.in_channels} channels where a picture's "
+                f"latents have {latents.shape[1]}; probe a text-to-image pipeline"
+            )
+        more: dict[str, Any] = {}
+        if config.addition_embed_type == "text_time":
+            more["added_cond_kwargs"] = _added(pipe, latents, encoded[2])
+        if config.time_cond_proj_dim is not None:  # distilled guidance, at a scale of 1
+            scales = torch.zeros(rows, device=latents.device)
+            more["timestep_cond"] = pipe.get_guidance_scale_embedding(
+                scales, embedding_dim=config.time_cond_proj_dim
+            ).to(latents)
+        pipe.unet(latents, int(timestep), encoded[0], return_dict=False, **more)
+
+
+def _added(pipe: Any, latents: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+    """Return SDXL's further conditions: the pooled text, and a picture that was never cropped."""
+    size = tuple(int(side) * pipe.vae_scale_factor for side in latents.shape[-2:])
+    second = getattr(pipe, "text_encoder_2", None)
+    width = pooled.shape[-1] if second is None else second.config.projection_dim
+    ids = pipe._get_add_time_ids(
+        size, (0, 0), size, dtype=latents.dtype, text_encoder_projection_dim=int(width)
+    )
+    return {"text_embeds": pooled, "time_ids": ids.to(latents.device).repeat(len(latents), 1)}
 
 
 def text_states(states: Any) -> Tensor | None:

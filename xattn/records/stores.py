@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xattn.records.folder import FolderStore
+from xattn.records.run import Store
 from xattn.records.shape import Shape, shapes_of, views
 
 
@@ -49,6 +50,24 @@ class StepStore:
         if self.ready is not None:
             self.ready.synchronize()
         return views(self.flat, self.shape)[layer][list(steps)].cpu()
+
+
+class ImageStore:
+    """The maps of one image of a store of several."""
+
+    def __init__(self, store: Store, image: int, images: int) -> None:
+        self.store = store
+        self.image = image
+        self.images = images
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the image's share of the kept maps in bytes."""
+        return self.store.nbytes // self.images
+
+    def read(self, layer: int, steps: Sequence[int]) -> Tensor:
+        """Return a layer's maps as kept, (steps, 1, heads, tokens, height, width)."""
+        return self.store.read(layer, steps)[:, self.image : self.image + 1]
 
 
 class FolderWriter:

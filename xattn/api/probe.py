@@ -1,0 +1,262 @@
+"""``probe(pipe, image, prompt)``: where the words of a text act in a given image."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn.api.photos import Photo, Pictures, Room, fitted, photos
+from xattn.api.record import Words, instruments_of
+from xattn.models import family_of_pipeline
+from xattn.models.family import DenoiserCall
+from xattn.models.probing import Probed, encoded_pictures
+from xattn.records.options import Options
+from xattn.records.run import Run
+from xattn.records.stores import ImageStore
+from xattn.results.trace import Trace
+from xattn.session.clock import Clock, Schedule
+from xattn.session.origin import Following
+from xattn.session.pipeline import PipelineOrigin
+from xattn.session.rows import RowFinder
+from xattn.session.sampling import Asked
+from xattn.session.session import opened
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Default levels: their mean points right more often than any one of them."""
+
+
+@torch.no_grad()
+def probe(
+    pipe: Any,
+    image: Pictures,
+    prompt: str | Sequence[str],
+    *,
+    levels: float | Sequence[float] = LEVELS,
+    seeds: int = 1,
+    seed: int | Sequence[int] = 0,
+    size: tuple[int, int] | None = None,
+    batch: int = 8,
+    keep: str | Iterable[str] = ("step", "layer"),
+    words: Words = None,
+    layers: str | Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float16,
+    affinity: bool = False,
+) -> Trace:
+    """Return a trace of where the words of a text act in a given image.
+
+    The image is encoded by the pipeline's autoencoder, noised to some levels of the schedule, and
+    passed once through the denoiser at each, without guidance. The steps of the trace are the
+    levels, the noisiest first. Nothing is drawn, and the pipeline is left as it was found.
+
+    A picture that is not of a size that the model takes (whole cells of its coarsest grid, half to
+    twice the area it was made for) is scaled to the model's own area, and its sides are rounded to
+    whole cells; ``trace.run.info["picture"]`` says so.
+
+    Args:
+        pipe: a pipeline of a family that can be probed: Stable Diffusion 1, 2, XL, 3, or FLUX.1.
+        image: a PIL image, a path, a list of them, or a folder. Several make a run each, in their
+            order: ``trace[2]`` is the trace of the third.
+        prompt: the text, or one for each image.
+        levels: shares of the noise schedule, between 0 and 1: near 0 nearly clean, near 1 nearly
+            noise. One pass of the denoiser each.
+        seeds: how many noises to average at each level; the passes multiply.
+        seed: of the first noise, the others count up; or one for each image. Noise is drawn on
+            the CPU in float32, each level's after that of the one above it.
+        size: (height, width) in pixels to resize every image to instead.
+        batch: how many images of one size pass together.
+        keep: as for ``record``; a step is a level.
+        words: as for ``record``.
+        layers: as for ``record``.
+        dtype: as for ``record``.
+        affinity: as for ``record``.
+
+    Raises:
+        TypeError: the model's family can't be probed, or an image is not a picture.
+        ValueError: an option is out of its range, an image can't be read, or a word is not in the
+            prompt.
+
+    Example:
+        >>> scene = xattn.toyland.scene(1)
+        >>> trace = xattn.probe(xattn.demo(), scene.image, scene.caption)
+        >>> trace.grid().save("words.png")
+    """
+    options = Options.of(keep=keep, words=words, layers=layers, dtype=dtype, affinity=affinity)
+    shares, noises = _levels(levels), _whole("seeds", seeds)
+    origin = ProbeOrigin(pipe, shares, noises)
+    given = photos(image)
+    texts = _one_each("prompt", prompt, len(given))
+    starts = _one_each("seed", seed, len(given))
+    shown = [_sized(photo, size, origin.room) for photo in given]
+    trace = Trace(runs=[])
+    for group in _groups(shown, _whole("batch", batch)):
+        runs = _probed(
+            origin,
+            [shown[i] for i in group],
+            [texts[i] for i in group],
+            [starts[i] for i in group],
+            options,
+        )
+        trace.runs += runs
+    return trace
+
+
+class ProbeOrigin(PipelineOrigin):
+    """The passes of a probe, made like a sampling whose steps are levels.
+
+    Args:
+        pipe: the pipeline.
+        levels: shares of the schedule, descending.
+        noises: passes for each level.
+
+    Raises:
+        TypeError: the model's family can't be probed.
+    """
+
+    def __init__(self, pipe: Any, levels: Sequence[float], noises: int) -> None:
+        family = family_of_pipeline(pipe)
+        if not isinstance(family, Probed):
+            raise TypeError(
+                f"{type(pipe).__name__} can't be probed yet: its family does not say how to noise "
+                "an image's latents; probe Stable Diffusion 1, 2, XL, 3 or FLUX.1"
+            )
+        super().__init__(pipe)
+        self.probed = family
+        self.levels = tuple(levels)
+        self.noises = noises
+        self.at = tuple(family.level_timestep(pipe.scheduler, level) for level in levels)
+        layers = self.family.layers(self.denoiser)
+        self.room = Room.of(pipe, self.denoiser, layers)
+
+    def follow(self, call: DenoiserCall, asked: Asked) -> Following:
+        """Return a run of all levels, each noise a call of its step."""
+        steps = tuple(step for step in range(len(self.at)) for _ in range(self.noises))
+        calls = tuple(self.at[step] for step in steps)
+        plan = Schedule(steps, self.at, calls)
+        return Following(asked, Clock(plan, torch.tensor(calls), 0), RowFinder(asked))
+
+    def facts(self) -> dict[str, object]:
+        """Return facts about the run, as plain JSON values."""
+        facts = {**super().facts(), "guidance_scale": None}
+        return {**facts, "levels": list(self.levels), "noises": self.noises}
+
+
+def _probed(
+    origin: ProbeOrigin,
+    group: Sequence[Photo],
+    texts: Sequence[str],
+    starts: Sequence[int],
+    options: Options,
+) -> list[Run]:
+    """Pass a group of photos of one size at every level, and return a run for each."""
+    pipe, runs = origin.pipe, Trace(runs=[])
+    with opened(origin, instruments_of(options, runs)):
+        device = torch.device(pipe._execution_device)
+        encoded = _encode_prompt(pipe, texts, device)
+        kind = origin.family.encoded(encoded).positive.dtype
+        pixels = pipe.image_processor.preprocess([photo.image for photo in group])
+        clean = encoded_pictures(pipe, pixels.to(device))
+        drawn = [_generators(start, origin.noises) for start in starts]
+        for level, timestep in zip(origin.levels, origin.at, strict=True):
+            for number in range(origin.noises):
+                noise = torch.stack([_noise(clean, each[number]) for each in drawn]).to(device)
+                latents = origin.probed.noised(pipe.scheduler, clean, noise, level)
+                origin.probed.denoise(pipe, latents.to(kind), timestep, encoded)
+        pipe.maybe_free_model_hooks()
+    return [_single(runs.run, i, photo) for i, photo in enumerate(group)]
+
+
+def _generators(start: int, noises: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(start + n) for n in range(noises)]
+
+
+def _noise(clean: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(clean.shape[1:], generator=generator)
+
+
+def _encode_prompt(pipe: Any, texts: Sequence[str], device: torch.device) -> Any:
+    """Call the pipeline's ``encode_prompt`` for the prompts alone, without guidance."""
+    known = inspect.signature(type(pipe).encode_prompt).parameters
+    given = {
+        "prompt": list(texts),
+        "prompt_2": None,
+        "prompt_3": None,
+        "device": device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+    }
+    return pipe.encode_prompt(**{name: each for name, each in given.items() if name in known})
+
+
+def _single(run: Run, image: int, photo: Photo) -> Run:
+    """Return the run of one image of a batch."""
+    affinity = None if run.affinity is None else run.affinity[image : image + 1]
+    return replace(
+        run,
+        prompts=(run.prompt(image),),
+        rows=(0,),
+        store=ImageStore(run.store, image, len(run.rows)),
+        info={**run.info, "picture": str(photo)},
+        images=[photo.image],
+        affinity=affinity,
+    )
+
+
+# -- what was asked for
+
+
+def _levels(given: Any) -> tuple[float, ...]:
+    several = [given] if isinstance(given, numbers.Real) else list(given)
+    right = all(
+        isinstance(level, numbers.Real) and not isinstance(level, bool) and 0 < float(level) < 1
+        for level in several
+    )
+    if not several or not right or len(set(several)) != len(several):
+        raise ValueError(
+            f"levels={given!r}: a level is a share of the noise schedule between 0 and 1, each "
+            "given once; 0.5 is halfway"
+        )
+    return tuple(sorted(map(float, several), reverse=True))
+
+
+def _whole(name: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ValueError(f"{name}={given!r} must be a whole number, 1 or more")
+    return given
+
+
+def _one_each(name: str, given: Any, count: int) -> list[Any]:
+    """Return one value for each image, from one for all or a list."""
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(f"{name} has {len(given)} entries for {count} images; give one for each")
+    return list(given)
+
+
+def _sized(photo: Photo, size: tuple[int, int] | None, room: Room) -> Photo:
+    if size is None:
+        return fitted(photo, room.fitted(photo.image.size))
+    height, width = size
+    if min(size) < 1 or height % room.unit or width % room.unit:
+        raise ValueError(
+            f"size={size!r}: height and width must be multiples of {room.unit} for this model"
+        )
+    return fitted(photo, (width, height))
+
+
+def _groups(shown: Sequence[Photo], batch: int) -> list[list[int]]:
+    """Return groups of neighbours of one size, at most ``batch`` each."""
+    groups: list[list[int]] = []
+    for number, photo in enumerate(shown):
+        last = groups[-1] if groups else []
+        if last and len(last) < batch and shown[last[0]].image.size == photo.image.size:
+            last.append(number)
+        else:
+            groups.append([number])
+    return groups
