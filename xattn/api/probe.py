@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from xattn.api.photos import Photo, Pictures, Room, fitted, photos
 from xattn.api.record import Words, instruments_of
+from xattn.edits.timing import is_number
 from xattn.models import family_of_pipeline
 from xattn.models.family import DenoiserCall
 from xattn.models.probing import Probed, encoded_pictures
@@ -199,8 +199,8 @@ def _single(run: Run, image: int, photo: Photo) -> Run:
     return replace(
         run,
         prompts=(run.prompt(image),),
-        rows=(0,),
-        store=ImageStore(run.store, image, len(run.rows)),
+        prompt_of=(0,),
+        store=ImageStore(run.store, image, len(run.prompt_of)),
         info={**run.info, "picture": str(photo)},
         images=[photo.image],
         affinity=affinity,
@@ -211,11 +211,8 @@ def _single(run: Run, image: int, photo: Photo) -> Run:
 
 
 def _levels(given: Any) -> tuple[float, ...]:
-    several = [given] if isinstance(given, numbers.Real) else list(given)
-    right = all(
-        isinstance(level, numbers.Real) and not isinstance(level, bool) and 0 < float(level) < 1
-        for level in several
-    )
+    several = [given] if is_number(given) else list(given)
+    right = all(is_number(level) and 0 < float(level) < 1 for level in several)
     if not several or not right or len(set(several)) != len(several):
         raise ValueError(
             f"levels={given!r}: a level is a share of the noise schedule between 0 and 1, each "
