@@ -53,118 +53,12 @@ def refuse_unkept(call: AttentionCall) -> None:
         raise RuntimeError("a source cannot be kept with masked attention")
 
 
-class EditedCall(AttentionCall):
-    """A layer's cross-attention with some rows edited.
+class _RowsEdited(AttentionCall):
+    """A layer's attention with some rows edited: what edits of either kind share.
 
     Attributes:
         before: the call before the edit.
-        step: the step's edit.
-        source: the source's queries and keys, if it is not in the batch.
-    """
-
-    def __init__(self, before: AttentionCall, step: CrossStep, source: QueryKey | None) -> None:
-        super().__init__(
-            before.query, before.key, before.value, before.mask, before.scale, before.own
-        )
-        self.before = before
-        self.step = step
-        self.source = source
-        self._edited: dict[bool, Tensor] = {}
-
-    def output(self) -> Tensor:
-        """Return the layer's output, by the form that measures faster."""
-        if self._output is None:
-            if prefers_probabilities(self.query):
-                self._output = on_probabilities(self.before, self.step, self.edited())
-            else:
-                self._output = on_values(self.before, self.step, self.source)
-        return self._output
-
-    def prepare(self) -> None:
-        """Compute the output now, unless the processor computes it itself."""
-        if self.own is not None:
-            self.output()
-
-    def scores(self) -> Tensor:
-        """Return an explicit processor's probabilities with some rows edited."""
-        own = self.before.scores()
-        whole = own.unflatten(0, self.query.shape[:2])  # (batch, heads, queries, tokens)
-        return self.step.rows.joined(whole, self.edited().to(own.dtype)).flatten(0, 1)
-
-    def edited(self) -> Tensor:
-        """Return the edited rows' probabilities, (rows, heads, queries, tokens); computed once."""
-        known = torch.is_grad_enabled()
-        if known not in self._edited:
-            rows = self.step.rows
-            taken = (
-                self._of_source()
-                if self.source is not None
-                else self.before.probabilities(rows.span)
-            )
-            own = self._own() if self.step.owns else None
-            self._edited[known] = edited_probabilities(self.step, taken, own)
-        return self._edited[known]
-
-    def _of_source(self) -> Tensor:
-        assert self.source is not None
-        return kept_probs(*self.source, None, self.scale, slice(None))
-
-    def _own(self) -> Tensor:
-        rows = self.step.rows
-        if rows.first is not None:
-            return self.before.probabilities(slice(rows.first, len(self.query)))
-        between = self.before.probabilities(rows.bounds)
-        return between.index_select(0, rows.edited - rows.bounds.start)
-
-    def probabilities(self, rows: slice) -> Tensor:
-        """Return the probabilities in effect, float32 (rows, heads, queries, tokens)."""
-        span, first = self.step.rows.span, self.step.rows.first
-        if (
-            self.source is None
-            and first == span.stop
-            and rows == slice(span.start, len(self.query))
-        ):
-            return torch.cat([self.before.probabilities(span), self.edited()])
-        probs = self.before.probabilities(rows)
-        edited = self.step.rows.edited
-        return probs.index_copy(0, edited - rows.start, self.edited())
-
-    def maps(self, rows: slice, tokens: Tokens) -> Tensor:
-        """Return some tokens' maps in effect, (rows, heads, tokens, queries)."""
-        known = (rows.start, rows.stop, torch.is_grad_enabled())
-        if known not in self._probs:
-            self._probs[known] = self.probabilities(rows)
-        return picked(self._probs[known], tokens, -1).transpose(-1, -2)
-
-
-class CrossEditing(Handler):
-    """Edit one layer's cross-attention.
-
-    Attributes:
-        step: the step's edit; None if every row keeps the model's own call.
-        kept: the source kept from an earlier run; None if it is in the batch.
-    """
-
-    edits = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.step: CrossStep | None = None
-        self.kept: KeptCalls | None = None
-
-    def transform(self, call: AttentionCall) -> AttentionCall:
-        """Return the call with its edited rows replaced."""
-        if self.step is None:
-            return call
-        return EditedCall(call, self.step, None if self.kept is None else self.kept.read(call))
-
-
-class FollowingCall(AttentionCall):
-    """A layer's self-attention with some rows attending as their source does.
-
-    Attributes:
-        before: the call before the edit.
-        rows: the rows following the source.
+        rows: the edited rows.
         source: the source's queries and keys, if it is not in the batch.
     """
 
@@ -176,45 +70,45 @@ class FollowingCall(AttentionCall):
         self.rows = rows
         self.source = source
 
-    def output(self) -> Tensor:
-        """Return SDPA(q_src, k_src, v) for the following rows, the model's own for the rest."""
-        if self._output is None:
-            self._output = followed(self.before, self.rows, self.source)
-        return self._output
-
     def prepare(self) -> None:
         """Compute the output now, unless the processor computes it itself."""
         if self.own is not None:
             self.output()
 
     def scores(self) -> Tensor:
-        """Return an explicit processor's probabilities, the source's for following rows."""
+        """Return an explicit processor's probabilities with some rows edited."""
         own = self.before.scores()
-        whole = own.unflatten(0, self.query.shape[:2])  # (batch, heads, queries, queries)
-        return self.rows.joined(whole, self.rows.taken(whole)).flatten(0, 1)
+        whole = own.unflatten(0, self.query.shape[:2])  # (batch, heads, queries, keys)
+        return self.rows.joined(whole, self.edited_scores(whole)).flatten(0, 1)
+
+    def edited_scores(self, whole: Tensor) -> Tensor:
+        """Return the edited rows of an explicit processor's probabilities, in their dtype."""
+        return self.edited().to(whole.dtype)
+
+    def edited(self) -> Tensor:
+        """Return the edited rows' probabilities, float32 (rows, heads, queries, keys)."""
+        raise NotImplementedError
+
+    def of_source(self) -> Tensor:
+        """Return the source's probabilities, float32 (images, heads, queries, keys)."""
+        if self.source is None:
+            return self.before.probabilities(self.rows.span)
+        return kept_probs(*self.source, None, self.scale, slice(None))
 
     def probabilities(self, rows: slice) -> Tensor:
-        """Return the probabilities in effect, float32 (rows, heads, queries, queries)."""
+        """Return the probabilities in effect, float32 (rows, heads, queries, keys)."""
         probs = self.before.probabilities(rows)
-        if self.source is None:
-            taken = self.before.probabilities(self.rows.span)
-        else:
-            taken = kept_probs(*self.source, None, self.scale, slice(None))
-        edited = self.rows.edited - (rows.start or 0)
-        return probs.index_copy(0, edited, self.rows.spread(taken))
+        return probs.index_copy(0, self.rows.edited - (rows.start or 0), self.edited())
 
     def maps(self, rows: slice, tokens: Tokens) -> Tensor:
         """Return some keys' maps in effect, (rows, heads, keys, queries)."""
         return picked(self.probabilities(rows), tokens, -1).transpose(-1, -2)
 
 
-class SelfEditing(Handler):
-    """Make some rows attend as their source does in one self-attention layer.
-
-    Allocates no queries x queries matrix beyond those of the model's own call.
+class _RowEditing(Handler):
+    """Edit some rows of one layer's attention.
 
     Attributes:
-        follow: the rows following their source; None if there are none.
         kept: the source kept from an earlier run; None if it is in the batch.
     """
 
@@ -222,14 +116,116 @@ class SelfEditing(Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.follow: EditedRows | None = None
         self.kept: KeptCalls | None = None
+
+    def source(self, call: AttentionCall) -> QueryKey | None:
+        """Return the kept source's queries and keys; None if the source is in the batch."""
+        return None if self.kept is None else self.kept.read(call)
+
+
+class EditedCall(_RowsEdited):
+    """A layer's cross-attention with some rows edited.
+
+    Attributes:
+        step: the step's edit.
+    """
+
+    def __init__(self, before: AttentionCall, step: CrossStep, source: QueryKey | None) -> None:
+        super().__init__(before, step.rows, source)
+        self.step = step
+        self._edited: dict[bool, Tensor] = {}
+
+    def output(self) -> Tensor:
+        """Return the layer's output, by the form that measures faster."""
+        if self._output is None:
+            if prefers_probabilities(self.query):
+                self._output = on_probabilities(self.before, self.step, self.edited())
+            else:
+                self._output = on_values(self.before, self.step, self.source)
+        return self._output
+
+    def edited(self) -> Tensor:
+        """Return the edited rows' probabilities, (rows, heads, queries, tokens); computed once."""
+        known = torch.is_grad_enabled()
+        if known not in self._edited:
+            taken = self.of_source()
+            own = self._own() if self.step.owns else None
+            self._edited[known] = edited_probabilities(self.step, taken, own)
+        return self._edited[known]
+
+    def _own(self) -> Tensor:
+        rows = self.rows
+        if rows.first is not None:
+            return self.before.probabilities(slice(rows.first, len(self.query)))
+        between = self.before.probabilities(rows.bounds)
+        return between.index_select(0, rows.edited - rows.bounds.start)
+
+    def probabilities(self, rows: slice) -> Tensor:
+        """Return the probabilities in effect, float32 (rows, heads, queries, tokens)."""
+        span, first = self.rows.span, self.rows.first
+        whole = rows == slice(span.start, len(self.query))
+        if self.source is None and first == span.stop and whole:
+            return torch.cat([self.before.probabilities(span), self.edited()])
+        return super().probabilities(rows)
+
+    def maps(self, rows: slice, tokens: Tokens) -> Tensor:
+        """Return some tokens' maps in effect, (rows, heads, tokens, queries)."""
+        known = (rows.start, rows.stop, torch.is_grad_enabled())
+        if known not in self._probs:
+            self._probs[known] = self.probabilities(rows)
+        return picked(self._probs[known], tokens, -1).transpose(-1, -2)
+
+
+class CrossEditing(_RowEditing):
+    """Edit one layer's cross-attention.
+
+    Attributes:
+        step: the step's edit; None if every row keeps the model's own call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step: CrossStep | None = None
+
+    def transform(self, call: AttentionCall) -> AttentionCall:
+        """Return the call with its edited rows replaced."""
+        return call if self.step is None else EditedCall(call, self.step, self.source(call))
+
+
+class FollowingCall(_RowsEdited):
+    """A layer's self-attention with some rows attending as their source does."""
+
+    def output(self) -> Tensor:
+        """Return SDPA(q_src, k_src, v) for the following rows, the model's own for the rest."""
+        if self._output is None:
+            self._output = followed(self.before, self.rows, self.source)
+        return self._output
+
+    def edited_scores(self, whole: Tensor) -> Tensor:
+        """Return the source's rows of an explicit processor's probabilities."""
+        return self.rows.taken(whole)
+
+    def edited(self) -> Tensor:
+        """Return the source's probabilities for each following row; not kept, for their size."""
+        return self.rows.spread(self.of_source())
+
+
+class SelfEditing(_RowEditing):
+    """Make some rows attend as their source does in one self-attention layer.
+
+    Allocates no queries x queries matrix beyond those of the model's own call.
+
+    Attributes:
+        follow: the rows following their source; None if there are none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.follow: EditedRows | None = None
 
     def transform(self, call: AttentionCall) -> AttentionCall:
         """Return the call with its following rows replaced."""
-        if self.follow is None:
-            return call
-        return FollowingCall(call, self.follow, None if self.kept is None else self.kept.read(call))
+        return call if self.follow is None else FollowingCall(call, self.follow, self.source(call))
 
 
 class Keeping(Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xattn.processors.call import Chain
+from xattn.processors.chain import Chain
 from xattn.processors.wrapping import (
     chain_of,
     innermost,

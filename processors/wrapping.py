@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xattn.processors.call import AttentionCall, Chain, OwnCall
+from xattn.processors.call import AttentionCall, OwnCall
+from xattn.processors.chain import Chain
 
 _SDPA = "scaled_dot_product_attention"
 _SCORES = "get_attention_scores"

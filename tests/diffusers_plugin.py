@@ -13,7 +13,8 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 
-from xattn.processors.call import AttentionCall, Chain, Handler
+from xattn.processors.call import AttentionCall, Handler
+from xattn.processors.chain import Chain
 from xattn.processors.wrapping import is_wrapped, wrap
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.fakes import Doubling, attention, call_of, dense, layer, sampling
 from xattn.instruments.recorder import Recorder
 from xattn.models.family import AttentionLayer
-from xattn.processors.call import AttentionCall, Chain
+from xattn.processors.call import AttentionCall
+from xattn.processors.chain import Chain
 from xattn.records.options import Options
 from xattn.records.run import Run
 from xattn.session.sampling import Sampling

@@ -10,7 +10,8 @@ import torch
 from diffusers.models import attention_dispatch
 from torch import nn
 
-from xattn.processors.call import Chain, Handler
+from xattn.processors.call import Handler
+from xattn.processors.chain import Chain
 from xattn.processors.install import install, remove
 
 BACKENDS = attention_dispatch.AttentionBackendName

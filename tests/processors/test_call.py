@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.fakes import Doubling, Watching, attention, dense, own
-from xattn.processors.call import AttentionCall, Chain, Place, ScoresCall
+from xattn.processors.call import AttentionCall, Place, ScoresCall
+from xattn.processors.chain import Chain
 from xattn.processors.wrapping import Interception
 
 KEYS, QUERIES = 6, 4

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import BaseTorchFunctionMode
 
-from xattn.processors.call import Chain, OwnCall
+from xattn.processors.call import OwnCall
+from xattn.processors.chain import Chain
 from xattn.processors.probabilities import fused_attention, kept_maps, kept_probs
 from xattn.processors.recording import Recording
 from xattn.processors.wrapping import wrap

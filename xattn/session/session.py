@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from xattn.models.family import AttentionLayer, DenoiserCall
-from xattn.processors.call import Chain
+from xattn.processors.chain import Chain
 from xattn.processors.install import install, remove, remove_stored
 from xattn.processors.wrapping import chain_of, innermost, is_wrapped, unwrap
 from xattn.session import events
