@@ -196,6 +196,13 @@ class AttentionCall:
         """Compute the output now, with gradients where enabled; maps are then cheaper."""
         self.output()
 
+    def sums(self, rows: slice) -> Tensor | None:
+        """Return the logarithms of the softmax's sums, float32 (rows, heads, queries), if known.
+
+        They are known where the model's own call, made for the output, left them.
+        """
+        return self._sums[rows] if self._has_sums() and self._sums is not None else None
+
     def _has_sums(self) -> bool:
         """Return whether the model's own call left its softmax's sums (without gradients)."""
         return self._sums is not None and not torch.is_grad_enabled()

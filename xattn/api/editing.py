@@ -161,7 +161,7 @@ def session_of(
     blender = Blender(plan, side=side, scale=scale, kept=kept, reads=reads)
     instruments: list[Instrument] = [editor, blender]
     if kept is not None and not reads:
-        prompts, tokens = len(plan.prompts), plan.source.length
+        prompts, tokens = len(plan.prompts), plan.length
         instruments.insert(0, Keeper(kept, prompts=prompts, tokens=tokens, side=side))
     recorded = None if trace is False else Trace(runs=[])
     if recorded is not None:

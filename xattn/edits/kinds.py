@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
-from xattn.edits.timing import CROSS_STEPS, SELF_STEPS, Share, is_number, window
+from xattn.edits.timing import SEPARATE, Share, Shares, is_number, window
 
 if TYPE_CHECKING:  # torch itself only where a mask is given: the command line reads this module
     from torch import Tensor
@@ -37,8 +37,10 @@ class _Scheduled:
 
     Attributes:
         cross_steps: share of the run in which cross-attention follows the source; 0.8 unless
-            another edit of the composition sets it.
-        self_steps: share of the run in which self-attention follows the source; 0.4 by default.
+            another edit of the composition sets it. In joint attention these are the text's
+            columns, and ``xattn.edits.timing.JOINT`` has the default.
+        self_steps: share of the run in which self-attention follows the source; 0.4 by default. In
+            joint attention these are the image's queries and keys.
         word_steps: shares for single words of the target, overriding ``cross_steps``.
     """
 
@@ -293,8 +295,8 @@ def composed(edits: Edits) -> tuple[Edit, ...]:
     return parts
 
 
-def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
-    """Return the window that the edits of one sibling agree on.
+def agreed(parts: Iterable[Edit], name: str, shares: Shares = SEPARATE) -> tuple[float, float]:
+    """Return the window that the edits of one sibling agree on, by default that of ``shares``.
 
     Raises:
         ValueError: they set different ones.
@@ -308,7 +310,7 @@ def agreed(parts: Iterable[Edit], name: str) -> tuple[float, float]:
             f"the edits of one list set different {name}: {sorted(said)}; set it once, and use "
             "word_steps for single words"
         )
-    default = CROSS_STEPS if name == "cross_steps" else SELF_STEPS
+    default = shares.cross if name == "cross_steps" else shares.self_
     return said.pop() if said else window(default, name)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from xattn.edits.kinds import Edit, Edits, LocalBlend, Refine, Replace, Reweight, agreed, composed
 from xattn.edits.table import table_of
-from xattn.edits.timing import inside, window
-from xattn.text.align import refine_mapping, replace_mapping
+from xattn.edits.timing import SEPARATE, Shares, inside, window
+from xattn.text.align import mapping_of
 from xattn.text.prompt import Prompt, WordError
 
 Window = tuple[float, float]
@@ -109,10 +109,17 @@ class EditPlan:
     Attributes:
         source: the source's prompt.
         siblings: the edited images, in the order of the edits.
+        shares: when attention follows where an edit sets no share, and in which kind of attention.
     """
 
     source: Prompt
     siblings: tuple[Sibling, ...]
+    shares: Shares = SEPARATE
+
+    @property
+    def length(self) -> int:
+        """Number of positions of the token axis."""
+        return len(self.siblings[0].mapping) if self.siblings else self.source.extent
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -139,6 +146,20 @@ class EditPlan:
             active.append(bool(c.any()) or bool((e != 1).any()))
         return torch.stack(mixes), torch.stack(owns), tuple(active)
 
+    def columns(self, step: int, steps: int) -> tuple[Tensor, Tensor, Tensor, tuple[bool, ...]]:
+        """Return the factors of a step of joint attention, whose rows sum to one before weights.
+
+        Returns:
+            M c, float32 (siblings, source tokens, tokens); 1 - c, float32 (siblings, tokens); e,
+            float32 (siblings, tokens); and for each sibling whether the step changes its call.
+        """
+        now = [sibling.schedule(step, steps) for sibling in self.siblings]
+        both = list(zip(self.siblings, now, strict=True))
+        mapping = torch.stack([sibling.mapping * c for sibling, c in both])
+        weights = torch.stack([sibling.weights for sibling in self.siblings])
+        active = (bool(c.any()) or bool((s.weights != 1).any()) for s, c in both)
+        return mapping, (~torch.stack(now)).float(), weights, tuple(active)
+
     def phase(self, step: int, steps: int) -> tuple[tuple[bool, ...], ...]:
         """Return the key of a step's factors: steps with equal phases have equal factors."""
         return tuple(
@@ -152,7 +173,8 @@ class EditPlan:
 
     def __str__(self) -> str:
         parts = [f"source: {self.source.text}"]
-        parts += [f"{i}. {table_of(s, self.source)}" for i, s in enumerate(self.siblings, start=1)]
+        tables = (table_of(s, self.source, joint=self.shares.joint) for s in self.siblings)
+        parts += [f"{i}. {table}" for i, table in enumerate(tables, start=1)]
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
@@ -162,7 +184,13 @@ class EditPlan:
 
 
 def make_plan(
-    source: Prompt, edits: Sequence[Edits], tokenize: Tokenize, *, alone: bool = False
+    source: Prompt,
+    edits: Sequence[Edits],
+    tokenize: Tokenize,
+    *,
+    alone: bool = False,
+    length: int | None = None,
+    shares: Shares = SEPARATE,
 ) -> EditPlan:
     """Return the plan of a source's edits, one sibling per edit.
 
@@ -171,6 +199,8 @@ def make_plan(
         edits: one per sibling: an edit, or a list of edits to compose.
         tokenize: a function from a text to its prompt, tokenized like the source.
         alone: whether a source without siblings is allowed.
+        length: number of positions of the token axis; by default as many as the prompts have.
+        shares: the shares of the run in which attention follows, where an edit sets none.
 
     Raises:
         TypeError: an element is not an edit.
@@ -178,33 +208,40 @@ def make_plan(
     """
     if not edits and not alone:
         raise ValueError('nothing to edit: pass edits, such as xattn.Replace("red", "blue")')
-    return EditPlan(source, tuple(_sibling(source, composed(e), tokenize) for e in edits))
+    siblings = (_sibling(source, composed(e), tokenize, length, shares) for e in edits)
+    return EditPlan(source, tuple(siblings), shares)
 
 
-def _sibling(source: Prompt, edits: tuple[Edit, ...], tokenize: Tokenize) -> Sibling:
-    prompt, mapping = source, torch.eye(source.length)
-    follows = torch.ones(source.length, dtype=torch.bool)
+def _sibling(
+    source: Prompt,
+    edits: tuple[Edit, ...],
+    tokenize: Tokenize,
+    length: int | None,
+    shares: Shares,
+) -> Sibling:
+    prompt, mapping = source, torch.eye(length or source.extent)
+    follows = torch.ones(len(mapping), dtype=torch.bool)
     for edit in edits:
         if isinstance(edit, Replace | Refine):
-            after, more, own = _step(prompt, edit, tokenize)
+            after, more, own = _step(prompt, edit, tokenize, length)
             # mixing in a column without a source leaves a column without a source
             follows = ~own & ~((more != 0) & ~follows[:, None]).any(0)
             prompt, mapping = after, mapping @ more
-    weights = _weights(prompt, edits)
+    weights = _weights(prompt, edits, mapping.shape[1])
     blend = next((e for e in edits if isinstance(e, LocalBlend)), None)
     if edits == (blend,):
         raise ValueError(
             'LocalBlend alone edits nothing: compose it, as in [Replace("red", "blue"), '
             'LocalBlend("car")]'
         )
-    cross, self_window = agreed(edits, "cross_steps"), agreed(edits, "self_steps")
-    windows = [cross] * prompt.length
+    cross, self_window = (agreed(edits, f"{kind}_steps", shares) for kind in ("cross", "self"))
+    windows = [cross] * mapping.shape[1]
     for edit in edits:
         for word, share in getattr(edit, "word_steps", {}).items():
             for position in prompt.positions(word):
                 windows[position] = window(share, "word_steps")
     if prompt.text == source.text and bool((weights == 1).all()):
-        windows, self_window = [NEVER] * prompt.length, NEVER
+        windows, self_window = [NEVER] * mapping.shape[1], NEVER
     places = None
     if blend is not None and blend.mask is None:
         places = _places(blend, source, prompt, mapping * follows)
@@ -217,18 +254,15 @@ def _sibling(source: Prompt, edits: tuple[Edit, ...], tokenize: Tokenize) -> Sib
 
 
 def _step(
-    prompt: Prompt, edit: Replace | Refine, tokenize: Tokenize
+    prompt: Prompt, edit: Replace | Refine, tokenize: Tokenize, length: int | None
 ) -> tuple[Prompt, Tensor, Tensor]:
     """Return the prompt after an edit, its mapping, and the columns without a source."""
     if isinstance(edit, Refine):
         after = tokenize(edit.prompt)
-        partner, has_partner = refine_mapping(prompt, after)
-        mapping = torch.zeros(prompt.length, after.length)
-        mapping[partner, torch.arange(after.length)] = has_partner.float()
-        return after, mapping, ~has_partner
+        return after, *mapping_of(prompt, after, length=length)
     after = tokenize(_replaced(prompt, edit))
     try:
-        mapping, own = replace_mapping(prompt, after, edit.aligner)
+        mapping, own = mapping_of(prompt, after, edit.aligner, length=length)
     except ValueError as error:
         if isinstance(error, WordError) or len(prompt.words) == len(after.words):
             raise
@@ -263,8 +297,8 @@ def _replaced(prompt: Prompt, edit: Replace) -> str:
     return text
 
 
-def _weights(prompt: Prompt, edits: Sequence[Edit]) -> Tensor:
-    weights, taken = torch.ones(prompt.length), set[int]()
+def _weights(prompt: Prompt, edits: Sequence[Edit], length: int) -> Tensor:
+    weights, taken = torch.ones(length), set[int]()
     for edit in edits:
         if isinstance(edit, Reweight):
             for word, weight in edit.items.items():

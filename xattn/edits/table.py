@@ -13,21 +13,23 @@ if TYPE_CHECKING:
 # -- the table ------------------------------------------------------------------------------------
 
 
-def table_of(sibling: Sibling, source: Prompt) -> str:
+def table_of(sibling: Sibling, source: Prompt, *, joint: bool = False) -> str:
     """Return one edit of a plan as a table: a line per token, padding in groups."""
     head = "; ".join(map(str, sibling.edits)) or "no edit"
     lines = [f"{head}: {sibling.prompt.text}"]
     if sibling.is_neutral:
         return "\n".join([*lines, "   nothing is edited: a plain run of its prompt"])
-    lines.append(f"   self-attention follows the source in {_span(sibling.self_window)}")
+    layout = "the image's queries and keys follow" if joint else "self-attention follows"
+    lines.append(f"   {layout} the source in {_span(sibling.self_window)}")
     if sibling.blend is not None:
         blend = sibling.blend
         lines.append(f"   {blend}: above {blend.threshold:g} of the maximum, from {blend.start:g}")
-    rows = [("token", "", "takes from", "cross-attention", "weight")]
-    texts = {token.position: token.text for token in sibling.prompt.tokens}
+    attention = "text's columns" if joint else "cross-attention"
+    rows = [("token", "", "takes from", attention, "weight")]
+    texts = _texts(sibling.prompt)
     for position, text in texts.items():
         rows.append((f"{position}", text, *_row(sibling, position, source)))
-    rest = [p for p in range(sibling.prompt.length) if p not in texts]
+    rest = [p for p in range(len(sibling.weights)) if p not in texts]
     for _, group in groupby(rest, key=lambda p: (_shift(sibling, p), _row(sibling, p, source)[1:])):
         run = list(group)
         first, last = run[0], run[-1]
@@ -50,12 +52,18 @@ def _row(sibling: Sibling, position: int, source: Prompt) -> tuple[str, str, str
     sources = sibling.mapping[:, position].nonzero().flatten().tolist()
     if not bool(sibling.follows[position]):
         return "itself", "own", weight
-    texts = {token.position: token.text for token in source.tokens}
+    texts = _texts(source)
     parts = []
     for s in sources:
         share = float(sibling.mapping[s, position])
         parts.append(f"{s} {texts.get(s, '')}".strip() + ("" if share == 1 else f" x {share:.2g}"))
     return " + ".join(parts) or "nothing", _span(sibling.windows[position]), weight
+
+
+def _texts(prompt: Prompt) -> dict[int, str]:
+    """Return the text of each of a prompt's own tokens, in every stretch of the axis."""
+    stretches = (prompt, *prompt.also)
+    return {token.position: token.text for stretch in stretches for token in stretch.tokens}
 
 
 def _shift(sibling: Sibling, position: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias, TypeGuard
 
@@ -16,6 +17,29 @@ CROSS_STEPS: Share = 0.8
 
 SELF_STEPS: Share = 0.4
 """Default share of the run in which self-attention follows the source."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The shares of the run in which attention follows the source, where an edit sets none.
+
+    Attributes:
+        cross: of cross-attention, or the text's columns of joint attention.
+        self_: of self-attention, or the image's queries and keys of joint attention.
+        joint: whether text and image are in one attention.
+    """
+
+    cross: Share
+    self_: Share
+    joint: bool = False
+
+
+SEPARATE = Shares(CROSS_STEPS, SELF_STEPS)
+"""The defaults where text has cross-attention of its own (Hertz et al. 2022)."""
+
+
+JOINT = Shares(0.2, 0.2, joint=True)
+"""The defaults of joint attention."""
 
 
 def window(share: Share, name: str) -> tuple[float, float]:

@@ -105,7 +105,7 @@ class Blender(Instrument):
             return
         grid = middle_grid(map(sampling.grid, self.layers), sampling.latent, self.side)
         chosen = [each for layer, each in self.layers.items() if sampling.grid(layer) == grid]
-        size = (self.images * prompts, self.plan.source.length, *grid)
+        size = (self.images * prompts, self.plan.length, *grid)
         self._call = torch.zeros(size, device=sampling.device)
         self._step, self._total = torch.zeros_like(self._call), torch.zeros_like(self._call)
         for handler in chosen:

@@ -12,6 +12,53 @@ from xattn.text.matching import Span, chunks
 from xattn.text.prompt import Prompt, WordError
 
 
+def mapping_of(
+    source: Prompt,
+    target: Prompt,
+    aligner: Literal["exact", "reference"] | None = None,
+    *,
+    length: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the token mapping of two prompts over the whole token axis.
+
+    Each encoder's stretch of the axis maps onto its own (SD3's CLIPs and T5); positions behind the
+    last stretch, whose vectors know no text, map onto themselves.
+
+    Args:
+        source: the prompt whose attention is injected.
+        target: the prompt that receives it.
+        aligner: as for ``replace_mapping``; None pairs tokens as ``refine_mapping`` does.
+        length: number of positions of the axis; by default as many as the prompts have.
+
+    Returns:
+        The mapping M, float32 (source tokens, target tokens), and for each target token whether
+        it has no source, bool (target tokens,).
+    """
+    extents = (length or source.extent, length or target.extent)
+    mapping, own = torch.zeros(extents), torch.ones(extents[1], dtype=torch.bool)
+    pairs = list(zip(source._stretches, target._stretches, strict=True))
+    starts = [0, *(s.length for s, _ in pairs[:-1])]
+    for start, (one, two) in zip(starts, pairs, strict=True):
+        one, two = one.moved(-start), two.moved(-start)
+        part, alone = _stretch_mapping(one, two, aligner)
+        rows, columns = slice(start, start + one.length), slice(start, start + two.length)
+        mapping[rows, columns], own[columns] = part, alone
+    behind = range(max(source.extent, target.extent), min(extents))
+    mapping[behind, behind], own[list(behind)] = 1.0, False
+    return mapping, own
+
+
+def _stretch_mapping(
+    source: Prompt, target: Prompt, aligner: Literal["exact", "reference"] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if aligner is not None:
+        return replace_mapping(source, target, aligner)
+    partner, has_partner = refine_mapping(source, target)
+    mapping = torch.zeros(source.length, target.length)
+    mapping[partner, torch.arange(target.length)] = has_partner.float()
+    return mapping, ~has_partner
+
+
 def replace_mapping(
     source: Prompt, target: Prompt, aligner: Literal["exact", "reference"] = "exact"
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -107,9 +107,13 @@ class Prompt:
         """
         if other.end is None:
             raise ValueError("a prompt known only by its embeddings has no words to stand beside")
-        tokens = tuple(replace(t, position=t.position + offset) for t in other.tokens)
-        moved = replace(other, tokens=tokens, length=other.length + offset, end=other.end + offset)
-        return replace(self, also=(*self.also, moved))
+        return replace(self, also=(*self.also, other.moved(offset)))
+
+    def moved(self, offset: int) -> Prompt:
+        """Return the first stretch alone, with its positions moved along the token axis."""
+        tokens = tuple(replace(t, position=t.position + offset) for t in self.tokens)
+        end = None if self.end is None else self.end + offset
+        return replace(self, tokens=tokens, length=self.length + offset, end=end, also=())
 
     @property
     def extent(self) -> int:
