@@ -476,5 +476,3 @@ class JointKeeping(Handler):
         call.prepare()
         part = JointSource.of(call, self.rows, call.sums(self.rows))
         self.parts.append(tuple(t.detach().clone() for t in part.tensors))
-
-

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from xattn.edits.plan import EditPlan
+from xattn.edits.timing import JOINT, SEPARATE, Shares
 from xattn.instruments.keeper import KeptSource
 from xattn.instruments.reach import area_limit
-from xattn.models.family import AttentionLayer, DenoiserCall, Family, choose
+from xattn.models.family import AttentionLayer, DenoiserCall, Family, choose, named
 from xattn.processors.call import Handler
 from xattn.processors.editing import CrossEditing, KeptCalls, SelfEditing
 from xattn.processors.forms import CrossStep, EditedRows
+from xattn.processors.joint import JointEditing, JointStep, KeptJoints
 from xattn.processors.wrapping import innermost
 from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling
@@ -29,19 +31,27 @@ class Editor(Instrument):
         plan: the plan of the edits.
         side: self-attention follows the source in layers of at most side x side queries.
         kept: the source kept from an earlier run, if any.
+        layers: globs of the layers to edit; all of them by default.
     """
 
     def __init__(
-        self, plan: EditPlan, *, side: int | None = None, kept: KeptSource | None = None
+        self,
+        plan: EditPlan,
+        *,
+        side: int | None = None,
+        kept: KeptSource | None = None,
+        layers: str | Sequence[str] | None = None,
     ) -> None:
         self.plan = plan
         self.side = side
         self.kept = kept
+        self.wanted = layers
         self.cross: dict[AttentionLayer, CrossEditing] = {}
         self.selfs: dict[AttentionLayer, SelfEditing] = {}
+        self.joint: dict[AttentionLayer, JointEditing] = {}
         # phases repeat; each one's factors are computed once
         self._rows: dict[Any, EditedRows] = {}
-        self._steps: dict[Any, CrossStep | None] = {}
+        self._steps: dict[Any, CrossStep | JointStep | None] = {}
 
     @property
     def texts(self) -> list[str]:
@@ -49,16 +59,20 @@ class Editor(Instrument):
         return self.plan.texts if self.kept is None else self.plan.texts[1:]
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a handler for each cross- and self-attention layer of the denoiser.
+        """Return a handler for each layer of the denoiser that edits act on.
+
+        Where attention is joint, attention of the image alone is left as it is (Shin et al. 2025).
 
         Raises:
             TypeError: a layer's processor computes attention slice by slice.
-            ValueError: the model has no cross-attention layers.
+            ValueError: the model has no layers that read text, or none of the wanted ones.
         """
-        own = editable(layers)
+        own = named(editable(layers), self.wanted)
+        self.joint = {layer: JointEditing() for layer in own if layer.role == "joint"}
         self.cross = {layer: CrossEditing() for layer in own if layer.role == "cross"}
-        self.selfs = {layer: SelfEditing() for layer in own if layer.role == "self"}
-        return {**self.cross, **self.selfs}
+        if not self.plan.shares.joint:
+            self.selfs = {layer: SelfEditing() for layer in own if layer.role == "self"}
+        return {**self.cross, **self.selfs, **self.joint}
 
     # -- a run -------------------------------------------------------------------------------------
 
@@ -80,6 +94,8 @@ class Editor(Instrument):
         assert sampling.schedule is not None
         self.kept.check_schedule(sampling.schedule)
         most = area_limit(sampling.latent, self.side)
+        for layer, joining in self.joint.items():
+            joining.kept = KeptJoints(self.kept.of_layer(layer.name, self.side))
         for layer, crossing in self.cross.items():
             crossing.kept = KeptCalls(self.kept.of_layer(layer.name, self.side))
         for layer, following in self.selfs.items():
@@ -95,33 +111,38 @@ class Editor(Instrument):
         """Set each layer up for the call's step."""
         if call.component or sampling.schedule is None or not self.plan.siblings:
             return
-        cross = self._cross_step(sampling, call)
+        step = self._step(sampling, call)
         for crossing in self.cross.values():
-            crossing.step, crossing.live = cross, cross is not None
-            if crossing.kept is not None:
-                crossing.kept.number = call.number
+            assert not isinstance(step, JointStep)
+            crossing.step, crossing.live = step, step is not None
         active = self.plan.self_(call.step, len(sampling.schedule.timesteps))
         chosen = [j for j, now in enumerate(active) if now]
         follow = self._edited_rows(chosen, sampling, call) if chosen else None
         most = area_limit(sampling.latent, self.side)
         for layer, following in self.selfs.items():
-            height, width = sampling.grid(layer)
             following.follow = follow
-            following.live = follow is not None and height * width <= most
-            if following.kept is not None:
-                following.kept.number = call.number
+            following.live = follow is not None and _within(sampling.grid(layer), most)
+        for layer, joining in self.joint.items():
+            assert not isinstance(step, CrossStep)
+            reached = self.side is None or _within(sampling.grid(layer), most)
+            joining.step, joining.follow = step, follow if reached else None
+            joining.live = step is not None or joining.follow is not None
+        for handler in (*self.cross.values(), *self.selfs.values(), *self.joint.values()):
+            if handler.kept is not None:
+                handler.kept.number = call.number
 
-    def _cross_step(self, sampling: Sampling, call: DenoiserCall) -> CrossStep | None:
+    def _step(self, sampling: Sampling, call: DenoiserCall) -> CrossStep | JointStep | None:
         """Return the edit of a step; the same object throughout a phase."""
         assert sampling.schedule is not None
         steps = len(sampling.schedule.timesteps)
         start = call.conditional[0].start
         phase = (self.plan.phase(call.step, steps), start, call.rows, sampling.device)
         if phase not in self._steps:
-            self._steps[phase] = self._make_step(sampling, call, steps)
+            make = self._joint_step if self.plan.shares.joint else self._cross_step
+            self._steps[phase] = make(sampling, call, steps)
         return self._steps[phase]
 
-    def _make_step(self, sampling: Sampling, call: DenoiserCall, steps: int) -> CrossStep | None:
+    def _cross_step(self, sampling: Sampling, call: DenoiserCall, steps: int) -> CrossStep | None:
         mix, own, active = self.plan.cross(call.step, steps)
         chosen = [j for j, now in enumerate(active) if now]
         if not chosen:
@@ -134,6 +155,21 @@ class Editor(Instrument):
             mix=None if follows else mix[per_row].to(sampling.device),
             own=own[per_row].to(sampling.device),
             owns=owns,
+        )
+
+    def _joint_step(self, sampling: Sampling, call: DenoiserCall, steps: int) -> JointStep | None:
+        mapping, own, weights, active = self.plan.columns(call.step, steps)
+        chosen = [j for j, now in enumerate(active) if now]
+        if not chosen:
+            return None
+        per_row = [j for j in chosen for _ in range(self.images(sampling))]
+        return JointStep(
+            rows=self._edited_rows(chosen, sampling, call),
+            mapping=mapping[per_row].to(sampling.device),
+            own=own[per_row].to(sampling.device),
+            weights=weights[per_row].to(sampling.device),
+            takes=bool(mapping[chosen].any()),
+            keeps=bool(own[chosen].any()),
         )
 
     def _edited_rows(
@@ -155,16 +191,23 @@ class Editor(Instrument):
             crossing.step = crossing.kept = None
         for following in self.selfs.values():
             following.follow = following.kept = None
+        for joining in self.joint.values():
+            joining.step = joining.follow = joining.kept = None
+
+
+def _within(grid: tuple[int, int], most: int) -> bool:
+    return grid[0] * grid[1] <= most
 
 
 def check_editable(family: Family) -> None:
     """Raise ValueError where a family's models can be recorded and not edited."""
     if not family.edits:
-        raise ValueError(
-            f"{family.classes[0]} attends to text and image in one call; edits know models with "
-            "cross-attention of its own (Stable Diffusion 1, 2, XL): this one can be recorded, "
-            "and not edited yet"
-        )
+        raise ValueError(f"{family.classes[0]} can be recorded, and not edited yet")
+
+
+def shares_of(family: Family) -> Shares:
+    """Return when attention follows in a family's models, where an edit sets no share."""
+    return JOINT if "joint" in family.edits else SEPARATE
 
 
 def editable(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
@@ -175,11 +218,11 @@ def editable(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
         ValueError: the model has no cross-attention layers.
     """
     own = [layer for layer in layers if not layer.component]
-    both = [layer.name for layer in own if layer.role in ("added", "joint")]
+    both = [layer.name for layer in own if layer.role == "added"]
     if both:
         raise ValueError(
-            f"layer {both[0]} attends to text and image in one call; edits know models with "
-            "cross-attention of its own (Stable Diffusion 1, 2, XL)"
+            f"layer {both[0]} adds the text's keys to the image's own; edits know cross-attention "
+            "and joint attention: this model can be recorded, and not edited yet"
         )
     choose(own, None)  # raises if there are none
     for layer in own:

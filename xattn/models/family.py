@@ -186,6 +186,10 @@ class Family(Protocol):
         """Return the clean latents implied by a denoiser's output."""
 
 
+JOINT_EDITS = frozenset(("replace", "refine", "reweight", "blend", "self", "joint"))
+"""The edits of a family whose text and image attend in one call."""
+
+
 def choose(
     layers: Sequence[AttentionLayer], wanted: str | Sequence[str] | None
 ) -> list[AttentionLayer]:
@@ -197,14 +201,25 @@ def choose(
     text = [layer for layer in layers if layer.reads_text]
     if not text:
         raise ValueError("this model has no layers that attend to text: nothing can be recorded")
+    return named(text, wanted)
+
+
+def named(
+    layers: Sequence[AttentionLayer], wanted: str | Sequence[str] | None
+) -> list[AttentionLayer]:
+    """Return the layers whose names match the globs; all of them without globs.
+
+    Raises:
+        ValueError: a glob does not match any layer; the error lists the layers.
+    """
     if wanted is None:
-        return text
+        return list(layers)
     globs = [wanted] if isinstance(wanted, str) else list(wanted)
-    idle = [glob for glob in globs if not any(matches(layer.name, glob) for layer in text)]
+    idle = [glob for glob in globs if not any(matches(layer.name, glob) for layer in layers)]
     if idle or not globs:
-        names, asked = ", ".join(layer.name for layer in text), idle[0] if idle else wanted
+        names, asked = ", ".join(layer.name for layer in layers), idle[0] if idle else wanted
         raise ValueError(f"layers={asked!r} does not match any layer; the layers are: {names}")
-    return [layer for layer in text if any(matches(layer.name, glob) for glob in globs)]
+    return [layer for layer in layers if any(matches(layer.name, glob) for glob in globs)]
 
 
 def matches(name: str, glob: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
 from xattn.models.probing import FlowLevels
 from xattn.processors.call import Place
 
@@ -28,7 +28,7 @@ class Flux(FlowLevels):
 
     classes: tuple[str, ...] = ("FluxTransformer2DModel",)
     map_layers: tuple[str, ...] | None = ("*",)
-    edits: frozenset[str] = frozenset()
+    edits: frozenset[str] = JOINT_EDITS
     two_passes: bool = True
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
 from xattn.models.noise import clean_of_flow
 from xattn.models.probing import FlowLevels
 from xattn.processors.call import Place
@@ -25,7 +25,7 @@ class SD3(FlowLevels):
 
     classes: tuple[str, ...] = ("SD3Transformer2DModel",)
     map_layers: tuple[str, ...] | None = ("*",)
-    edits: frozenset[str] = frozenset()
+    edits: frozenset[str] = JOINT_EDITS
     two_passes: bool = False
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
