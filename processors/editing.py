@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class KeptCalls:
         number: index of the current call.
     """
 
-    def __init__(self, pairs: list[QueryKey]) -> None:
+    def __init__(self, pairs: Sequence[tuple[Tensor, ...]]) -> None:
         self.pairs = pairs
         self.number = 0
 
@@ -232,7 +234,7 @@ class Keeping(Handler):
     """Keep the source's queries and keys of one layer for later edits.
 
     Attributes:
-        pairs: the list to append to, one pair per denoiser call.
+        calls: the list to append to, queries and keys per denoiser call.
         rows: the source's rows of the batch.
     """
 
@@ -240,14 +242,14 @@ class Keeping(Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pairs: list[QueryKey] = []
+        self.calls: list[tuple[Tensor, ...]] = []
         self.rows = slice(None)
 
     def observe(self, call: AttentionCall) -> None:
         """Keep a call's queries (images, heads, queries, channels) and keys."""
         refuse_unkept(call)
         query, key = call.query[self.rows], call.key[self.rows]
-        self.pairs.append((query.detach().clone(), key.detach().clone()))
+        self.calls.append((query.detach().clone(), key.detach().clone()))
 
 
 class Blending(Handler):

@@ -17,7 +17,7 @@ and image keys, its own text keys and all of its own values (Shin et al. 2025, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,7 +119,7 @@ class KeptJoints:
         number: index of the current call.
     """
 
-    def __init__(self, parts: list[tuple[Tensor, ...]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Tensor, ...]]) -> None:
         self.parts = parts
         self.number = 0
 
@@ -459,7 +459,7 @@ class JointKeeping(Handler):
     """Keep the source's part of one joint layer for later edits.
 
     Attributes:
-        parts: the list to append to, the tensors of a ``JointSource`` per denoiser call.
+        calls: the list to append to, the tensors of a ``JointSource`` per denoiser call.
         rows: the source's rows of the batch.
     """
 
@@ -467,7 +467,7 @@ class JointKeeping(Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: list[tuple[Tensor, ...]] = []
+        self.calls: list[tuple[Tensor, ...]] = []
         self.rows = slice(None)
 
     def observe(self, call: AttentionCall) -> None:
@@ -475,4 +475,4 @@ class JointKeeping(Handler):
         refuse_masked(call)
         call.prepare()
         part = JointSource.of(call, self.rows, call.sums(self.rows))
-        self.parts.append(tuple(t.detach().clone() for t in part.tensors))
+        self.calls.append(tuple(t.detach().clone() for t in part.tensors))

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tests.dense import Dense, Partners, Sibling, inside
+from tests.dense import Dense, Partners, Sibling, by_alignment, inside
+from xattn.text.prompt import Prompt
 
 
 @dataclass
@@ -48,19 +49,24 @@ def joined(*stretches: Partners, length: int) -> Partners:
     return [*partners, *({n: 1.0} for n in range(len(partners), length))]
 
 
+def aligned(source: Prompt, target: Prompt) -> Partners:
+    """``by_alignment``, for an encoder that writes no start token, too."""
+    if source.tokens[0].position:
+        return by_alignment(source, target)
+    found = by_alignment(source.moved(1), target.moved(1))[1:]
+    return [None if column is None else {w - 1: x for w, x in column.items()} for column in found]
+
+
 def columns(taken: Tensor, own: Tensor, sibling: Sibling, step: int, steps: int) -> Tensor:
-    """Text columns before weights, (heads, queries, tokens), and which of them follow."""
-    found = []
+    """Text columns before weights, (heads, queries, tokens)."""
+    length = own.shape[-1]
+    mapping, follows = own.new_zeros(taken.shape[-1], length), own.new_zeros(length)
     for n, partners in enumerate(sibling.partners):
         window = sibling.word_windows.get(n, sibling.cross)
-        if partners is None or not inside(step, steps, window):
-            found.append(own[..., n])
-            continue
-        column = torch.zeros_like(own[..., n])
-        for w, share in partners.items():
-            column = column + share * taken[..., w]
-        found.append(column)
-    return torch.stack(found, -1)
+        follows[n] = partners is not None and inside(step, steps, window)
+        for w, share in (partners or {}).items():
+            mapping[w, n] = share
+    return follows * (taken @ mapping) + (1 - follows) * own
 
 
 def probabilities(

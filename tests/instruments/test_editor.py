@@ -203,7 +203,7 @@ class Sliced(nn.Module):
 
 def test_layers_that_edits_do_not_know_are_refused() -> None:
     editor = Editor(plan(Refine("a red car")))
-    with pytest.raises(ValueError, match="mid_block attends to text and image in one call"):
+    with pytest.raises(ValueError, match="mid_block adds the text"):
         editor.handlers([CROSS, layer("mid_block", "added")])
     with pytest.raises(ValueError, match="no layers that attend to text"):
         editor.handlers([OWN])

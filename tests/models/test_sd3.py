@@ -260,12 +260,6 @@ def test_files_keep_both_axes_and_the_default_layers(tmp_path: Path) -> None:
 # -- limits
 
 
-@pytest.mark.parametrize("edit", [xattn.Replace("red", "blue"), xattn.Reweight({"red": 2.0})])
-def test_edits_are_refused_before_anything_is_drawn(edit: Any) -> None:
-    with pytest.raises(ValueError, match="can be recorded, and not edited yet"):
-        xattn.edit(tiny.sd3(), LAWN, edit)
-
-
 def test_another_layout_is_refused_with_both_numbers() -> None:
     model = tiny.sd3_transformer()
     family = family_of(model)

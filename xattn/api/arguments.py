@@ -26,7 +26,7 @@ class Batch:
     @classmethod
     def of(cls, pipe: Any, texts: list[str], generator: Given, options: Mapping[str, Any]) -> Batch:
         """Return the batch of some prompts, after checking the pipeline's arguments."""
-        for name in ("prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_2"):
+        for name in ("prompt", "prompt_embeds", "pooled_prompt_embeds", "prompt_2", "prompt_3"):
             if options.get(name) is not None:
                 raise ValueError(f"{name}= cannot be edited: pass the prompt as one text")
         several = generator is not None and not isinstance(generator, torch.Generator)
@@ -55,7 +55,7 @@ class Batch:
             generator=self.generators,
             return_dict=True,
         )
-        for name in ("negative_prompt", "negative_prompt_2"):
+        for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
             if options.get(name) is not None:
                 arguments[name] = self._negative(name, options[name])
         if options.get("latents") is not None:
@@ -85,7 +85,7 @@ class Batch:
                 f"latents has {len(given)} rows; pass one, or one for each of the {self.images} "
                 "images of the source"
             )
-        return given.repeat(self.rows // len(given), 1, 1, 1)
+        return given.repeat(self.rows // len(given), *[1] * (given.ndim - 1))
 
     def _repeated(self, given: Any) -> Any:
         """Repeat an image for every row: only then does each row's generator draw for it."""

@@ -23,6 +23,7 @@ def edit(
     *edits: Edits,
     generator: Given = None,
     side: int | None = None,
+    layers: str | Sequence[str] | None = None,
     trace: TraceOptions | None = None,
     keep_source: bool = False,
     source: EditResult | None = None,
@@ -39,14 +40,16 @@ def edit(
     a plain run would leave.
 
     Args:
-        pipe: a Stable Diffusion or SDXL pipeline: text to image, img2img, inpaint.
+        pipe: a Stable Diffusion (1, 2, XL, 3) or FLUX.1 pipeline: text to image, img2img, inpaint.
         prompt: the source's prompt.
         *edits: one per sibling: ``Replace``, ``Refine``, ``Reweight``; a list, with or without
             ``LocalBlend``, composes into one edit. An empty list is a plain sibling. With
             ``keep_source=True`` edits may be left out: then only the source is drawn.
         generator: one, or one per seed; torch's own by default.
         side: self-attention follows the source in layers of at most side x side queries; by
-            default 16, or a quarter of the latents' height and width if larger.
+            default 16, or a quarter of the latents' height and width if larger; in joint
+            attention the image's queries and keys follow in every layer by default.
+        layers: names or globs of the layers to edit, such as those of ``vital``; all by default.
         trace: whether to record the attention of each image (the default, unless ``source=`` is
             given), or ``record``'s options for it: ``keep``, ``words``, ``layers``, ``dtype``,
             ``to``.
@@ -61,7 +64,7 @@ def edit(
             image apply to all rows; ``latents`` are those of the source.
 
     Raises:
-        TypeError: the pipeline has no text cross-attention xattn can edit.
+        TypeError: the pipeline has no text attention xattn can edit.
         ValueError: before any sampling: a word is not in the prompt, an edit does not fit, a mask
             has the wrong shape, ``source=`` belongs to another model.
         MemoryError: before the first step: what would be kept does not fit.
@@ -83,14 +86,16 @@ def edit(
     if source is not None:
         if trace is not None and trace is not False:
             raise ValueError(f"trace={trace!r}: nothing is recorded with source=; leave it out")
-        return _edit_kept(pipe, prompt, edits, source, generator, side, options, labels)
+        reach = {"side": side, "layers": layers}
+        return _edit_kept(pipe, prompt, edits, source, generator, reach, options, labels)
     refuse_unknown(pipe, options)
     kept = None
     if keep_source:
         drawn = {name: value for name, value in options.items() if name not in OF_ONE_CALL}
         kept = KeptSource(prompt, 1, drawn, Fingerprint.of(pipe))
     records = True if trace is None else trace
-    with session_of(pipe, prompt, edits, side=side, trace=records, kept=kept) as session:
+    how: dict[str, Any] = {"side": side, "layers": layers, "trace": records, "kept": kept}
+    with session_of(pipe, prompt, edits, **how) as session:
         rows = Batch.of(pipe, session.prompts, generator, options)
         if kept is not None:
             kept.images, kept.generators = rows.images, rows.generators.twins()
@@ -103,8 +108,8 @@ def edit(
 
 
 def _refuse_compiled(pipe: Any) -> None:
-    unet = getattr(pipe, "unet", None)
-    if isinstance(unet, nn.Module) and patching.is_compiled(unet):
+    found = (getattr(pipe, name, None) for name in ("unet", "transformer"))
+    if any(isinstance(model, nn.Module) and patching.is_compiled(model) for model in found):
         raise ValueError(
             "keep_source= and source= cannot be used with a compiled UNet: each denoiser call "
             "would compile its own graph; use the UNet without torch.compile"
@@ -117,7 +122,7 @@ def _edit_kept(
     edits: Sequence[Edits],
     source: EditResult,
     generator: Given,
-    side: int | None,
+    how: dict[str, Any],
     options: dict[str, Any],
     labels: Sequence[str] | None,
 ) -> EditResult:
@@ -133,7 +138,8 @@ def _edit_kept(
         raise ValueError(f"{names}: the seed and options of source's run apply; leave them out")
     if kept.made_by is not None:
         kept.made_by.check(pipe)
-    with session_of(pipe, prompt, edits, side=side, trace=False, kept=kept, reads=True) as session:
+    how = {**how, "trace": False, "kept": kept, "reads": True}
+    with session_of(pipe, prompt, edits, **how) as session:
         generators = kept.generators
         given = generators[0] if len(generators) == 1 else generators
         wanted = {**kept.options, **options, "num_images_per_prompt": kept.images}

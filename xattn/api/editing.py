@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from xattn.edits.kinds import Edits
 from xattn.edits.plan import EditPlan, make_plan
 from xattn.instruments.blender import Blender
-from xattn.instruments.editor import Editor, check_editable
+from xattn.instruments.editor import Editor, check_editable, shares_of
 from xattn.instruments.keeper import Keeper, KeptSource
+from xattn.instruments.planner import Planner
 from xattn.instruments.recorder import Recorder
 from xattn.models import family_of, family_of_pipeline
 from xattn.records.options import Options
@@ -22,7 +23,7 @@ from xattn.results.trace import Trace
 from xattn.session.instrument import Instrument
 from xattn.session.loop import Loop, LoopOrigin
 from xattn.session.origin import Origin
-from xattn.session.pipeline import PipelineOrigin
+from xattn.session.pipeline import PipelineOrigin, reader
 from xattn.session.session import Block, opened
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize_all
@@ -34,7 +35,6 @@ class Session:
     """The object yielded by ``editing``: prompts to sample, and LocalBlend between steps.
 
     Attributes:
-        plan: the plan of the edits.
         prompts: the source's prompt and each sibling's: the rows of the batch, in this order.
             Without the source's if it was kept from an earlier run.
         trace: the attention of every row in effect; None if it is not recorded.
@@ -43,9 +43,14 @@ class Session:
     def __init__(self, block: Block, editor: Editor, blender: Blender, trace: Trace | None) -> None:
         self._block = block
         self._blender = blender
-        self.plan: EditPlan = editor.plan
+        self._editor = editor
         self.prompts: list[str] = list(editor.texts)
         self.trace = trace
+
+    @property
+    def plan(self) -> EditPlan:
+        """The plan of the edits; in joint attention made again as a run's text length is known."""
+        return self._editor.plan
 
     @property
     def must_blend(self) -> bool:
@@ -93,6 +98,7 @@ def editing(
     prompt: str,
     *edits: Edits,
     side: int | None = None,
+    layers: str | Sequence[str] | None = None,
     scale: int | None = None,
     trace: TraceOptions = True,
 ) -> Iterator[Session]:
@@ -113,7 +119,9 @@ def editing(
         prompt: the source's prompt.
         *edits: one per sibling; a list composes into one.
         side: self-attention follows the source in layers of at most side x side queries; by
-            default 16, or a quarter of the latents' height and width if larger.
+            default 16, or a quarter of the latents' height and width if larger; in joint
+            attention the image's queries and keys follow in every layer by default.
+        layers: names or globs of the layers to edit, such as those of ``vital``; all by default.
         scale: for masks in pixels, pixels per latent; the VAE's, or 8.
         trace: whether to record the attention in effect of each row, or ``record``'s options for
             it: ``keep``, ``words``, ``layers``, ``dtype``, ``to``.
@@ -136,7 +144,8 @@ def editing(
         ...         predicted = unet(scheduler.scale_model_input(latents, t), t, states).sample
         ...         latents = session.blend(scheduler.step(predicted, t, latents).prev_sample)
     """
-    with session_of(pipe, prompt, edits, side=side, scale=scale, trace=trace) as session:
+    how: dict[str, Any] = {"side": side, "layers": layers, "scale": scale, "trace": trace}
+    with session_of(pipe, prompt, edits, **how) as session:
         yield session
 
 
@@ -147,6 +156,7 @@ def session_of(
     edits: Sequence[Edits],
     *,
     side: int | None = None,
+    layers: str | Sequence[str] | None = None,
     scale: int | None = None,
     trace: TraceOptions = True,
     kept: KeptSource | None = None,
@@ -155,14 +165,17 @@ def session_of(
     """Open an editing session that keeps its source, or reuses a kept one."""
     side, scale = _whole(side, "side"), _whole(scale, "scale")
     options = Options.of_trace(trace)
-    origin, plan = _planned(pipe, prompt, edits, alone=kept is not None and not reads)
+    alone = kept is not None and not reads
+    origin, plan = _planned(pipe, prompt, edits, alone=alone)
     scale = scale or int(getattr(pipe, "vae_scale_factor", 8))
-    editor = Editor(plan, side=side, kept=kept if reads else None)
+    editor = Editor(plan, side=side, kept=kept if reads else None, layers=layers)
     blender = Blender(plan, side=side, scale=scale, kept=kept, reads=reads)
     instruments: list[Instrument] = [editor, blender]
     if kept is not None and not reads:
         prompts, tokens = len(plan.prompts), plan.length
         instruments.insert(0, Keeper(kept, prompts=prompts, tokens=tokens, side=side))
+    if plan.shares.joint:
+        instruments.insert(0, Planner(edits, (editor, blender), alone=alone))
     recorded = None if trace is False else Trace(runs=[])
     if recorded is not None:
         instruments.append(Recorder(options, recorded.runs, edited=True))
@@ -181,7 +194,7 @@ def _planned(
     if isinstance(pipe, Loop):
         if pipe.scheduler is None:
             raise ValueError("editing a loop needs its scheduler: xattn.Loop(unet, scheduler=...)")
-        check_editable(family_of(pipe.unet))
+        _refuse_joint_loop(pipe)
         read = _reader(pipe.tokenizers, None)
         plan = make_plan(read(prompt), edits, read)
         return LoopOrigin(pipe, plan.prompts), plan
@@ -192,9 +205,19 @@ def _planned(
         )
     family = family_of_pipeline(pipe)
     check_editable(family)
-    axis = family.axes(pipe)[0]
-    read = _reader(axis.tokenizers, axis.convert)
-    return PipelineOrigin(pipe), make_plan(read(prompt), edits, read, alone=alone)
+    axes, shares = family.axes(pipe), shares_of(family)
+    read = reader(axes) if shares.joint else _reader(axes[0].tokenizers, axes[0].convert)
+    return PipelineOrigin(pipe), make_plan(read(prompt), edits, read, alone=alone, shares=shares)
+
+
+def _refuse_joint_loop(loop: Loop) -> None:
+    family = family_of(loop.unet)
+    check_editable(family)
+    if shares_of(family).joint:
+        raise ValueError(
+            f"{type(loop.unet).__name__} attends to text and image in one call, and is edited "
+            "through its pipeline only: call the pipeline inside editing(pipe, ...)"
+        )
 
 
 def _reader(tokenizers: Sequence[Any], convert: Any) -> Callable[[str], Prompt]:

@@ -6,6 +6,8 @@ over the steps so far, averaged over layers and heads.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,3 +117,31 @@ def blended(latents: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask, latents, source)  # exact on both sides
     return source + mask.to(latents.dtype) * (latents - source)
+
+
+def unpacked(latents: Tensor, latent: tuple[int, int]) -> Tensor:
+    """Return packed latents on their grid (FLUX packs 2 x 2 into the channels of one position).
+
+    Args:
+        latents: (images, positions, channels x patch x patch).
+        latent: (height, width) of the latents.
+
+    Returns:
+        (images, channels, height, width)
+    """
+    height, width = latent
+    patch = math.isqrt(height * width // latents.shape[1])
+    grid = latents.unflatten(1, (height // patch, width // patch))
+    grid = grid.unflatten(-1, (-1, patch, patch))  # (images, h, w, channels, patch, patch)
+    whole: Tensor = grid.permute(0, 3, 1, 4, 2, 5).reshape(len(latents), -1, height, width)
+    return whole
+
+
+def packed(latents: Tensor, positions: int) -> Tensor:
+    """Return latents packed into as many positions: the inverse of ``unpacked``."""
+    height, width = latents.shape[-2:]
+    patch = math.isqrt(height * width // positions)
+    grid = latents.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
+    # (images, channels, h, patch, w, patch) -> (images, h, w, channels, patch, patch)
+    flat: Tensor = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return flat

@@ -279,8 +279,7 @@ def _step(
 
 def _replaced(prompt: Prompt, edit: Replace) -> str:
     """Return the text with all its words replaced at once."""
-    tokens = {token.position: token for token in prompt.tokens}
-    spans = []
+    tokens, spans = prompt.placed, []
     for old, new in edit.swaps.items():
         for group in prompt.find(old, edit.occurrence):
             start = min(tokens[p].start for p in group)

@@ -61,9 +61,7 @@ def _row(sibling: Sibling, position: int, source: Prompt) -> tuple[str, str, str
 
 
 def _texts(prompt: Prompt) -> dict[int, str]:
-    """Return the text of each of a prompt's own tokens, in every stretch of the axis."""
-    stretches = (prompt, *prompt.also)
-    return {token.position: token.text for stretch in stretches for token in stretch.tokens}
+    return {position: token.text for position, token in prompt.placed.items()}
 
 
 def _shift(sibling: Sibling, position: int) -> int | None:

@@ -12,7 +12,7 @@ from xattn.edits.kinds import LocalBlend
 from xattn.edits.plan import EditPlan, Places
 from xattn.edits.timing import begun
 from xattn.instruments.keeper import KeptSource
-from xattn.instruments.reach import middle_grid
+from xattn.instruments.reach import map_layers, middle_grid
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.call import Handler
 from xattn.processors.editing import Blending
@@ -56,6 +56,7 @@ class Blender(Instrument):
         self.layers: dict[AttentionLayer, Blending] = {}
         self.images = 1
         self._steps = 0
+        self._latent = (0, 0)
         self._call: Tensor | None = None  # maps of the current call
         self._step: Tensor | None = None  # their sum over the calls of the current step
         self._total: Tensor | None = None  # the sum over all steps so far
@@ -75,10 +76,11 @@ class Blender(Instrument):
         return keeps or any(p is not None and p.any for p in places)
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a handler for each cross-attention layer, if maps are needed at all."""
+        """Return a handler for each layer that reads text, if maps are needed at all."""
         if not self._needs_maps:
             return {}
-        own = [layer for layer in layers if layer.role == "cross" and not layer.component]
+        roles = ("cross", "joint")
+        own = [layer for layer in layers if layer.role in roles and not layer.component]
         self.layers = {layer: Blending() for layer in own}
         return self.layers
 
@@ -99,12 +101,14 @@ class Blender(Instrument):
         self._places = [
             None if s.places is None else s.places.on(sampling.device) for s in self.plan.siblings
         ]
+        self._latent = sampling.latent
         self._call = self._step = self._total = None
         self._calls = 0
         if not self.layers:
             return
-        grid = middle_grid(map(sampling.grid, self.layers), sampling.latent, self.side)
-        chosen = [each for layer, each in self.layers.items() if sampling.grid(layer) == grid]
+        layers = map_layers(self.layers, sampling.family.map_layers)
+        grid = middle_grid(map(sampling.grid, layers), sampling.latent, self.side)
+        chosen = [self.layers[layer] for layer in layers if sampling.grid(layer) == grid]
         size = (self.images * prompts, self.plan.length, *grid)
         self._call = torch.zeros(size, device=sampling.device)
         self._step, self._total = torch.zeros_like(self._call), torch.zeros_like(self._call)
@@ -159,11 +163,15 @@ class Blender(Instrument):
 
         Args:
             step: index of the step.
-            latents: (prompts x images, channels, height, width), prompt-major.
+            latents: (prompts x images, channels, height, width), prompt-major; or packed, as
+                FLUX's (prompts x images, positions, channels).
 
         Raises:
             ValueError: the number of rows is wrong.
         """
+        if latents.ndim == 3:
+            whole = self.after_step(step, masks.unpacked(latents, self._latent))
+            return masks.packed(whole, latents.shape[1])
         texts = self.plan.texts[1:] if self.reads else self.plan.texts
         if len(latents) != self.images * len(texts):
             raise ValueError(

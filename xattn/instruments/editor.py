@@ -127,9 +127,11 @@ class Editor(Instrument):
             reached = self.side is None or _within(sampling.grid(layer), most)
             joining.step, joining.follow = step, follow if reached else None
             joining.live = step is not None or joining.follow is not None
-        for handler in (*self.cross.values(), *self.selfs.values(), *self.joint.values()):
-            if handler.kept is not None:
-                handler.kept.number = call.number
+        handlers: tuple[CrossEditing | SelfEditing | JointEditing, ...]
+        handlers = (*self.cross.values(), *self.selfs.values(), *self.joint.values())
+        for kept in (handler.kept for handler in handlers):
+            if kept is not None:
+                kept.number = call.number
 
     def _step(self, sampling: Sampling, call: DenoiserCall) -> CrossStep | JointStep | None:
         """Return the edit of a step; the same object throughout a phase."""

@@ -16,12 +16,13 @@ from xattn.models import family_of_pipeline
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.call import Handler
 from xattn.processors.editing import Keeping
+from xattn.processors.joint import JointKeeping
 from xattn.records.room import check_room_for
 from xattn.session.clock import Schedule
 from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling
 
-Pairs = list[tuple[Tensor, Tensor]]
+Parts = list[tuple[Tensor, ...]]
 
 OF_ONE_CALL = (
     "callback_on_step_end",
@@ -84,8 +85,9 @@ class KeptSource:
     """What edits need of a source's run: attention inputs, latents, maps and generator states.
 
     For each denoiser call it holds the queries of every cross-attention layer and of the
-    self-attention layers within reach of edits, and their keys, in the run's dtype. For Stable
-    Diffusion 1.5 at 512 px in half precision that is about 30 MB per step and image.
+    self-attention layers within reach of edits, and their keys, in the run's dtype; of joint
+    attention the image's queries, all keys, and the softmax's sums. For Stable Diffusion 1.5 at
+    512 px in half precision that is about 30 MB per step and image.
 
     Attributes:
         prompt: the source's prompt.
@@ -94,7 +96,8 @@ class KeptSource:
         made_by: the settings that produced it; edits must match them.
         timesteps: timestep of each denoiser call.
         generators: their states before the run.
-        layers: for each layer the source's queries and keys at each denoiser call.
+        layers: for each layer the source's queries and keys at each denoiser call; of a joint
+            layer the tensors of a ``JointSource``.
         latents: after each step, with LocalBlends applied, (images, channels, height, width).
         maps: LocalBlend's maps, summed over the steps so far, (images, tokens, h, w).
         pictures: the source's images.
@@ -106,7 +109,7 @@ class KeptSource:
     made_by: Fingerprint | None = None
     timesteps: tuple[float, ...] = ()
     generators: list[torch.Generator] = field(default_factory=list)
-    layers: dict[str, Pairs] = field(default_factory=dict)
+    layers: dict[str, Parts] = field(default_factory=dict)
     latents: list[Tensor] = field(default_factory=list)
     maps: list[Tensor] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
@@ -114,7 +117,7 @@ class KeptSource:
     @property
     def nbytes(self) -> int:
         """Size of the kept tensors in bytes."""
-        tensors = [t for calls in self.layers.values() for pair in calls for t in pair]
+        tensors = [t for calls in self.layers.values() for part in calls for t in part]
         distinct = {t.data_ptr(): t.nbytes for t in [*tensors, *self.latents, *self.maps]}
         return sum(distinct.values())
 
@@ -127,8 +130,8 @@ class KeptSource:
                 f"{schedule.at[0]:g} on: draw it again with keep_source=True"
             )
 
-    def of_layer(self, name: str, side: int | None) -> Pairs:
-        """Return a layer's queries and keys.
+    def of_layer(self, name: str, side: int | None) -> Parts:
+        """Return what was kept of a layer at each denoiser call.
 
         Raises:
             ValueError: the layer was not kept.
@@ -147,7 +150,7 @@ class KeptSource:
         """
         for name in layers:
             calls = self.layers.get(name, [])
-            keys = [key for _, key in calls]
+            keys = [part[1] for part in calls]
             if len(keys) < 2 or len({key.shape for key in keys}) > 1:
                 continue
             same = torch.stack([(a == b).all() for a, b in pairwise(keys)]).tolist()
@@ -175,12 +178,16 @@ class Keeper(Instrument):
         self.prompts = prompts
         self.tokens = tokens
         self.side = side
-        self.layers: dict[AttentionLayer, Keeping] = {}
+        self.layers: dict[AttentionLayer, Keeping | JointKeeping] = {}
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
-        """Return a handler for each of the denoiser's cross- and self-attention layers."""
+        """Return a handler for each of the denoiser's layers that edits act on."""
         own = [layer for layer in layers if not layer.component]
-        self.layers = {layer: Keeping() for layer in own}
+        joint = [layer for layer in own if layer.role == "joint"]
+        if joint:
+            self.layers = {layer: JointKeeping() for layer in joint}
+        else:
+            self.layers = {layer: Keeping() for layer in own}
         return self.layers
 
     def begin(self, sampling: Sampling) -> None:
@@ -194,12 +201,12 @@ class Keeper(Instrument):
         check_room_for("keeping the source takes", nbytes, sampling.device, _SMALLER)
         self.kept.timesteps = sampling.schedule.at
         for layer in self._reached(sampling):
-            self.layers[layer].pairs = self.kept.layers[layer.name] = []
+            self.layers[layer].calls = self.kept.layers[layer.name] = []
 
     def _reached(self, sampling: Sampling) -> list[AttentionLayer]:
         most = area_limit(sampling.latent, self.side)
         sizes = {layer: sampling.grid(layer) for layer in self.layers}
-        return [layer for layer, (h, w) in sizes.items() if layer.role == "cross" or h * w <= most]
+        return [layer for layer, (h, w) in sizes.items() if layer.reads_text or h * w <= most]
 
     def _nbytes(self, sampling: Sampling, schedule: Schedule) -> int:
         """Return the bytes needed to keep the source during the run.
@@ -209,16 +216,20 @@ class Keeper(Instrument):
         kind, sample = sampling.device.type, sampling.sample
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else sample.dtype
         numbers = 0
+        tokens = sampling.asked.length or self.tokens
         for layer in self._reached(sampling):
             (height, width), attn = sampling.grid(layer), _widths(layer.module)
-            keys = self.tokens if layer.role == "cross" else height * width
+            keys = tokens if layer.role == "cross" else height * width
+            if layer.role == "joint":
+                keys += tokens
             numbers += height * width * attn[0] + keys * attn[1]
-        cross = [sampling.grid(layer) for layer in self.layers if layer.role == "cross"]
+        cross = [sampling.grid(layer) for layer in self.layers if layer.reads_text]
         height, width = middle_grid(cross, sampling.latent, self.side)
-        maps = 4 * self.tokens * height * width
-        latents = (
-            sample.element_size() * sampling.channels * sampling.latent[0] * sampling.latent[1]
-        )
+        maps = 4 * tokens * height * width
+        area = sampling.latent[0] * sampling.latent[1]
+        if sample.ndim == 3:  # packed: one position for each of the grid's
+            area = height * width
+        latents = sample.element_size() * sampling.channels * area
         each = schedule.calls * numbers * dtype.itemsize + len(schedule.timesteps) * (
             maps + latents
         )
@@ -241,4 +252,5 @@ class Keeper(Instrument):
 
 def _widths(module: Any) -> tuple[int, int]:
     """Return the channels of a layer's queries and keys, all heads together."""
-    return int(module.inner_dim), int(module.inner_kv_dim)
+    queries = int(module.inner_dim)
+    return queries, int(getattr(module, "inner_kv_dim", queries))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import log
+
+from xattn.models.family import AttentionLayer, matches
 
 Grid = tuple[int, int]
 
@@ -17,6 +19,15 @@ def area_limit(latent: Grid, side: int | None) -> int:
     if side is not None:
         return side * side
     return max(16 * 16, -(-latent[0] // 4) * -(-latent[1] // 4))
+
+
+def map_layers(
+    layers: Iterable[AttentionLayer], globs: Sequence[str] | None
+) -> list[AttentionLayer]:
+    """Return the layers whose maps may make LocalBlend's masks: a family's own choice, or all."""
+    found = list(layers)
+    chosen = [each for each in found if any(matches(each.name, glob) for glob in globs or ("*",))]
+    return chosen or found
 
 
 def middle_grid(grids: Iterable[Grid], latent: Grid, side: int | None) -> Grid:

@@ -123,6 +123,7 @@ class PipelineOrigin:
     def _asked(self, given: dict[str, Any], result: Any) -> Asked:
         embeds = self.family.encoded(result)
         axes: Sequence[Axis] = self.family.axes(self.pipe, embeds.positive, given)
+        positive = axes
         images, length = len(embeds.positive), embeds.positive.shape[1]
         if axes[-1].length is not None:  # embeddings of one encoder, of several
             length = axes[-1].offset + axes[-1].length
@@ -137,7 +138,14 @@ class PipelineOrigin:
             more = _tokenized(axes, read, length, images)
             prompt_of += [len(found) + i * len(more) // images for i in range(images)]
             found += more
-        asked = Asked(tuple(found), tuple(prompt_of), embeds.positive, embeds.negative)
+        asked = Asked(
+            tuple(found),
+            tuple(prompt_of),
+            embeds.positive,
+            embeds.negative,
+            tokenize=reader(positive, length),
+            length=length,
+        )
         if self.family.two_passes:
             before, self._latest = self._latest, asked
             asked = replace(asked, before=before)
@@ -215,6 +223,24 @@ def _read(
 ) -> list[list[list[str]]]:
     """Return for each stretch of the token axis the texts under each of its arguments."""
     return [[_texts(given.get(prefix + name)) or texts for name in axis.texts] for axis in axes]
+
+
+def reader(axes: Sequence[Axis], length: int | None = None) -> Callable[[str], Prompt]:
+    """Return a function from a text to its prompt on a token axis.
+
+    Args:
+        axes: its stretches.
+        length: its number of positions; by default as many as its tokenizers could fill.
+    """
+    last = axes[-1]
+    most = last.length or min(int(t.model_max_length) for t in last.tokenizers)
+    whole = length or last.offset + most
+
+    def read(text: str) -> Prompt:
+        given = [[[text] for _ in axis.texts] for axis in axes]
+        return _tokenized(axes, given, whole, 1)[0]
+
+    return read
 
 
 def _tokenized(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ class Asked:
         negative_embeds: the negative prompts'.
         before: what was encoded before it, where guidance's negative prompts have an
             ``encode_prompt`` of their own: which of the two the images follow, the calls say.
+        tokenize: a function from another text to its prompt on the same token axis, if known.
+        length: number of positions of the token axis, if known.
     """
 
     prompts: tuple[Prompt, ...]
@@ -33,6 +35,8 @@ class Asked:
     embeds: Tensor | None = None
     negative_embeds: Tensor | None = None
     before: Asked | None = None
+    tokenize: Callable[[str], Prompt] | None = None
+    length: int | None = None
 
 
 @dataclass
@@ -88,9 +92,11 @@ class Sampling:
     def channels(self) -> int:
         """Number of latent channels; an inpainting UNet's input has more.
 
-        The output has twice as many where the model learned a variance, too.
+        The output has twice as many where the model learned a variance, too. Packed latents have
+        their channels last.
         """
-        config, given = getattr(self.denoiser, "config", {}), int(self.sample.shape[1])
+        axis = 1 if self.sample.ndim > 3 else -1
+        config, given = getattr(self.denoiser, "config", {}), int(self.sample.shape[axis])
         return min(int(config.get("out_channels") or given), given)
 
     def grid(self, layer: AttentionLayer) -> tuple[int, int]:

@@ -123,7 +123,12 @@ class Prompt:
     @property
     def own_positions(self) -> tuple[int, ...]:
         """The positions of the prompt's own tokens in every stretch, ascending."""
-        return tuple(t.position for stretch in self._stretches for t in stretch.tokens)
+        return tuple(self.placed)
+
+    @property
+    def placed(self) -> dict[int, Token]:
+        """The prompt's own tokens in every stretch, by position."""
+        return {t.position: t for stretch in self._stretches for t in stretch.tokens}
 
     @property
     def is_anonymous(self) -> bool:
