@@ -24,9 +24,12 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.instruments.live import LiveMaps as LiveMaps
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
+    from xattn.results.difference import Difference as Difference
     from xattn.results.edit import EditResult as EditResult
+    from xattn.results.entropies import LayerEntropies as LayerEntropies
     from xattn.results.evolution import Evolution as Evolution
     from xattn.results.heatmap import HeatMap as HeatMap
+    from xattn.results.places import WordsAt as WordsAt
     from xattn.results.trace import Trace as Trace
     from xattn.results.trace import load as load
     from xattn.session.loop import Loop as Loop
@@ -52,9 +55,12 @@ _HOMES = {
         "instruments.live": "LiveMaps",
         "records.format": "FileError",
         "records.run": "Layer",
+        "results.difference": "Difference",
         "results.edit": "EditResult",
+        "results.entropies": "LayerEntropies",
         "results.evolution": "Evolution",
         "results.heatmap": "HeatMap",
+        "results.places": "WordsAt",
         "results.trace": "Trace load",
         "session.loop": "Loop",
         "text.prompt": "WordError",

@@ -356,6 +356,16 @@ def test_the_layers_to_show_reach_entropy_and_animation(xattn_command, trace_fil
     assert Path("some/00-red.gif").read_bytes() != Path("all/00-red.gif").read_bytes()
 
 
+def test_show_tells_how_decided_layers_are(xattn_command, trace_file, tmp_path):
+    code, out, _ = xattn_command("show", trace_file, "--entropy", "--json")
+    assert code == 0
+    rows = json.loads(out)["entropy"]
+    assert [row["entropy"] for row in rows] == sorted(row["entropy"] for row in rows)
+    assert not (tmp_path / "xattn-show").exists()
+    code, out, _ = xattn_command("show", trace_file, "--entropy")
+    assert f"{rows[0]['entropy']:.3f}" in out
+
+
 def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file, tmp_path):
     code, out, err = xattn_command(
         "show", trace_file, "--json", "--word", "red", "--steps", "0:2", "--layers", "up_blocks.*"

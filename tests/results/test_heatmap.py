@@ -143,3 +143,13 @@ def test_wrong_options_are_clear(heat):
 def test_a_notebook_shows_it(heat):
     shown = Image.open(io.BytesIO(heat._repr_png_()))
     assert shown.size == (96, 64)
+
+
+def test_areas_and_ranges_of_a_map() -> None:
+    heat = HeatMap(np.array([[1.0, 2.0], [3.0, 5.0]], np.float32))
+    assert heat.minimum == 1
+    assert heat.area(0.5) == 0.5  # 3 and 5 reach half of 5
+    np.testing.assert_allclose(heat.normalized("range"), [[0, 0.25], [0.5, 1]])
+    assert not np.asarray(HeatMap(np.ones((2, 2))).normalized("range")).any()
+    with pytest.raises(ValueError, match="by='mean' is neither maximum nor range"):
+        heat.normalized("mean")  # type: ignore[arg-type]

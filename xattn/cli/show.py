@@ -63,6 +63,12 @@ def show(
         str | None, typer.Option(metavar="WORD", help="Write a GIF of a word over the steps.")
     ] = None,
     refined: o.RefinedOption = False,
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy", help="Print how undecided each layer is between the words; no pictures."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +84,13 @@ def show(
     with progress.status("reading"):
         chosen = one_run(trace, run)
     layout: Any = layers[0] if layers and len(layers) == 1 else layers
+    if entropy:
+        with o.asked():
+            table = chosen.layer_entropies(image, layers=layout or "all")
+        console.print(str(table), highlight=False)
+        if as_json:
+            print_json({"prompt": chosen.run.prompt(image).text, "entropy": table.to_json()})
+        return
     where = {"steps": steps, "layers": layout, "refined": refined}
     folder = None if out is None and as_json else Folder(out or Path("xattn-show"))
     with o.asked():  # the recording is sound: what can't be shown isn't in it

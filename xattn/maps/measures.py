@@ -27,6 +27,16 @@ def maximum(heat: Map) -> float:
     return float(_array(heat).max())
 
 
+def minimum(heat: Map) -> float:
+    """Return the lowest value."""
+    return float(_array(heat).min())
+
+
+def area(heat: Map, threshold: float) -> float:
+    """Return the share of the grid where the map reaches a share of its maximum, in [0, 1]."""
+    return float(threshold_mask(heat, threshold).mean())
+
+
 def std(heat: Map) -> float:
     """Return the standard deviation over the grid (of the population)."""
     return float(_array(heat).std())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,10 +104,23 @@ class HeatMap:
         share = self.array.astype(np.float64) / most
         return self._with(most * share ** (1 / temperature))
 
-    def normalized(self) -> HeatMap:
-        """Return the map divided by its maximum; a map that is zero everywhere stays."""
-        most = self.array.max()
-        return self._with(self.array / most) if most > 0 else self
+    def normalized(self, by: Literal["maximum", "range"] = "maximum") -> HeatMap:
+        """Return the map scaled into [0, 1].
+
+        Args:
+            by: "maximum" divides by it; "range" takes the minimum to 0 and the maximum to 1. A map
+                that is zero everywhere stays, and by range an even one becomes zero.
+
+        Raises:
+            ValueError: by is neither.
+        """
+        if by not in ("maximum", "range"):
+            raise ValueError(f"by={by!r} is neither maximum nor range")
+        values = self.array if by == "maximum" else self.array - self.array.min()
+        most = values.max()
+        if most > 0:
+            return self._with(values / most)
+        return self if by == "maximum" else self._with(values)
 
     # -- pictures and masks
 
@@ -146,6 +159,15 @@ class HeatMap:
     def maximum(self) -> float:
         """The highest value."""
         return measures.maximum(self.array)
+
+    @property
+    def minimum(self) -> float:
+        """The lowest value."""
+        return measures.minimum(self.array)
+
+    def area(self, threshold: float = 0.4) -> float:
+        """Return the share of the grid where the map reaches a share of its maximum."""
+        return measures.area(self.array, threshold)
 
     @property
     def std(self) -> float:

@@ -15,6 +15,7 @@ from xattn.maps import daam, refine, select
 from xattn.maps.select import Asked, Heads, Steps
 from xattn.records import files
 from xattn.records.run import LayerFilter, Run
+from xattn.results.asking import Asking
 from xattn.results.evolution import Evolution, evolution
 from xattn.results.heatmap import HeatMap
 from xattn.views import animation, colours, sheets
@@ -24,7 +25,7 @@ Subject = int | Image.Image | None  # an image by its index, as a picture, or th
 
 
 @dataclass(repr=False)
-class Trace:
+class Trace(Asking):
     """The runs that were recorded, one for each call of the pipeline.
 
     Every question goes to the latest run; ``trace[0]`` is a trace of the first alone. An

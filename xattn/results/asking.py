@@ -1,0 +1,152 @@
+"""Questions to a trace about places and words together: at, compare, competing, entropies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xattn.maps import competition, select
+from xattn.maps.select import Asked, Heads, Steps
+from xattn.records.run import LayerFilter, Run
+from xattn.results.difference import Difference, difference
+from xattn.results.entropies import LayerEntropies
+from xattn.results.heatmap import HeatMap
+from xattn.results.places import By, WordsAt, word_rows, words_at, words_at_each
+
+if TYPE_CHECKING:
+    from xattn.results.trace import Trace
+
+
+class Asking:
+    """Methods of a trace about several words at once, or about several runs."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def run(self) -> Run: ...  # noqa: D102
+
+        heatmap: Callable[..., HeatMap]
+
+    def at(
+        self,
+        place: tuple[float, float],
+        image: int = 0,
+        *,
+        steps: Steps = None,
+        layers: LayerFilter = None,
+        heads: Heads = None,
+    ) -> WordsAt:
+        """Return the words that act at a place, the strongest first.
+
+        Args:
+            place: (x, y), each in [0, 1] from the top left corner.
+            image: index of the image.
+            steps: as for ``heatmap``.
+            layers: as for ``heatmap``.
+            heads: as for ``heatmap``.
+
+        Raises:
+            ValueError: the place is not on the picture, or a selection is not in the recording.
+
+        Example:
+            >>> for word, share in trace.at((0.5, 0.6)):
+            ...     print(word, share)
+        """
+        return words_at(self.run, place, image, steps=steps, layers=layers, heads=heads)
+
+    def at_each(
+        self, place: tuple[float, float], by: By, image: int = 0, *, layers: LayerFilter = None
+    ) -> dict[str, WordsAt]:
+        """Return the words at a place in each "step", each "layer", or each "head" of a layer.
+
+        Raises:
+            ValueError: ``by`` is none of these, or its axis was not kept.
+        """
+        return words_at_each(self.run, place, image, by, layers)
+
+    def compare(
+        self,
+        other: Trace,
+        word: Asked,
+        image: int = 0,
+        *,
+        other_word: Asked | None = None,
+        other_image: int | None = None,
+        steps: Steps = None,
+        layers: LayerFilter = None,
+        heads: Heads = None,
+        refined: bool = False,
+    ) -> Difference:
+        """Return what a word's attention gained over another run, per step.
+
+        Compare another seed, model, adapter or edit; or a run with itself at other images.
+
+        Args:
+            other: the trace to subtract.
+            word: the word of this run.
+            image: index of this run's image.
+            other_word: the word of the other run; the same by default.
+            other_image: index of the other run's image; the same by default.
+            steps: as for ``heatmap``, of both runs.
+            layers: as for ``heatmap``, of both runs.
+            heads: as for ``heatmap``, of both runs.
+            refined: as for ``heatmap``, of both runs.
+
+        Raises:
+            ValueError: a word or a selection is not in one of the recordings.
+        """
+        where: dict[str, Any] = {"steps": steps, "layers": layers, "heads": heads}
+        where["refined"] = refined
+        mine = self.heatmap(word, image, **where)
+        wanted = word if other_word is None else other_word
+        theirs = other.heatmap(wanted, image if other_image is None else other_image, **where)
+        counts = tuple(
+            len(select.step_indices(run, steps)) if "step" in run.keep else run.done
+            for run in (self.run, other.run)
+        )
+        return difference(mine, theirs, (counts[0], counts[1]))
+
+    def competing(
+        self,
+        words: Sequence[Asked] | None = None,
+        image: int = 0,
+        *,
+        temperature: float = 1.0,
+        **where: Any,
+    ) -> dict[str, HeatMap]:
+        """Return each word's share of every place, in competition with the others.
+
+        A softmax over words of the maps' logarithms over a temperature: at 1 a map divided by the
+        sum of all, below 1 the strongest takes more.
+
+        Args:
+            words: the words; every one that was kept by default.
+            image: index of the image.
+            temperature: above 0.
+            **where: as for ``heatmap``.
+
+        Raises:
+            ValueError: fewer than two words, or the temperature is not above 0.
+        """
+        chosen = list(select.kept_words(self.run, image) if words is None else words)
+        if len(chosen) < 2:
+            raise ValueError(f"words={words!r}: two words or more can compete")
+        heats = [self.heatmap(word, image, **where) for word in chosen]
+        stack = torch.stack([torch.tensor(heat.array) for heat in heats])
+        shares = competition.competing(stack, temperature).numpy()
+        return {
+            str(word): HeatMap(share, str(word), heat.meta, heat.picture)
+            for word, share, heat in zip(chosen, shares, heats, strict=True)
+        }
+
+    def layer_entropies(self, image: int = 0, *, layers: LayerFilter = "all") -> LayerEntropies:
+        """Return how undecided each layer is between the words, the most decided first.
+
+        Each place's entropy over the words, averaged over the grid, in [0, 1].
+        """
+        rows = word_rows(self.run, image)
+        words = [tuple(self.run.positions[row] for row in each) for _, each in rows]
+        found = competition.layer_entropies(self.run, words, image, layers=layers)
+        return LayerEntropies(tuple(found.items()), tuple(text for text, _ in rows))
