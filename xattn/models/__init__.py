@@ -6,12 +6,17 @@ from typing import Any
 
 from torch import nn
 
+from xattn.models.aura_flow import AuraFlow
+from xattn.models.bria import Bria
+from xattn.models.chroma import Chroma
+from xattn.models.cogview import CogView3, CogView4
 from xattn.models.denoisers import REFUSED
 from xattn.models.family import Family
 from xattn.models.flux import Flux
 from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.lumina_next import LuminaNext
 from xattn.models.pixart import PixArt
+from xattn.models.qwen_image import QwenImage
 from xattn.models.sana import Sana
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
@@ -24,6 +29,12 @@ FAMILIES: tuple[Family, ...] = (
     Sana(),
     HunyuanDiT(),
     LuminaNext(),
+    Chroma(),
+    Bria(),
+    QwenImage(),
+    AuraFlow(),
+    CogView3(),
+    CogView4(),
 )
 """A row for each family."""
 

@@ -24,15 +24,28 @@ class Flux(FlowLevels):
 
     Words are T5's; CLIP's text reaches the model as one vector. With ``true_cfg_scale`` guidance
     runs in two passes, the prompts' first.
+
+    Attributes:
+        scale: the scheduler's timestep divided by the one that is passed.
     """
 
     classes: tuple[str, ...] = ("FluxTransformer2DModel",)
     map_layers: tuple[str, ...] | None = ("*",)
     edits: frozenset[str] = JOINT_EDITS
     two_passes: bool = True
+    scale: float = 1000.0
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
-        """Return the transformer."""
+        """Return the transformer.
+
+        Raises:
+            TypeError: the pipeline draws rows of examples, of which only one is the image.
+        """
+        if type(pipe).__name__.startswith("VisualCloze"):
+            raise TypeError(
+                f"{type(pipe).__name__} draws a grid of examples, whose words have no one place; "
+                "record another FLUX.1 pipeline"
+            )
         return (pipe.transformer,)
 
     def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
@@ -60,7 +73,7 @@ class Flux(FlowLevels):
         return DenoiserCall(
             sample=sample,
             latent=(height * _PATCH, width * _PATCH),
-            timestep=arguments["timestep"] * 1000,
+            timestep=arguments["timestep"] * self.scale,
             states=arguments["encoder_hidden_states"],
             component=component,
             layout=int(sample.shape[1]),
@@ -92,7 +105,10 @@ class Flux(FlowLevels):
     ) -> tuple[Axis, ...]:
         """Return T5's positions."""
         convert = getattr(pipe, "maybe_convert_prompt", None)
-        return (Axis((pipe.tokenizer_2,), convert=convert, texts=("prompt_2",)),)
+        t5, texts = getattr(pipe, "tokenizer_2", None), ("prompt_2",)
+        if t5 is None:  # FLUX.1's kin have no CLIP
+            t5, texts = pipe.tokenizer, ("prompt",)
+        return (Axis((t5,), convert=convert, texts=texts),)
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, pooled, ids); negative prompts are encoded by a call of their own."""
@@ -135,11 +151,11 @@ _grids: Any = WeakIdKeyDictionary()  # reading ids waits for the device: once fo
 
 
 def _grid_of(ids: Tensor) -> tuple[int, int]:
-    """Return (height, width) of the image's own positions; a reference's first id is not 0."""
+    """Return (height, width) of the image's own positions; a reference's first id is another."""
     if ids not in _grids:
         rows = ids[0] if ids.ndim == 3 else ids
-        own = rows[rows[:, 0] == 0]
-        height, width = (int(side) + 1 for side in own[:, 1:].amax(0).tolist())
+        own = rows[rows[:, 0] == rows[0, 0], 1:3]
+        height, width = (int(side) + 1 for side in (own.amax(0) - own.amin(0)).tolist())
         _grids[ids] = (height, width)
     found: tuple[int, int] = _grids[ids]
     return found

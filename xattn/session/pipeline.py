@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+import torch
 from torch import nn
 
 from xattn.models import family_of_pipeline
@@ -172,7 +173,8 @@ class PipelineOrigin:
             return Turn.NEXT
         if begins:
             return Turn.FRESH
-        if not ours and following.rows.is_negative(call):
+        # where the negative prompt equals the prompt, the second pass looks like the first
+        if following.rows.is_negative(call) and not (ours and timely):
             return Turn.PASS
         if ours:
             raise RuntimeError(untimely(call, following.clock.schedule, following.number))
@@ -297,6 +299,10 @@ def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
     if call.states is None or asked.embeds is None:
         return None
     if conditional_block(call.states, asked.embeds) is not None:
+        before = None if asked.before is None else asked.before.embeds
+        same = before is not None and before.shape == asked.embeds.shape
+        if same and before is not None and torch.equal(before, asked.embeds):
+            return replace(asked, negative_embeds=asked.embeds)
         return asked
     if asked.before is None:
         return None

@@ -23,11 +23,13 @@ class Template:
         after: the text behind it.
         dropped: how many positions farther left the prompt's tokens stand in the denoiser's text
             than in the tokenizer's, whose first ones are cut off.
+        left: whether padding stands in front of the text.
     """
 
     before: str = ""
     after: str = ""
     dropped: int = 0
+    left: bool = False
 
 
 PLAIN = Template()
@@ -66,7 +68,7 @@ def tokenize(
     check_text(text, "the prompt")
     converted = text if convert is None else convert(text, tokenizer)
     origin = _origin(text, converted, getattr(tokenizer, "added_tokens_encoder", {}))
-    ids, spans, first, last = _encoded(_with_offsets(tokenizer), converted, template)
+    ids, spans, first, last = _encoded(_with_offsets(tokenizer), converted, template, length)
     spans = _closed(converted, spans)
     spans = [(origin[s][0], origin[e - 1][1]) if e > s else (origin[s][0],) * 2 for s, e in spans]
     room = max(0, length - last - first)
@@ -79,7 +81,7 @@ def tokenize(
 
 
 def _encoded(
-    tokenizer: Any, text: str, template: Template
+    tokenizer: Any, text: str, template: Template, length: int
 ) -> tuple[list[int], list[Span], int, int]:
     """Return a text's own token ids, their spans in it, the first's position, and the end's length.
 
@@ -105,7 +107,8 @@ def _encoded(
         (min(max(start - shift, 0), size), min(max(end - shift, 0), size))
         for start, end in offsets[first:stop]
     ]
-    return ids[first:stop], spans, first - template.dropped, _trailing(special)
+    padding = max(0, length - len(ids) + template.dropped) if template.left else 0
+    return ids[first:stop], spans, first - template.dropped + padding, _trailing(special)
 
 
 def _inside(

@@ -1,0 +1,264 @@
+"""Families of joint attention: exact images, dense maps, words, guidance; a row for each below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import xattn
+from tests.models.attending import dense, tokens_read
+from tests.tiny import joint as tiny
+from tests.tiny.transformers import flux, flux_transformer
+from xattn.models import family_of
+from xattn.results.trace import Trace
+
+LAWN = "a red car on a green lawn"
+BOAT = "the blue boat"
+HEIGHT, WIDTH = 48, 32
+OWN = 12 * 8
+"""Positions of the image."""
+T5 = {"max_sequence_length": 24}
+PICTURE = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
+MASK = Image.new("L", (WIDTH, HEIGHT), 255)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny pipeline, and what is expected of it.
+
+    Attributes:
+        build: makes it.
+        options: of its calls.
+        text: how many text positions there are for the prompt; keys after ``before`` of them.
+        before: positions in front of text and image.
+        text_first: whether text stands in front of the image.
+        guided: options that turn guidance on.
+        passes: denoiser calls in a step with guidance.
+        steps: steps that are drawn of the two.
+        dropped: positions of the encoder's in front of the axis.
+        encoder: name of the text encoder that the words are of.
+        previews: whether there are any.
+        extra: positions of references behind the image.
+    """
+
+    build: Callable[..., Any]
+    text: int
+    options: dict[str, Any] = field(default_factory=dict)
+    before: int = 0
+    text_first: bool = True
+    guided: dict[str, Any] = field(default_factory=dict)
+    passes: int = 1
+    steps: int = 2
+    dropped: Callable[[Any], int] = lambda pipe: 0
+    encoder: str = "text_encoder"
+    previews: bool = False
+    extra: int = 0
+
+    @property
+    def keys(self) -> slice:
+        start = self.before + (0 if self.text_first else OWN + self.extra)
+        return slice(start, start + self.text)
+
+    @property
+    def queries(self) -> slice:
+        start = self.before + self.text if self.text_first else 0
+        return slice(start, start + OWN)
+
+
+def kin(name: str, channels: int = 16) -> Callable[..., Any]:
+    """Return a builder of one of FLUX.1's pipelines."""
+    config = {"in_channels": channels, "out_channels": 16}
+    return lambda: flux(cls=getattr(diffusers, name), transformer=flux_transformer(**config))
+
+
+def template(pipe: Any) -> int:
+    return int(pipe.prompt_template_encode_start_idx)
+
+
+FLUX: dict[str, Any] = {"text": 24, "encoder": "text_encoder_2"}
+DOG = {"negative_prompt": "a dog"}
+CASES = {
+    "Qwen-Image": Case(
+        tiny.qwen, 18, guided={"true_cfg_scale": 2.0, **DOG}, passes=2, dropped=template
+    ),
+    "Qwen-Image img2img": Case(
+        lambda: tiny.qwen(cls=diffusers.QwenImageImg2ImgPipeline),
+        18,
+        {"image": PICTURE, "strength": 0.5},
+        guided={"true_cfg_scale": 2.0, **DOG},
+        passes=2,
+        steps=1,
+        dropped=template,
+    ),
+    "Chroma": Case(tiny.chroma, 24, T5, guided={"guidance_scale": 2.0, **DOG}, passes=2),
+    "Bria": Case(tiny.bria, 24, T5, guided={"guidance_scale": 2.0, **DOG}),
+    "AuraFlow": Case(
+        tiny.aura_flow,
+        24,
+        T5,
+        before=8,
+        guided={"guidance_scale": 2.0, **DOG},
+        previews=True,
+    ),
+    "CogView3+": Case(tiny.cogview3, 24, T5, guided={"guidance_scale": 2.0, **DOG}, previews=True),
+    "CogView4": Case(tiny.cogview4, 16, guided={"guidance_scale": 2.0, **DOG}, passes=2),
+    "FLUX.1 img2img": Case(
+        kin("FluxImg2ImgPipeline"),
+        options={"image": PICTURE, "strength": 0.5, **T5},
+        steps=1,
+        guided={"true_cfg_scale": 2.0, **DOG},
+        passes=2,
+        **FLUX,
+    ),
+    "FLUX.1 inpaint": Case(
+        kin("FluxInpaintPipeline"),
+        options={"image": PICTURE, "mask_image": MASK, "strength": 1.0, **T5},
+        guided={"true_cfg_scale": 2.0, **DOG},
+        passes=2,
+        **FLUX,
+    ),
+    "FLUX.1 Fill": Case(
+        kin("FluxFillPipeline", 16 + 16 + 16),
+        options={"image": PICTURE, "mask_image": MASK, **T5},
+        **FLUX,
+    ),
+    "FLUX.1 Control": Case(
+        kin("FluxControlPipeline", 32), options={"control_image": PICTURE, **T5}, **FLUX
+    ),
+    "FLUX.1 Kontext": Case(
+        kin("FluxKontextPipeline"),
+        options={"image": PICTURE, "_auto_resize": False, "max_area": HEIGHT * WIDTH, **T5},
+        guided={"true_cfg_scale": 2.0, **DOG},
+        passes=2,
+        extra=OWN,
+        **FLUX,
+    ),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # Chroma's own
+every = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def pipes() -> Callable[[str], Any]:
+    made: dict[str, Any] = {}
+
+    def pipe(name: str) -> Any:
+        if name not in made:
+            made[name] = CASES[name].build()
+        return made[name]
+
+    return pipe
+
+
+def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
+    given = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": 2, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(0)
+    return pipe(prompt=prompt, generator=generator, **(given | case.options | options)).images
+
+
+def recorded(pipe: Any, case: Case, *args: Any, **options: Any) -> tuple[Trace, Any]:
+    record = options.pop("record", {})
+    with xattn.record(pipe, **record) as trace:
+        image = draw(pipe, case, *args, **options)
+    return trace, image
+
+
+def processors(model: Any) -> dict[str, Any]:
+    return {n: m.processor for n, m in model.named_modules() if hasattr(m, "processor")}
+
+
+def check(pipe: Any, case: Case, guided: bool, prompts: list[str]) -> None:
+    off = {"guidance_scale": 1.0} if "guidance_scale" in case.guided else {}
+    images = 2 // len(prompts)
+    options = {"num_images_per_prompt": images, **(case.guided if guided else off)}
+    layers = family_of(pipe.transformer).layers(pipe.transformer)
+    before = processors(pipe.transformer)
+    with (
+        tokens_read(getattr(pipe, case.encoder)) as given,
+        dense(pipe.transformer, {layer.name for layer in layers}) as truth,
+    ):
+        plain = draw(pipe, case, prompts, **options)
+    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(case.text)}
+    trace, image = recorded(pipe, case, prompts, record=how, **options)
+    run = trace.run
+    assert torch.equal(image, plain)
+    assert processors(pipe.transformer) == before
+    assert {layer.name for layer in run.layers} == set(truth)
+    assert run.timesteps == tuple(pipe.scheduler.timesteps[-case.steps :].tolist())
+    sharpest = 0.0
+    for n, layer in enumerate(run.layers):
+        calls = torch.stack(truth[layer.name][:: case.passes if guided else 1])
+        assert calls.shape[-1] == case.before + case.text + OWN + case.extra
+        right = calls[:, -2:, :, case.queries, case.keys].transpose(-1, -2)
+        kept = run.maps(n)  # (steps, images, heads, tokens, height, width)
+        assert kept.shape[-2:] == (12, 8)
+        torch.testing.assert_close(kept.flatten(-2).double(), right, atol=1e-5, rtol=0)
+        sharpest = max(sharpest, float((right.amax(-1) - right.amin(-1)).max()))
+    assert sharpest > 0.02  # flat attention would prove little
+    check_words(trace, prompts, [row for ids in given for row in ids], case.dropped(pipe))
+
+
+def check_words(trace: Trace, prompts: list[str], read: list[Tensor], dropped: int) -> None:
+    assert trace.prompts == tuple(prompts)
+    for prompt, ids in zip(trace.run.prompts, read[: len(prompts)], strict=True):
+        assert [word.text for word in prompt.words] == prompt.text.split()
+        for token in prompt.tokens:
+            assert int(ids[token.position + dropped]) == token.id
+
+
+@every
+def test_maps_are_the_dense_softmaxs_and_the_image_is_unchanged(pipes: Any, name: str) -> None:
+    """With guidance, where it can have any; words stand where the text encoder read them."""
+    check(pipes(name), CASES[name], bool(CASES[name].guided), [LAWN])
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image", "Chroma", "Bria", "CogView4"])
+def test_two_prompts_without_guidance_have_maps_and_words_too(pipes: Any, name: str) -> None:
+    check(pipes(name), CASES[name], False, [LAWN, BOAT])
+
+
+def test_cogview4s_words_are_found_with_padding_on_both_sides() -> None:
+    check(tiny.cogview4(side="right"), CASES["CogView4"], False, [LAWN, BOAT])
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image", "Chroma"])
+def test_a_negative_prompt_that_equals_the_prompt_is_not_recorded(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    trace, _ = recorded(pipe, case, **{**case.guided, "negative_prompt": LAWN})
+    assert trace.words == ("a", "red", "car", "on", "green", "lawn")
+    assert trace.run.done == 2
+
+
+@every
+def test_edits_and_unknown_previews_are_refused(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    family = family_of(pipe.transformer)
+    if not family.edits:
+        with pytest.raises(ValueError, match="can be recorded, and not edited yet"):
+            xattn.edit(pipe, LAWN, xattn.Replace("red", "blue"))
+    if case.previews:
+        trace, image = recorded(pipe, case, record={"previews": True}, **case.guided)
+        assert trace.run.estimates is not None
+        last = trace.run.estimates[-1].float()
+        torch.testing.assert_close(last, image, atol=5e-2, rtol=5e-2)
+    else:
+        none = torch.zeros(0, 4, 2, 2)
+        with pytest.raises(ValueError, match="previews=True can't be had with"):
+            family.clean(pipe.scheduler, none, none, 1000.0)
+
+
+def test_pipelines_that_draw_several_pictures_in_one_are_refused(pipes: Any) -> None:
+    visual: Any = type("VisualClozeGenerationPipeline", (), {})()
+    visual.transformer = pipes("FLUX.1 Kontext").transformer
+    with pytest.raises(TypeError, match="record another FLUX"):
+        family_of(visual.transformer).denoisers(visual)
+    qwen = family_of(pipes("Qwen-Image").transformer)
+    with pytest.raises(RuntimeError, match="layers of one"):
+        qwen.read({"additional_t_cond": torch.zeros(1)})
