@@ -11,7 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xattn.models import family_of_pipeline
 from xattn.models.family import Axis, DenoiserCall
@@ -299,15 +299,18 @@ def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
     if call.states is None or asked.embeds is None:
         return None
     if conditional_block(call.states, asked.embeds) is not None:
-        before = None if asked.before is None else asked.before.embeds
-        same = before is not None and before.shape == asked.embeds.shape
-        if same and before is not None and torch.equal(before, asked.embeds):
+        earlier = None if asked.before is None else asked.before.embeds
+        if earlier is not None and _equal(earlier, asked.embeds):
             return replace(asked, negative_embeds=asked.embeds)
         return asked
     if asked.before is None:
         return None
     before = _followed(asked.before, call)
     return None if before is None else replace(before, negative_embeds=asked.embeds)
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.equal(one, two)
 
 
 def _texts(given: Any) -> list[str]:
