@@ -29,11 +29,14 @@ class Place:
         queries: the image's queries, in grid order.
         text: the keys of the token axis, in its order.
         image: the image's keys.
+        short: whether the token axis goes on behind this row's text; nothing of the row stands
+            there, and its maps are zero.
     """
 
     queries: slice
     text: Tokens
     image: slice
+    short: bool = False
 
     @property
     def key(self) -> Any:
@@ -158,8 +161,22 @@ class AttentionCall:
 
     def _maps_at(self, rows: slice, place: Place, tokens: Tokens) -> Tensor:
         text = place.text
-        keys = _shifted(tokens, text) if isinstance(text, slice) else text[tokens]
-        return self._from_sums(rows, place.queries, keys)
+        if not isinstance(text, slice):
+            return self._from_sums(rows, place.queries, text[tokens])
+        if not place.short:
+            return self._from_sums(rows, place.queries, _shifted(tokens, text))
+        return self._short_maps(rows, place.queries, text, tokens)
+
+    def _short_maps(self, rows: slice, queries: slice, text: slice, tokens: Tokens) -> Tensor:
+        """Return maps of a text that is shorter than the axis: zeros behind its end."""
+        length = text.stop - text.start
+        if isinstance(tokens, slice):
+            start, stop = tokens.start or 0, length if tokens.stop is None else tokens.stop
+            inside = slice(text.start + min(start, length), text.start + min(stop, length))
+            found = self._from_sums(rows, queries, inside)
+            return F.pad(found, (0, 0, 0, stop - start - found.shape[2]))
+        keys = tokens.clamp(max=length - 1) + text.start
+        return self._from_sums(rows, queries, keys) * (tokens < length)[:, None].float()
 
     def affinity(self, rows: slice) -> Tensor:
         """Return the image's probabilities for the image, averaged over heads.

@@ -14,12 +14,16 @@ from xattn.models.denoisers import REFUSED
 from xattn.models.family import Family
 from xattn.models.flux import Flux
 from xattn.models.hunyuan_dit import HunyuanDiT
+from xattn.models.kandinsky5 import Kandinsky5
+from xattn.models.lumina2 import Lumina2
 from xattn.models.lumina_next import LuminaNext
 from xattn.models.pixart import PixArt
+from xattn.models.prx import PRX
 from xattn.models.qwen_image import QwenImage
 from xattn.models.sana import Sana
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
+from xattn.models.z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
     UNets(),
@@ -35,6 +39,10 @@ FAMILIES: tuple[Family, ...] = (
     AuraFlow(),
     CogView3(),
     CogView4(),
+    Lumina2(),
+    ZImage(),
+    PRX(),
+    Kandinsky5(),
 )
 """A row for each family."""
 

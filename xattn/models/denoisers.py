@@ -14,11 +14,15 @@ RECORDED: dict[str, str] = {
     "QwenImageTransformer2DModel": "Qwen-Image, Qwen-Image-Edit",
     "FluxTransformer2DModel": "FLUX.1",
     "HunyuanDiT2DModel": "Hunyuan-DiT",
+    "Kandinsky5Transformer3DModel": "Kandinsky 5 text to image",
+    "Lumina2Transformer2DModel": "Lumina-Image 2.0",
     "LuminaNextDiT2DModel": "Lumina-Next",
     "PixArtTransformer2DModel": "PixArt alpha, Sigma",
+    "PRXTransformer2DModel": "PRX",
     "SanaTransformer2DModel": "Sana, Sana Sprint",
     "SD3Transformer2DModel": "Stable Diffusion 3, 3.5",
     "UNet2DConditionModel": "Stable Diffusion 1, 2, XL, DeepFloyd IF",
+    "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
 
@@ -60,7 +64,6 @@ REFUSED: dict[str, str] = {
     "JoyImageEditPlusTransformer3DModel": _LATER,
     "JoyImageEditTransformer3DModel": _LATER,
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
-    "Kandinsky5Transformer3DModel": _LATER,
     "Kandinsky6SRTransformer3DModel": _VIDEO,
     "Kandinsky6Transformer3DModel": _VIDEO,
     "Krea2Transformer2DModel": _LATER,
@@ -69,7 +72,6 @@ REFUSED: dict[str, str] = {
     "LatteTransformer3DModel": _VIDEO,
     "LongCatAudioDiTTransformer": _SOUND,
     "LongCatImageTransformer2DModel": _LATER,
-    "Lumina2Transformer2DModel": _LATER,
     "MiniMaxH3Transformer3DModel": _VIDEO,
     "MiniMaxMusic3RVQDepthDecoder": _SOUND,
     "MiniMaxMusic3Transformer1DModel": _SOUND,
@@ -79,7 +81,6 @@ REFUSED: dict[str, str] = {
     "NucleusMoEImageTransformer2DModel": _LATER,
     "OmniGenTransformer2DModel": _LATER,
     "OvisImageTransformer2DModel": _LATER,
-    "PRXTransformer2DModel": _LATER,
     "PriorTransformer": "it makes image embeddings, not images",
     "QwenImage21Transformer2DModel": "a layer divides its attention into several calls",
     "RFD4ProteinaTransformer": "it designs proteins",
@@ -103,6 +104,5 @@ REFUSED: dict[str, str] = {
     "WanAnimateTransformer3DModel": _VIDEO,
     "WanTransformer3DModel": _VIDEO,
     "WanVACETransformer3DModel": _VIDEO,
-    "ZImageTransformer2DModel": _LATER,
 }
 """Why each of the others is refused, as the end of the sentence that says so."""

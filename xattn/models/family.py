@@ -98,10 +98,12 @@ class Encoded:
     Attributes:
         positive: the prompts' embeddings, (images, tokens, channels).
         negative: the negative prompts' embeddings, or None.
+        repeats: whether the pipeline repeats them for the images of a prompt afterwards.
     """
 
     positive: Tensor
     negative: Tensor | None
+    repeats: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,11 @@ class Separate:
 
 
 def layers_named(
-    denoiser: nn.Module, component: str, roles: Mapping[str, Role], patch: int | None = None
+    denoiser: nn.Module,
+    component: str,
+    roles: Mapping[str, Role],
+    patch: int | None = None,
+    within: str = "",
 ) -> tuple[AttentionLayer, ...]:
     """Return the attention layers by the last part of their names.
 
@@ -71,13 +75,16 @@ def layers_named(
         component: the prefix of the layers' names.
         roles: the role of each name; layers of other names are left out.
         patch: latents along a patch's side; what the model's configuration says by default.
+        within: the list of blocks that they belong to; refiners lie elsewhere.
     """
     model: Any = getattr(denoiser, "_orig_mod", denoiser)
     patch = int(model.config.patch_size) if patch is None else patch
     found = []
     for name, module in model.named_modules():
         role = roles.get(name.rpartition(".")[2])
-        if role is not None and callable(getattr(module, "processor", None)):
+        if not name.startswith(within) or role is None:
+            continue
+        if callable(getattr(module, "processor", None)):
             heads = int(getattr(module, "heads", 0) or getattr(module, "num_heads", 0))
             found.append(
                 AttentionLayer(component + name, module, heads, role, component, patch=patch)

@@ -88,8 +88,9 @@ class PipelineOrigin:
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             self._check_denoiser()
             receive(events.Asking())
+            given = _arguments(encode, args, kwargs)  # Z-Image writes into a list of prompts
             result = encode(*args, **kwargs)
-            receive(events.Encoded(self._asked(_arguments(encode, args, kwargs), result)))
+            receive(events.Encoded(self._asked(given, result)))
             return result
 
         def ending(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -146,6 +147,7 @@ class PipelineOrigin:
             embeds.negative,
             tokenize=reader(positive, length),
             length=length,
+            repeats=embeds.repeats,
         )
         if self.family.two_passes:
             before, self._latest = self._latest, asked
@@ -281,7 +283,8 @@ def _on_axis(axis: Axis, read: list[list[str]], room: int) -> list[Prompt]:
 def _arguments(method: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(method).bind(*args, **kwargs)
     bound.apply_defaults()
-    return dict(bound.arguments)
+    given = bound.arguments.items()
+    return {name: list(value) if isinstance(value, list) else value for name, value in given}
 
 
 def _wrap(stack: ExitStack, owner: Any, name: str, call: Callable[..., Any]) -> None:
@@ -298,9 +301,14 @@ def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
     """Return which of the texts asked for a call follows, the other as its negative."""
     if call.states is None or asked.embeds is None:
         return None
+    if asked.repeats:
+        guided = 1 if asked.negative_embeds is None else 2
+        counts = {call.rows // (len(asked.embeds) * n) for n in (guided, 1)}
+        tried = map(asked.times, sorted(counts - {0}))
+        return next((one for one in tried if _fits(one, call)), None)
     if conditional_block(call.states, asked.embeds) is not None:
         earlier = None if asked.before is None else asked.before.embeds
-        if earlier is not None and _equal(earlier, asked.embeds):
+        if asked.negative_embeds is None and earlier is not None and _equal(earlier, asked.embeds):
             return replace(asked, negative_embeds=asked.embeds)
         return asked
     if asked.before is None:
@@ -311,6 +319,11 @@ def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
 
 def _equal(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and torch.equal(one, two)
+
+
+def _fits(asked: Asked, call: DenoiserCall) -> bool:
+    assert asked.embeds is not None
+    return call.states is not None and conditional_block(call.states, asked.embeds) is not None
 
 
 def _texts(given: Any) -> list[str]:

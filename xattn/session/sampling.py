@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Asked:
             ``encode_prompt`` of their own: which of the two the images follow, the calls say.
         tokenize: a function from another text to its prompt on the same token axis, if known.
         length: number of positions of the token axis, if known.
+        repeats: whether the embeddings are those of one image of each prompt, and the calls say
+            how many there are.
     """
 
     prompts: tuple[Prompt, ...]
@@ -37,6 +39,20 @@ class Asked:
     before: Asked | None = None
     tokenize: Callable[[str], Prompt] | None = None
     length: int | None = None
+    repeats: bool = False
+
+    def times(self, images: int) -> Asked:
+        """Return the same for several images of each prompt, one prompt's after another."""
+        if images == 1 or self.embeds is None:
+            return self
+        negative = self.negative_embeds
+        return replace(
+            self,
+            prompt_of=tuple(prompt for prompt in self.prompt_of for _ in range(images)),
+            embeds=self.embeds.repeat_interleave(images, 0),
+            negative_embeds=None if negative is None else negative.repeat_interleave(images, 0),
+            repeats=False,
+        )
 
 
 @dataclass

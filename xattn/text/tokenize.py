@@ -35,6 +35,15 @@ class Template:
 PLAIN = Template()
 
 
+def chat_template(tokenizer: Any, **options: Any) -> Template:
+    """Return what a tokenizer's chat template writes around a user's message."""
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+    message = [{"role": "user", "content": mark}]
+    whole = tokenizer.apply_chat_template(message, tokenize=False, **options)
+    before, _, after = whole.partition(mark)
+    return Template(before, after)
+
+
 def tokenize(
     tokenizer: Any,
     text: str,
@@ -211,7 +220,7 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
     diffusers writes a "<cat>" of three vectors as "<cat> <cat>_1 <cat>_2".
     """
     origin: list[Span] = []
-    at = 0 if converted[:1].isspace() else len(text) - len(text.lstrip())
+    at = 0
     while at < len(text):
         here = len(origin)
         written = next(
@@ -224,6 +233,8 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
         elif alike := _alike(text[at], converted[here:]):
             origin += [(at, at + 1)] * alike
             at += 1
+        elif is_space(text[at]) and (not here or is_space(converted[here - 1])):
+            at += 1  # white space was stripped, or several made one
         else:
             break
     if not text[at:].strip() and len(origin) == len(converted):
@@ -231,7 +242,7 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
     if at < len(text) or len(origin) != len(converted):
         raise ValueError(
             f"convert made {converted!r} of the prompt {text!r}: this change cannot be "
-            "traced; only lower case, stripped white space and the further vectors of a textual "
+            "traced; only lower case, less white space and the further vectors of a textual "
             "inversion can be (clean_caption=False leaves a prompt as it is)"
         )
     return [*origin, (len(text), len(text))]
@@ -239,6 +250,8 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
 
 def _alike(char: str, converted: str) -> int:
     """Return how many characters at the start are one character, as it is or in lower case."""
+    if is_space(char) and converted and is_space(converted[0]):
+        return 1
     lower = char.lower()
     if converted[:1] != char and converted.startswith(lower):
         return len(lower)

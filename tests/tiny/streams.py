@@ -1,0 +1,194 @@
+"""Tiny pipelines whose sequences differ from row to row, and whose guidance runs in two passes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    Kandinsky5T2IPipeline,
+    Kandinsky5Transformer3DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
+    PRXPipeline,
+    PRXTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from transformers import Qwen2Config, Qwen2Model, Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+from tests.tiny import text_encoder, tokenizer
+from tests.tiny.crossed import gemma, quiet
+from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.vocabulary import WORDS, byte_letters
+
+_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Images(Qwen2Tokenizer):
+    """A tokenizer that is called as a processor of texts and images is."""
+
+    def __call__(self, text: Any = None, images: Any = None, videos: Any = None, **how: Any) -> Any:
+        return super().__call__(text, **how)
+
+
+class Cleaner:
+    """What PRX's pipeline cleans its prompts with."""
+
+    def clean_text(self, text: str) -> str:
+        return " ".join(text.lower().split())
+
+
+def qwen_tokenizer() -> Images:
+    """Return a byte-level tokenizer with a chat template, and the tiny vocabulary's words."""
+    letters = byte_letters()
+    vocab, merges = {letter: i for i, letter in enumerate(letters)}, []
+    for word in WORDS:
+        for written in (word, "Ġ" + word):
+            left = written[0]
+            for letter in written[1:]:
+                pair, left = (left, letter), left + letter
+                if left not in vocab:
+                    vocab[left] = len(vocab)
+                    merges.append(pair)
+    made = Images(vocab=vocab, merges=merges, model_max_length=2048)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = _CHAT
+    return made
+
+
+def _qwen(kind: Any, config: Any, tok: Any, seed: int) -> Any:
+    torch.manual_seed(seed)
+    return kind(
+        config(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=len(tok),
+            max_position_embeddings=2048,
+            initializer_range=0.3,
+        )
+    ).eval()
+
+
+def lumina2(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    model = Lumina2Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=16,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(300, 64, 64),
+        cap_feat_dim=8,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": gemma(tok, seed=seed),
+        "tokenizer": tok,
+    }
+    pipe = quiet(Lumina2Pipeline(**(made | parts)))
+    pipe.system_prompt = "the old dog"  # the real one has a hundred tokens
+    return pipe
+
+
+def z_image(*, seed: int = 0, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    torch.manual_seed(seed)
+    model = ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 64, 64],
+    )
+    with torch.no_grad():
+        model.x_pad_token.normal_()
+        model.cap_pad_token.normal_()
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": _qwen(Qwen3Model, Qwen3Config, tok, seed),
+        "tokenizer": tok,
+    }
+    return quiet(ZImagePipeline(**(made | parts)))
+
+
+def prx(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer(32)
+    torch.manual_seed(seed)
+    model = PRXTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        context_in_dim=16,
+        hidden_size=32,
+        mlp_ratio=2.0,
+        num_heads=2,
+        depth=2,
+        axes_dim=[8, 8],
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": t5_encoder(tok, 16, seed),
+        "tokenizer": tok,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a base class, by diffusers itself
+        pipe = quiet(PRXPipeline(**(made | parts)))
+    pipe.text_preprocessor = Cleaner()  # the real one needs ftfy
+    return pipe
+
+
+def kandinsky5(*, seed: int = 0, **parts: Any) -> Any:
+    first, second = qwen_tokenizer(), tokenizer()
+    torch.manual_seed(seed)
+    model = Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=32,
+        time_dim=16,
+        model_dim=24,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 4, 4),
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": _qwen(Qwen2Model, Qwen2Config, first, seed),
+        "tokenizer": first,
+        "text_encoder_2": text_encoder(second, seed=seed),
+        "tokenizer_2": second,
+    }
+    pipe = quiet(Kandinsky5T2IPipeline(**(made | parts)))
+    pipe.resolutions = [(64, 96)]
+    before, _, _ = pipe.prompt_template.partition("{}")
+    pipe.prompt_template_encode_start_idx = len(first(before).input_ids)  # the real one's is 40
+    return pipe
