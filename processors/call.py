@@ -176,7 +176,9 @@ class AttentionCall:
             found = self._from_sums(rows, queries, inside)
             return F.pad(found, (0, 0, 0, stop - start - found.shape[2]))
         keys = tokens.clamp(max=length - 1) + text.start
-        return self._from_sums(rows, queries, keys) * (tokens < length)[:, None].float()
+        found = self._from_sums(rows, queries, keys)
+        found = found * (tokens < length)[:, None]
+        return found
 
     def affinity(self, rows: slice) -> Tensor:
         """Return the image's probabilities for the image, averaged over heads.
