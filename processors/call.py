@@ -177,8 +177,8 @@ class AttentionCall:
             return F.pad(found, (0, 0, 0, stop - start - found.shape[2]))
         keys = tokens.clamp(max=length - 1) + text.start
         found = self._from_sums(rows, queries, keys)
-        there: Tensor = tokens < length
-        return found * there[:, None]
+        maps: Tensor = found * (tokens < length)[:, None]
+        return maps
 
     def affinity(self, rows: slice) -> Tensor:
         """Return the image's probabilities for the image, averaged over heads.
