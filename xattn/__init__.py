@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.live import live as live
     from xattn.api.probe import probe as probe
     from xattn.api.record import record as record
+    from xattn.api.vital import vital as vital
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
     from xattn.edits.kinds import Refine as Refine
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.places import WordsAt as WordsAt
     from xattn.results.trace import Trace as Trace
     from xattn.results.trace import load as load
+    from xattn.results.vitality import Vitality as Vitality
     from xattn.session.loop import Loop as Loop
     from xattn.text.prompt import WordError as WordError
     from xattn.toyland import demo as demo
@@ -47,6 +49,7 @@ _HOMES = {
         "api.live": "live",
         "api.probe": "probe",
         "api.record": "record",
+        "api.vital": "vital",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
@@ -62,6 +65,7 @@ _HOMES = {
         "results.heatmap": "HeatMap",
         "results.places": "WordsAt",
         "results.trace": "Trace load",
+        "results.vitality": "Vitality",
         "session.loop": "Loop",
         "text.prompt": "WordError",
         "toyland": "demo",

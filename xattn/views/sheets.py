@@ -201,6 +201,28 @@ def evolution(
     return sheet
 
 
+def bars(
+    names: Sequence[str], values: NDArray[np.float64], *, title: str = "", width: int = 640
+) -> Image.Image:
+    """Draw a bar for each name, from 0 to its value, and the value behind it."""
+    font, gap = 14, 8
+    line, labels = round(font * 1.35), shortened(names)
+    numbers = [f"{value:.3g}" for value in values]
+    x0 = 2 * gap + max(text_width(label, font) for label in labels)
+    room = max(40, width - x0 - 3 * gap - max(text_width(number, font) for number in numbers))
+    most = max(float(np.abs(values).max()), 1e-12)
+    height = line * (len(labels) + 1) + 3 * gap
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write(draw, (x0, gap), title, font)
+    for r, (label, value, number) in enumerate(zip(labels, values, numbers, strict=True), start=1):
+        y, long = gap + r * line, round(room * max(float(value), 0.0) / most)
+        write(draw, (x0 - gap - text_width(label, font), y), label, font)
+        draw.rectangle((x0, y + 4, x0 + long, y + line - 2), fill=(48, 80, 140))
+        write(draw, (x0 + long + gap, y), number, font)
+    return sheet
+
+
 def _bar(
     sheet: Image.Image,
     box: tuple[int, int, int, int],
