@@ -48,7 +48,7 @@ def test_pairs_are_interleaved_and_take_turns() -> None:
 
 
 def test_the_textbook_draws_what_the_pipeline_draws() -> None:
-    draw = speed.Drawing(tiny.sd1(), 64, 2)
+    draw = speed.Drawing(tiny.sd1(), 32, 2)
     plain = draw()
     with textbook.recording(draw.pipe) as maps:
         recorded = draw()
@@ -60,7 +60,7 @@ def test_the_textbook_draws_what_the_pipeline_draws() -> None:
 
 
 def test_the_textbook_edits_as_we_do() -> None:
-    draw = speed.Drawing(tiny.sd1(), 64, 4)
+    draw = speed.Drawing(tiny.sd1(), 32, 4)
     with textbook.replacing(draw.pipe, 4, side=8):
         dense = draw([speed.PROMPT, speed.OTHER])
     options = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 4, "side": 8}
@@ -72,7 +72,7 @@ def test_the_textbook_edits_as_we_do() -> None:
 
 @pytest.mark.parametrize("name", list(speed.RECORDINGS))
 def test_recordings_keep_the_bytes_that_their_options_imply(name: str, tmp_path: Path) -> None:
-    draw = speed.Drawing(tiny.sd1(), 64, 2)
+    draw = speed.Drawing(tiny.sd1(), 32, 2)
     options = dict(speed.RECORDINGS[name])
     if options.get("to") == "folder":
         options["to"] = tmp_path

@@ -29,7 +29,7 @@ from xattn.app.settings import Limits, Settings
 from xattn.devices import DTYPE
 
 PROMPT = "a red car on a red lawn"
-FAST = {"steps": 3, "width": 64, "height": 64}
+FAST = {"steps": 3, "width": 32, "height": 32}
 NASTY = '<script>alert(1)</script> "a" & red car'
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 
@@ -98,7 +98,7 @@ def test_nothing_changed_is_no_edit():
 def test_a_drawing_is_the_pipelines_own_image(service, generator):
     drawing = service.draw(Settings(PROMPT, seed=3, **FAST), silent)
     plain = tiny.sd1()(
-        PROMPT, num_inference_steps=3, height=64, width=64, generator=generator(3)
+        PROMPT, num_inference_steps=3, height=32, width=32, generator=generator(3)
     ).images[0]
     assert np.array_equal(np.asarray(drawing.image), np.asarray(plain))
     assert {path.name for path in drawing.folder.iterdir()} == {

@@ -23,7 +23,7 @@ CAR = "a red car"
 
 
 def draw(pipe: Any, **options: Any) -> Any:
-    given = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "latent"}
+    given = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "latent"}
     generator = torch.Generator().manual_seed(0)
     return pipe(CAR, generator=generator, **{**given, **options}).images
 
@@ -51,7 +51,7 @@ class Watching(AttnProcessor):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize("options", [{}, {"height": 48, "guidance_scale": 1.0}], ids=["", "wide"])
+@pytest.mark.parametrize("options", [{}, {"height": 24, "guidance_scale": 1.0}], ids=["", "wide"])
 def test_it_is_the_mean_over_heads_layers_and_calls(family: str, options: Any) -> None:
     pipe = getattr(tiny, family)()
     plain, before = draw(pipe, **options), dict(pipe.unet.attn_processors)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import xattn
+from tests import tiny
 from tests.fakes import call_of, sampling, schedule
+from tests.helpers import CAR, LATENT, SIDE, draw
 from xattn.instruments.previews import Previews
 from xattn.session.sampling import Sampling
 
@@ -78,3 +82,46 @@ def test_estimates_keep_no_gradients() -> None:
 def test_previews_need_a_schedule() -> None:
     with pytest.raises(ValueError, match="previews=True needs scheduler="):
         started(schedule=None)
+
+
+# -- of whole pipelines ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "heun", "dpm++2m", "pndm"])
+def test_previews_are_what_the_denoiser_takes_the_latents_to_be(scheduler: str) -> None:
+    pipe = tiny.sd1(scheduler)
+    plain = draw(pipe, steps=6)
+    with xattn.record(pipe, previews=True, words="red") as trace:
+        recorded = draw(pipe, steps=6)
+    np.testing.assert_array_equal(plain, recorded)
+    estimates = trace.run.estimates
+    assert estimates is not None
+    assert estimates.shape == (6, 1, 4, LATENT, LATENT)
+    assert trace.nbytes == trace.run.store.nbytes + estimates.nbytes
+    generator = torch.Generator().manual_seed(0)
+    latents = pipe(
+        CAR,
+        generator=generator,
+        num_inference_steps=6,
+        height=SIDE,
+        width=SIDE,
+        output_type="latent",
+    ).images
+    # the last step goes to what was expected, or nearly there
+    torch.testing.assert_close(estimates[-1].float(), latents, atol=0.35, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["run.safetensors", "folder"])
+def test_previews_are_saved_and_animated(sd1: Any, tmp_path: Any, name: str) -> None:
+    from PIL import Image
+
+    to = tmp_path / name if name == "folder" else "cpu"
+    with xattn.record(sd1, previews=True, to=to) as trace:
+        sd1(CAR, num_inference_steps=3, height=SIDE, width=SIDE)
+    if name != "folder":
+        trace.save(tmp_path / name)
+    loaded = xattn.load(tmp_path / name)
+    assert torch.equal(loaded.run.estimates, trace.run.estimates)  # type: ignore[arg-type]
+    trace.animate("red", 0, tmp_path / "red.gif")
+    with Image.open(tmp_path / "red.gif") as animation:
+        assert animation.n_frames == 3  # type: ignore[attr-defined]

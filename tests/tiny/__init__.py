@@ -1,7 +1,7 @@
 """Tiny pipelines with random weights: every family the tests need, built offline in no time.
 
-An image of 64 x 64 pixels has latents of 32 x 32 (the VAE halves). SD1 and SD2 attend to text at
-32 x 32 and 16 x 16 and, in the middle block, at 8 x 8; SDXL at 16 x 16, 8 x 8 and 8 x 8.
+An image of 32 x 32 pixels has latents of 16 x 16 (the VAE halves). SD1 and SD2 attend to text at
+16 x 16 and 8 x 8 and, in the middle block, at 4 x 4; SDXL at 8 x 8, 4 x 4 and 4 x 4.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ SCHEDULERS: dict[str, Any] = {
     "lcm": LCMScheduler,
 }
 
-SIDE = 64
+SIDE = 32
 """Height and width of an image in pixels, where none are given."""
 
-LATENT = 32
+LATENT = 16
 """Height and width of its latents."""
 
 
