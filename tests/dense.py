@@ -162,8 +162,10 @@ def inside(step: int, steps: int, window: Window) -> bool:
     return round(window[0] * steps, 6) <= step < round(window[1] * steps, 6)
 
 
-def edited(source: Tensor, own: Tensor, sibling: Sibling, step: int, steps: int) -> Tensor:
-    """Gives e · (c · A M + (1 - c) · B); (..., queries, tokens)."""
+def factors(
+    sibling: Sibling, step: int, steps: int, source: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute M, (source tokens, tokens), and for each token c and e."""
     length = own.shape[-1]
     mapping = own.new_zeros(source.shape[-1], length)  # M
     follows = own.new_zeros(length)  # c
@@ -173,6 +175,12 @@ def edited(source: Tensor, own: Tensor, sibling: Sibling, step: int, steps: int)
         for w, share in (partners or {}).items():
             mapping[w, n] = share
     weights = torch.tensor([sibling.weights.get(n, 1.0) for n in range(length)]).to(own)  # e
+    return mapping, follows, weights
+
+
+def edited(source: Tensor, own: Tensor, how: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Compute e · (c · A M + (1 - c) · B); (..., queries, tokens)."""
+    mapping, follows, weights = how
     return weights * (follows * (source @ mapping) + (1 - follows) * own)
 
 
@@ -206,6 +214,7 @@ class Dense:
         self.most = max(256, ceil(self.latent[0] / 4) * ceil(self.latent[1] / 4))
         if self.side is not None:
             self.most = self.side * self.side
+        self.factors: dict[Any, tuple[Tensor, Tensor, Tensor]] = {}  # of each sibling and step
         self.maps: dict[int, dict[int, list[Tensor]]] = {}  # of each step and number of queries
         self.masks: list[list[Tensor]] = [[] for _ in self.siblings for _ in range(self.images)]
 
@@ -216,12 +225,15 @@ class Dense:
         step = self.step_of_call(self.call)
         if not is_cross and probs.shape[2] > self.most:
             return probs
-        out = list(probs)
+        out, known = list(probs), self.factors
         for j, sibling in enumerate(self.siblings):
             for i in range(self.images):
                 source, row = first + i, first + (j + 1) * self.images + i
                 if is_cross:
-                    out[row] = edited(probs[source], probs[row], sibling, step, self.steps)
+                    one, own = probs[source], probs[row]
+                    if (j, step, own.dtype) not in known:
+                        known[j, step, own.dtype] = factors(sibling, step, self.steps, one, own)
+                    out[row] = edited(one, own, known[j, step, own.dtype])
                 elif inside(step, self.steps, sibling.self_):
                     out[row] = probs[source]
         result = torch.stack(out)
