@@ -378,21 +378,21 @@ def test_an_item_from_python_is_checked_too() -> None:
         Item("a red car", edits=([xattn.Replace("red", "blue"), blend],))  # type: ignore[arg-type]
 
 
-def test_of_a_thousand_lines_the_fifty_bad_ones_are_listed(pipe: Any, tmp_path: Path) -> None:
+def test_of_two_hundred_lines_the_fifty_bad_ones_are_listed(pipe: Any, tmp_path: Path) -> None:
     rand = random.Random(0)
-    wrong = rand.sample(range(1000), 50)
+    wrong = rand.sample(range(200), 50)
     bad = [line for line, _ in (*BAD.values(), *UNDRAWABLE.values())]
     lines: list[Any] = [
-        {"prompt": item["prompt"], "size": [8, 8], "steps": 1} for item in items(1000)
+        {"prompt": item["prompt"], "size": [8, 8], "steps": 1} for item in items(200)
     ]
     for number, index in enumerate(wrong):
         lines[index] = bad[number % len(bad)]
     path = write(tmp_path / "p.jsonl", lines)
-    report = batch.run(pipe, path, tmp_path / "runs", batch_size=100, images=None)
-    assert report.drawn == 950
+    report = batch.run(pipe, path, tmp_path / "runs", batch_size=50, images=None)
+    assert report.drawn == 150
     assert [failure.line for failure in report.failures] == sorted(i + 1 for i in wrong)
     runs = xattn.open_runs(tmp_path / "runs")
-    assert [run.line for run in runs] == [i + 1 for i in range(1000) if i not in wrong]
+    assert [run.line for run in runs] == [i + 1 for i in range(200) if i not in wrong]
     listed = (tmp_path / "runs/failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in listed] == sorted(i + 1 for i in wrong)
     assert {p.name for p in tmp_path.iterdir()} == {"p.jsonl", "runs"}
@@ -602,7 +602,12 @@ def test_a_group_without_room_is_drawn_in_halves(error: Exception, tmp_path: Pat
     assert [run.line for run in runs] == [1, 2, 3, 4, 5, 6, 7]
     for run in runs:
         assert run.trace.heatmap("a").maximum > 0
-    # a half is what it would be as a group of its own
+
+
+def test_a_half_is_what_it_would_be_as_a_group_of_its_own(tmp_path: Path) -> None:
+    error = MemoryError("the maps would not fit")
+    batch.run(with_room_for(2, error), items(7), tmp_path / "runs", batch_size=7)
+    runs = xattn.open_runs(tmp_path / "runs")
     two = [{**items(7)[i], "seed": i} for i in (3, 4)]
     batch.run(tiny.sd1(), two, tmp_path / "two", batch_size=2)
     for alone, run in zip(xattn.open_runs(tmp_path / "two"), runs[3:5], strict=True):
@@ -717,26 +722,38 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+def here(capsys: pytest.CaptureFixture[str], path: Path, out: Path, *more: str) -> tuple[int, str]:
+    """Run the command in this process: its code and output."""
+    from xattn.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["batch", str(path), "--out", str(out), "--batch-size", "4", *more])
+    shown = capsys.readouterr()
+    return int(end.value.code or 0), shown.out + shown.err
+
+
 @pytest.mark.slow
-def test_one_process_and_two_write_the_same_files(tmp_path: Path) -> None:
-    what = items(64, steps=1, size=[64, 64])
+def test_one_process_and_two_write_the_same_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    what = items(16, steps=1, size=[64, 64])
     what[5] = {**what[5], "edits": [{"reweight": {"a": 2.0}}]}
-    what[40] = {"prompt": "a car", "words": ["boat"]}
+    what[9] = {"prompt": "a car", "words": ["boat"]}
     path = write(tmp_path / "p.jsonl", what)
-    code, text = launched([], path, tmp_path / "1")
-    assert (code, "63 items drawn, 1 failed" in text) == (1, True), text
+    code, text = here(capsys, path, tmp_path / "1")
+    assert (code, "15 items drawn, 1 failed" in text) == (1, True), text
     one = contents(tmp_path / "1")
     for name, launcher in LAUNCHERS.items():
         out = tmp_path / name
         code, text = launched(launcher, path, out)
         assert code != 0  # the launchers have codes of their own
-        assert "line 41:" in text, text
-        assert "63 items drawn, 1 failed" in text, text
+        assert "line 10:" in text, text
+        assert "15 items drawn, 1 failed" in text, text
         assert contents(out) == one
-    code, text = launched(LAUNCHERS["torchrun"], path, out, "--resume")
-    assert "0 items drawn, 63 done before, 1 failed" in text, text
+    code, text = here(capsys, path, out, "--resume")
+    assert "0 items drawn, 15 done before, 1 failed" in text, text
     assert contents(out) == one
-    assert len(xattn.open_runs(out)) == 63
+    assert len(xattn.open_runs(out)) == 15
 
 
 def test_more_processes_than_groups_and_errors_of_the_main_one(tmp_path: Path) -> None:
