@@ -11,6 +11,7 @@ import json
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -51,6 +52,7 @@ def stand_in(text: str, sdxl: Path) -> str:
     """Puts small things in the place of large ones: models, precisions, devices."""
     for large, little in {
         "xattn.demo()": "bundled()",
+        "num_inference_steps=30": "num_inference_steps=3",
         '"stabilityai/stable-diffusion-xl-base-1.0"': repr(str(sdxl)),
         "dtype=torch.float16": "dtype=torch.float32",
         '"cuda"': '"cpu"',
@@ -64,13 +66,41 @@ def stand_in(text: str, sdxl: Path) -> str:
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
 def test_the_snippets_of_a_page_run_one_after_the_other(
-    page, model_folder, tmp_path, monkeypatch, capsys
-):
+    page: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"bundled": lambda: quiet(tiny.sd1())}
+    said: dict[int, str] = {}
+
+    def say(*values: object) -> None:
+        said[sys._getframe(1).f_lineno] = " ".join(map(str, values))
+
+    names: dict[str, Any] = {"bundled": lambda: quiet(tiny.sd1()), "print": say}
     for number, block in enumerate(blocks(page, "python"), start=1):
-        code = compile(stand_in(block, model_folder), f"{page.name}, snippet {number}", "exec")
-        exec(code, names)
+        where = f"{page.name}, snippet {number}"
+        said.clear()
+        exec(compile(stand_in(block, model_folder), where, "exec"), names)
+        for line, answer in answers(block).items():
+            assert answered(answer, said[line]), f"{where}, line {line}: {said[line]}"
+
+
+def answers(block: str) -> dict[int, str]:
+    """The comments behind a print, by their lines: what it prints, ... for anything."""
+    found = re.compile(r"^ *print\(.*\)  # (.+)$")
+    lines = enumerate(block.splitlines(), start=1)
+    return {number: match[1] for number, line in lines if (match := found.match(line))}
+
+
+def answered(answer: str, said: str) -> bool:
+    pattern = ".*".join(re.escape(part) for part in answer.split("..."))
+    return re.fullmatch(pattern, said, re.DOTALL) is not None
+
+
+def test_answers_are_the_comments_behind_a_print() -> None:
+    block = "x = 1  # one\nprint(x)  # 1\nprint(x)\n    print((x, x))  # (1, ...)\n"
+    assert answers(block) == {2: "1", 4: "(1, ...)"}
+    assert answered("(1, ...)", "(1, 1)")
+    assert not answered("(1, ...)", "(2, 1)")
+    assert not answered("a (b", "a (b c")
 
 
 @pages
