@@ -104,7 +104,9 @@ def test_answers_are_the_comments_behind_a_print() -> None:
 
 
 @pages
-def test_every_command_of_a_page_is_one_that_there_is(page, tmp_path, monkeypatch):
+def test_every_command_of_a_page_is_one_that_there_is(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("typer")
     from typer.main import get_command
 
@@ -126,32 +128,32 @@ def test_every_command_of_a_page_is_one_that_there_is(page, tmp_path, monkeypatc
 
 
 @pages
-def test_every_link_and_picture_is_there(page):
+def test_every_link_and_picture_is_there(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
 
 
 @pages
-def test_pages_speak_of_the_repository_alone(page):
+def test_pages_speak_of_the_repository_alone(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", text)
 
 
-def test_the_readme_has_its_two_commands():
+def test_the_readme_has_its_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert 'pip install -c constraints.txt -e ".[cli]" && xattn demo\n' in text
     assert 'pip install -c constraints.txt -e ".[dev]" && python -m pytest -n 2\n' in text
 
 
-def test_the_page_of_costs_has_its_marks():
+def test_the_page_of_costs_has_its_marks() -> None:
     text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     begin, end = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
     assert text.count(begin) == text.count(end) == 1
     assert text.index(begin) < text.index(end)
 
 
-def test_every_page_is_in_the_menu_and_in_the_readme():
+def test_every_page_is_in_the_menu_and_in_the_readme() -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
@@ -159,7 +161,7 @@ def test_every_page_is_in_the_menu_and_in_the_readme():
         assert f"(docs/{page.name})" in readme or page.name == "index.md"
 
 
-def test_the_first_page_is_the_readme_as_seen_from_the_docs():
+def test_the_first_page_is_the_readme_as_seen_from_the_docs() -> None:
     hook = runpy.run_path(str(ROOT / ".ci/first_page.py"))["on_page_markdown"]
     first, other = (SimpleNamespace(file=SimpleNamespace(src_uri=u)) for u in ("index.md", "a.md"))
     assert hook("as it was", page=other) == "as it was"
@@ -172,14 +174,14 @@ def test_the_first_page_is_the_readme_as_seen_from_the_docs():
 
 
 @pages
-def test_every_test_that_a_page_names_is_one_that_there_is(page):
+def test_every_test_that_a_page_names_is_one_that_there_is(page: Path) -> None:
     there = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
         assert f"def {name}(" in there, name
 
 
 @pages
-def test_every_file_that_a_page_names_is_there(page):
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:xattn|processors|tests|benchmarks|docs)/[\w./]*)`", text):
         assert (ROOT / name).exists(), name
@@ -195,7 +197,7 @@ def texts_of(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def test_every_error_of_troubleshooting_is_one_that_the_code_raises():
+def test_every_error_of_troubleshooting_is_one_that_the_code_raises() -> None:
     modules = [path for top in ("xattn", "processors") for path in (ROOT / top).rglob("*.py")]
     known = [text for path in modules for text in texts_of(path)]
     page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -206,7 +208,7 @@ def test_every_error_of_troubleshooting_is_one_that_the_code_raises():
         assert any(re.search(pattern, text, re.DOTALL) for text in known), message
 
 
-def test_everything_in_the_reference_is_where_it_says():
+def test_everything_in_the_reference_is_where_it_says() -> None:
     text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
     named = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
     assert "xattn.record" in named
@@ -220,7 +222,7 @@ def test_everything_in_the_reference_is_where_it_says():
         assert f"::: xattn.{name}\n" in text or name == "batch", name
 
 
-def test_the_fields_of_a_batchs_items_are_those_that_there_are():
+def test_the_fields_of_a_batchs_items_are_those_that_there_are() -> None:
     from xattn.batch.items import Item, read_items
 
     page = ROOT / "docs/batches.md"

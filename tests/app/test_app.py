@@ -55,14 +55,14 @@ def spans(text: str) -> list[tuple[str, int, int]]:
 # -- from changes to edits
 
 
-def test_changed_words_become_a_replace():
+def test_changed_words_become_a_replace() -> None:
     one = make_edits("a red car", spans("a red car"), {1: Change("blue")})
     assert [str(each) for each in one] == ["Replace red -> blue"]
     two = make_edits("a red car", spans("a red car"), {1: Change("blue"), 2: Change("boat", 2.0)})
     assert [str(each) for each in two] == ["Replace red -> blue, car -> boat", "Reweight boat x 2"]
 
 
-def test_a_repeated_word_is_changed_where_it_was_clicked():
+def test_a_repeated_word_is_changed_where_it_was_clicked() -> None:
     (first,) = make_edits(PROMPT, spans(PROMPT), {1: Change("blue")})
     assert isinstance(first, Replace)
     assert first.occurrence == 0
@@ -81,13 +81,13 @@ def test_a_repeated_word_is_changed_where_it_was_clicked():
         ({1: Change("blue")}, "at night", "a blue car on a red lawn at night"),
     ],
 )
-def test_another_number_of_words_becomes_a_refine(changes, added, prompt):
+def test_another_number_of_words_becomes_a_refine(changes: Any, added: Any, prompt: Any) -> None:
     (edit,) = make_edits(PROMPT, spans(PROMPT), changes, added)
     assert isinstance(edit, Refine)
     assert edit.prompt == prompt
 
 
-def test_nothing_changed_is_no_edit():
+def test_nothing_changed_is_no_edit() -> None:
     assert make_edits(PROMPT, spans(PROMPT), {}) == []
     assert make_edits(PROMPT, spans(PROMPT), {1: Change("red", 1.0)}) == []
 
@@ -95,7 +95,7 @@ def test_nothing_changed_is_no_edit():
 # -- the service
 
 
-def test_a_drawing_is_the_pipelines_own_image(service, generator):
+def test_a_drawing_is_the_pipelines_own_image(service: Any, generator: Any) -> None:
     drawing = service.draw(Settings(PROMPT, seed=3, **FAST), silent)
     plain = tiny.sd1()(
         PROMPT, num_inference_steps=3, height=32, width=32, generator=generator(3)
@@ -111,7 +111,7 @@ def test_a_drawing_is_the_pipelines_own_image(service, generator):
 
 
 @pytest.mark.parametrize("edited", [False, True], ids=["drawing", "edit"])
-def test_the_script_draws_the_same(service, tmp_path, edited):
+def test_the_script_draws_the_same(service: Any, tmp_path: Path, edited: Any) -> None:
     drawing = service.draw(Settings(PROMPT, negative='"no"', seed=3, **FAST), silent)
     if edited:
         changes = {1: Change("blue"), 2: Change("boat", 2.0)}
@@ -129,7 +129,7 @@ def test_the_script_draws_the_same(service, tmp_path, edited):
             assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_the_script_names_the_model_and_quotes_what_it_is_given():
+def test_the_script_names_the_model_and_quotes_what_it_is_given() -> None:
     edits = [[Reweight({'"""': 2.0}), LocalBlend(["x'y"])]]
     text = script(Settings(NASTY + "\n'''"), edits, "some/model", "torch.float16")
     assert f"DiffusionPipeline.from_pretrained('some/model', {DTYPE}=torch.float16)" in text
@@ -152,12 +152,12 @@ def test_the_script_names_the_model_and_quotes_what_it_is_given():
         ({"negative": "\udcff"}, "the negative is .*: character 0 is a lone surrogate"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused(service, asked, says):
+def test_what_is_out_of_bounds_is_refused(service: Any, asked: Any, says: Any) -> None:
     with pytest.raises(ValueError, match=says):
         service.draw(Settings(**{"prompt": PROMPT, **FAST, **asked}), silent)
 
 
-def test_edits_are_bounded_and_must_change_something(service):
+def test_edits_are_bounded_and_must_change_something(service: Any) -> None:
     drawing = service.draw(Settings(PROMPT, **FAST), silent)
     with pytest.raises(ValueError, match="nothing is changed"):
         service.edit(drawing, {}, silent)
@@ -169,7 +169,7 @@ def test_edits_are_bounded_and_must_change_something(service):
     assert both.result.prompts[1:] == ("a blue car on a red lawn", f"{PROMPT} at night")
 
 
-def test_two_visitors_at_once_get_their_own(service):
+def test_two_visitors_at_once_get_their_own(service: Any) -> None:
     prompts = ("a red car", "a blue boat on the sea")
     drawn: dict[str, Drawing] = {}
 
@@ -188,7 +188,7 @@ def test_two_visitors_at_once_get_their_own(service):
         assert torch.equal(drawn[prompt].trace.run.maps(0), alone.trace.run.maps(0))
 
 
-def test_files_go_when_the_visitor_goes(service):
+def test_files_go_when_the_visitor_goes(service: Any) -> None:
     pytest.importorskip("gradio")
     from xattn.app.visits import Visit
 
@@ -198,7 +198,7 @@ def test_files_go_when_the_visitor_goes(service):
     assert list(service.root.iterdir()) == []
 
 
-def test_what_the_library_refuses_is_told_in_a_sentence(service):
+def test_what_the_library_refuses_is_told_in_a_sentence(service: Any) -> None:
     gradio = pytest.importorskip("gradio")
     from xattn.app import visits
 
@@ -210,7 +210,9 @@ def test_what_the_library_refuses_is_told_in_a_sentence(service):
         edit(visit, 1, "blue", 1, "", [], False, 0.8, 0.4, progress=lambda *_, **__: None)
 
 
-def test_a_full_disk_is_told_and_leaves_no_files(service, monkeypatch):
+def test_a_full_disk_is_told_and_leaves_no_files(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gradio = pytest.importorskip("gradio")
     from xattn.app import visits
 
@@ -224,7 +226,7 @@ def test_a_full_disk_is_told_and_leaves_no_files(service, monkeypatch):
     assert list(service.root.iterdir()) == []
 
 
-def test_the_command_says_what_to_install_without_gradio():
+def test_the_command_says_what_to_install_without_gradio() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None\n"
         "from xattn.cli import main; main(['app', '--device', 'cpu'])"
@@ -373,7 +375,9 @@ class Page:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_visitor_draws_clicks_slides_edits_and_compares(browser, address, tmp_path):
+def test_a_visitor_draws_clicks_slides_edits_and_compares(
+    browser: Any, address: Any, tmp_path: Path
+) -> None:
     page = Page(browser, address)
     page.keep("app-empty")
     page.draw("a red car on a lawn")
@@ -416,7 +420,7 @@ def test_a_visitor_draws_clicks_slides_edits_and_compares(browser, address, tmp_
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_nasty_prompt_is_text_and_an_error_is_told(browser, address):
+def test_a_nasty_prompt_is_text_and_an_error_is_told(browser: Any, address: Any) -> None:
     page = Page(browser, address)
     page.draw(NASTY)
     assert [word.text for word in page.words()][-2:] == ["red", "car"]
@@ -435,7 +439,7 @@ def test_a_nasty_prompt_is_text_and_an_error_is_told(browser, address):
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_second_visitor_does_not_mix_with_the_first(browser, address):
+def test_a_second_visitor_does_not_mix_with_the_first(browser: Any, address: Any) -> None:
     first = Page(browser, address)
     first.draw("a red car")
     browser.switch_to.new_window("tab")
@@ -454,7 +458,7 @@ def test_a_second_visitor_does_not_mix_with_the_first(browser, address):
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_it_fits_a_phone_and_loads_nothing_from_elsewhere(browser, address):
+def test_it_fits_a_phone_and_loads_nothing_from_elsewhere(browser: Any, address: Any) -> None:
     import json
 
     browser.get_log("performance")
@@ -468,5 +472,5 @@ def test_it_fits_a_phone_and_loads_nothing_from_elsewhere(browser, address):
     assert foreign == []
 
 
-def test_it_listens_on_this_machine_alone(address):
+def test_it_listens_on_this_machine_alone(address: Any) -> None:
     assert address.startswith("http://127.0.0.1:")

@@ -45,7 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def xattn_command(capsys, tmp_path, monkeypatch) -> Any:
+def xattn_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     """Gives ``run(*words)``: the exit code, stdout and stderr of a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -68,7 +70,9 @@ def picture(path: str) -> Image.Image:
 # -- record
 
 
-def test_record_writes_image_overlays_trace_and_report(xattn_command, model, generator, tmp_path):
+def test_record_writes_image_overlays_trace_and_report(
+    xattn_command: Any, model: Any, generator: Any, tmp_path: Path
+) -> None:
     code, out, err = xattn_command("record", PROMPT, "--model", model, "--out", "car", *FAST)
     assert (code, err) == (0, "")
     names = {path.name for path in (tmp_path / "car").iterdir()}
@@ -89,7 +93,9 @@ def test_record_writes_image_overlays_trace_and_report(xattn_command, model, gen
     assert "<script" in Path("car/report.html").read_text(encoding="utf-8")
 
 
-def test_probe_shows_the_words_in_a_given_picture(xattn_command, model, tmp_path):
+def test_probe_shows_the_words_in_a_given_picture(
+    xattn_command: Any, model: Any, tmp_path: Path
+) -> None:
     Image.new("RGB", (16, 16), "red").save("photo.png")
     words = ["probe", "photo.png", PROMPT, "--model", model, "--size", "16", "--level", "0.5"]
     code, out, _ = xattn_command(*words, "--json")
@@ -110,7 +116,7 @@ def test_probe_shows_the_words_in_a_given_picture(xattn_command, model, tmp_path
         assert says in err
 
 
-def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command, model):
+def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command: Any, model: Any) -> None:
     words = ["--word", "red", "--word", "red car", "--animate", "red"]
     code, out, err = xattn_command("record", PROMPT, "--model", model, *FAST, *words, "--json")
     assert (code, err) == (0, "")
@@ -124,7 +130,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command, model):
         assert moving.n_frames == 3
 
 
-def test_refined_maps_are_recorded_shown_and_refused(xattn_command, model):
+def test_refined_maps_are_recorded_shown_and_refused(xattn_command: Any, model: Any) -> None:
     record = ["record", PROMPT, "--model", model, *FAST, "--word", "red", "--json"]
     code, out, err = xattn_command(*record, "--refined", "--out", "fine")
     assert (code, err) == (0, "")
@@ -141,7 +147,7 @@ def test_refined_maps_are_recorded_shown_and_refused(xattn_command, model):
     assert "record with affinity=True" in err
 
 
-def test_sizes_are_width_by_height(xattn_command, model):
+def test_sizes_are_width_by_height(xattn_command: Any, model: Any) -> None:
     code, out, _ = xattn_command(
         "record", PROMPT, "--model", model, *FAST, "--size", "96x64", "--guidance", "1", "--json"
     )
@@ -152,7 +158,7 @@ def test_sizes_are_width_by_height(xattn_command, model):
     assert size_of("768x512") == (512, 768)
 
 
-def test_words_with_odd_characters_become_files(xattn_command, model):
+def test_words_with_odd_characters_become_files(xattn_command: Any, model: Any) -> None:
     prompt = "a/b ../c <script> \N{CAT FACE}"
     code, out, err = xattn_command("record", prompt, "--model", model, *FAST, "--json")
     assert (code, err) == (0, "")
@@ -161,12 +167,12 @@ def test_words_with_odd_characters_become_files(xattn_command, model):
 
 
 def test_the_animation_shows_the_image_as_it_forms_without_decoding_it(
-    xattn_command, model, monkeypatch
-):
+    xattn_command: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded = []
     decode = AutoencoderKL.decode
 
-    def spy(self, *args, **kwargs):
+    def spy(self, *args: Any, **kwargs: Any) -> Any:
         decoded.append(self)
         return decode(self, *args, **kwargs)
 
@@ -182,7 +188,9 @@ def test_the_animation_shows_the_image_as_it_forms_without_decoding_it(
     assert Path("final.gif").read_bytes() != Path("again.gif").read_bytes()
 
 
-def test_an_animation_without_previews_is_drawn_on_the_final_image(xattn_command, tmp_path):
+def test_an_animation_without_previews_is_drawn_on_the_final_image(
+    xattn_command: Any, tmp_path: Path
+) -> None:
     scheduler = EDMEulerScheduler(sigma_max=10.0, prediction_type="epsilon")
     pipe = tiny.sd1()
     pipe.register_modules(scheduler=scheduler)
@@ -203,8 +211,8 @@ def test_an_animation_without_previews_is_drawn_on_the_final_image(xattn_command
     ],
 )
 def test_what_can_not_be_animated_is_refused_before_sampling(
-    xattn_command, model, monkeypatch, more, code, says
-):
+    xattn_command: Any, model: Any, monkeypatch: pytest.MonkeyPatch, more: Any, code: Any, says: Any
+) -> None:
     called = []
     monkeypatch.setattr(UNet2DConditionModel, "forward", lambda *a, **k: called.append(a))
     got, out, err = xattn_command("record", PROMPT, "--model", model, *FAST, *more)
@@ -213,15 +221,17 @@ def test_what_can_not_be_animated_is_refused_before_sampling(
     assert called == []
 
 
-def test_a_word_inside_a_kept_phrase_can_be_animated(xattn_command, model):
+def test_a_word_inside_a_kept_phrase_can_be_animated(xattn_command: Any, model: Any) -> None:
     more = ["--word", "red car", "--animate", "car"]
     code, _, err = xattn_command("record", PROMPT, "--model", model, *FAST, *more)
     assert (code, err) == (0, "")
     assert Path("xattn-record/00-car.gif").is_file()
 
 
-def test_recording_and_report_are_there_when_a_picture_fails(xattn_command, model, monkeypatch):
-    def full(self, *args, **kwargs):
+def test_recording_and_report_are_there_when_a_picture_fails(
+    xattn_command: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self, *args: Any, **kwargs: Any) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(xattn.HeatMap, "overlay", full)
@@ -231,15 +241,15 @@ def test_recording_and_report_are_there_when_a_picture_fails(xattn_command, mode
     assert Path("xattn-record/report.html").is_file()
 
 
-def test_an_edits_recording_is_there_when_its_report_fails(tmp_path):
+def test_an_edits_recording_is_there_when_its_report_fails(tmp_path: Path) -> None:
     class Unreported:  # an edit whose report can't be written
-        def __init__(self, trace, image):
+        def __init__(self, trace: Any, image: Any) -> None:
             self.trace, self.source, self.images, self.labels = trace, image, [], []
 
-        def sheet(self):
+        def sheet(self) -> Any:
             return self.source
 
-        def report(self, path):
+        def report(self, path: Any) -> None:
             raise OSError("the disk is full")
 
     pipe = tiny.sd1()
@@ -253,7 +263,7 @@ def test_an_edits_recording_is_there_when_its_report_fails(tmp_path):
 # -- edit and sweep
 
 
-def test_edit_draws_a_sibling_for_each_edit(xattn_command, model, generator):
+def test_edit_draws_a_sibling_for_each_edit(xattn_command: Any, model: Any, generator: Any) -> None:
     code, out, err = xattn_command(
         "edit", PROMPT, "--model", model, *FAST, "--json",
         "--reweight", "red=2.5", "--replace", "red=blue", "--blend", "car", "--blend", "lawn",
@@ -276,7 +286,7 @@ def test_edit_draws_a_sibling_for_each_edit(xattn_command, model, generator):
     assert Path("xattn-edit/edits.png").is_file()
 
 
-def test_sweep_takes_negative_weights(xattn_command, model):
+def test_sweep_takes_negative_weights(xattn_command: Any, model: Any) -> None:
     code, out, err = xattn_command(
         "sweep", PROMPT, "red", "--model", model, *FAST, "--weights", "-1,0,1.5", "--json"
     )
@@ -285,7 +295,7 @@ def test_sweep_takes_negative_weights(xattn_command, model):
     assert labels == ["red x -1", "red x 0", "red x 1.5"]
 
 
-def test_edits_keep_their_order_and_a_plus_joins():
+def test_edits_keep_their_order_and_a_plus_joins() -> None:
     words = ["p", "--reweight", "a=2", "+", "--replace=a=b", "--replace", "c=d", "--blend", "d"]
     groups, rest = grouped(words)
     assert groups == [["reweight", "replace"], ["replace", "blend"]]
@@ -310,7 +320,9 @@ def test_edits_keep_their_order_and_a_plus_joins():
         (["--replace", "red=blue", "--self-steps", "2"], "is not a share of the run"),
     ],
 )
-def test_edits_that_make_no_sense_are_wrong_calls(xattn_command, words, says):
+def test_edits_that_make_no_sense_are_wrong_calls(
+    xattn_command: Any, words: Any, says: Any
+) -> None:
     code, out, err = xattn_command("edit", PROMPT, *words)
     assert (code, out) == (2, "")
     assert says in err
@@ -332,7 +344,9 @@ def trace_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_show_makes_pictures_and_a_report(xattn_command, trace_file, tmp_path):
+def test_show_makes_pictures_and_a_report(
+    xattn_command: Any, trace_file: Any, tmp_path: Path
+) -> None:
     code, out, err = xattn_command("show", trace_file, "--image", "1", "--animate", "boat")
     assert (code, err) == (0, "")
     names = {path.name for path in (tmp_path / "xattn-show").iterdir()}
@@ -343,7 +357,9 @@ def test_show_makes_pictures_and_a_report(xattn_command, trace_file, tmp_path):
     assert "where 'boat' acts" in out
 
 
-def test_the_layers_to_show_reach_entropy_and_animation(xattn_command, trace_file):
+def test_the_layers_to_show_reach_entropy_and_animation(
+    xattn_command: Any, trace_file: Any
+) -> None:
     chosen = ["--word", "red", "--animate", "red", "--layers", "up_blocks.*"]
     assert xattn_command("show", trace_file, "--out", "some", *chosen)[0] == 0
     trace = xattn.load(trace_file)
@@ -356,7 +372,9 @@ def test_the_layers_to_show_reach_entropy_and_animation(xattn_command, trace_fil
     assert Path("some/00-red.gif").read_bytes() != Path("all/00-red.gif").read_bytes()
 
 
-def test_show_tells_how_decided_layers_are(xattn_command, trace_file, tmp_path):
+def test_show_tells_how_decided_layers_are(
+    xattn_command: Any, trace_file: Any, tmp_path: Path
+) -> None:
     code, out, _ = xattn_command("show", trace_file, "--entropy", "--json")
     assert code == 0
     rows = json.loads(out)["entropy"]
@@ -366,7 +384,9 @@ def test_show_tells_how_decided_layers_are(xattn_command, trace_file, tmp_path):
     assert f"{rows[0]['entropy']:.3f}" in out
 
 
-def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file, tmp_path):
+def test_show_gives_figures_as_json_and_writes_nothing(
+    xattn_command: Any, trace_file: Any, tmp_path: Path
+) -> None:
     code, out, err = xattn_command(
         "show", trace_file, "--json", "--word", "red", "--steps", "0:2", "--layers", "up_blocks.*"
     )
@@ -409,7 +429,9 @@ def test_show_gives_figures_as_json_and_writes_nothing(xattn_command, trace_file
         (["record", PROMPT, "--out", "text.safetensors"], 2, "is a file; give a folder"),
     ],
 )
-def test_an_error_is_one_line_and_an_exit_code(xattn_command, tmp_path, words, code, says):
+def test_an_error_is_one_line_and_an_exit_code(
+    xattn_command: Any, tmp_path: Path, words: Any, code: Any, says: Any
+) -> None:
     (tmp_path / "text.safetensors").write_text("not a recording")
     got, out, err = xattn_command(*words)
     assert (got, out) == (code, "")
@@ -433,21 +455,25 @@ def test_an_error_is_one_line_and_an_exit_code(xattn_command, tmp_path, words, c
         (["sweep", PROMPT, "blue"], "'blue' is not in the prompt"),
     ],
 )
-def test_what_the_model_can_not_do_is_a_wrong_call(xattn_command, model, words, says):
+def test_what_the_model_can_not_do_is_a_wrong_call(
+    xattn_command: Any, model: Any, words: Any, says: Any
+) -> None:
     code, out, err = xattn_command(*words, "--model", model, "--steps", "2")
     assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
 
 
-def test_a_call_without_a_command_shows_the_commands_and_says_what_is_missing(xattn_command):
+def test_a_call_without_a_command_shows_the_commands_and_says_what_is_missing(
+    xattn_command: Any,
+) -> None:
     code, out, err = xattn_command()
     assert (code, err) == (2, "xattn: give a command (see: xattn --help)\n")
     assert "record" in out
 
 
-def test_a_value_error_before_the_first_step_is_a_wrong_call_and_later_a_failure():
-    def fail_after(steps):
+def test_a_value_error_before_the_first_step_is_a_wrong_call_and_later_a_failure() -> None:
+    def fail_after(steps: Any) -> None:
         with watched(Console(quiet=True), "") as watch:
             for step in range(steps):
                 watch(None, step, None, {})
@@ -459,7 +485,9 @@ def test_a_value_error_before_the_first_step_is_a_wrong_call_and_later_a_failure
         assert exit_code_of(caught.value) == code
 
 
-def test_facts_that_json_has_no_form_for_are_printed_as_text(capsys):
+def test_facts_that_json_has_no_form_for_are_printed_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     print_json({"scale": float("nan"), "word": "\N{CAT FACE}", "heads": np.float32(2)})
     printed = capsys.readouterr().out
     assert json.loads(printed, parse_constant=pytest.fail) == {
@@ -467,7 +495,7 @@ def test_facts_that_json_has_no_form_for_are_printed_as_text(capsys):
     }  # fmt: skip
 
 
-def test_debug_shows_where_an_error_comes_from(xattn_command):
+def test_debug_shows_where_an_error_comes_from(xattn_command: Any) -> None:
     code, _, err = xattn_command("show", "nothing.safetensors", "--debug")
     assert code == 2
     assert "Traceback (most recent call last)" in err
@@ -475,7 +503,7 @@ def test_debug_shows_where_an_error_comes_from(xattn_command):
 
 
 @pytest.mark.parametrize("command", ["demo", "record", "edit", "sweep", "show", "app", "batch"])
-def test_help_has_an_example_that_the_command_takes(xattn_command, command):
+def test_help_has_an_example_that_the_command_takes(xattn_command: Any, command: Any) -> None:
     code, out, _ = xattn_command(command, "--help")
     assert code == 0
     told = re.split("Examples?: ", " ".join(out.split()))[1]
@@ -492,7 +520,7 @@ def test_help_has_an_example_that_the_command_takes(xattn_command, command):
 # -- the bundled model, and the real entry point
 
 
-def test_the_demo_shows_everything_once(xattn_command, toyland, tmp_path):
+def test_the_demo_shows_everything_once(xattn_command: Any, toyland: Any, tmp_path: Path) -> None:
     code, out, err = xattn_command("demo", "--steps", "4")
     assert (code, err) == (0, "")
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -512,12 +540,12 @@ def shell(*words: str, code: str | None = None) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
 
 
-def test_the_installed_command_runs():
+def test_the_installed_command_runs() -> None:
     done = shell("--version")
     assert (done.returncode, done.stdout.strip()) == (0, f"xattn {xattn.__version__}")
 
 
-def test_the_installed_command_fails_without_a_traceback(tmp_path):
+def test_the_installed_command_fails_without_a_traceback(tmp_path: Path) -> None:
     done = shell("show", str(tmp_path / "none"))
     assert done.returncode == 2
     assert done.stdout == ""
@@ -533,27 +561,27 @@ xattn.cli.main(["wait"])
 """
 
 
-def test_an_interrupted_command_says_so_and_exits_with_130():
+def test_an_interrupted_command_says_so_and_exits_with_130() -> None:
     done = shell(code=INTERRUPTED)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "xattn: interrupted; what was written before stays\n"
 
 
-def test_completion_is_written_for_a_shell():
+def test_completion_is_written_for_a_shell() -> None:
     done = shell(code="import os; os.environ['_XATTN_COMPLETE'] = 'complete_bash'; "
                       "os.environ['COMP_WORDS'] = 'xattn rec'; os.environ['COMP_CWORD'] = '1'; "
                       "from xattn.cli import main; main([])")  # fmt: skip
     assert done.stdout.split() == ["record"]
 
 
-def test_without_the_extra_the_command_says_what_to_install():
+def test_without_the_extra_the_command_says_what_to_install() -> None:
     done = shell(code="import sys; sys.modules['typer'] = None; import xattn.cli as c; c.main([])")
     assert done.returncode == 1
     assert done.stderr.strip().endswith('run: pip install "xattn[cli]"')
     assert done.stderr.count("\n") == 1
 
 
-def test_help_needs_no_model_and_no_torch():
+def test_help_needs_no_model_and_no_torch() -> None:
     code = (
         "import sys, xattn.cli as c\n"
         "try: c.main(['record', '--help'])\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,14 @@ from xattn.records.run import Layer, MemoryStore, Run
 from xattn.text.prompt import Prompt
 
 
-def dense(run, positions, image=0, steps=None, layers=None, heads=None):
+def dense(
+    run: Any,
+    positions: Any,
+    image: Any = 0,
+    steps: Any = None,
+    layers: Any = None,
+    heads: Any = None,
+) -> Any:
     """The definition, one number at a time: no code shared with the library."""
     steps = range(run.done) if steps is None else steps
     layers = [0, 1, 3] if layers is None else layers  # neither the middle nor an eighth
@@ -31,7 +40,7 @@ def dense(run, positions, image=0, steps=None, layers=None, heads=None):
     return word
 
 
-def test_a_heat_map_is_the_definition_computed_densely():
+def test_a_heat_map_is_the_definition_computed_densely() -> None:
     run = make_run(["a red car", "a blue boat"], images=2)
     for image in range(4):
         got = daam.token_maps(run, [2, 3], image).mean(0)
@@ -41,7 +50,7 @@ def test_a_heat_map_is_the_definition_computed_densely():
         np.testing.assert_allclose(every, dense(run, [2, 3], image, layers=range(4)), atol=1e-6)
 
 
-def test_steps_layers_and_heads_select():
+def test_steps_layers_and_heads_select() -> None:
     run = make_run(steps=5)
     got = daam.token_maps(run, [2], steps=[0, -1], layers="up_blocks.*", heads=1)[0]
     np.testing.assert_allclose(got, dense(run, [2], steps=[0, 4], layers=[3], heads=[1]), atol=1e-6)
@@ -51,12 +60,12 @@ def test_steps_layers_and_heads_select():
     assert torch.equal(one, daam.token_maps(run, [2], steps=range(3, 4)))
 
 
-def test_the_default_takes_the_papers_layers():
+def test_the_default_takes_the_papers_layers() -> None:
     run = make_run()
     assert torch.equal(daam.token_maps(run, [2]), daam.token_maps(run, [2], layers="daam"))
 
 
-def test_daam_leaves_out_the_middle_block_and_grids_of_an_eighth():
+def test_daam_leaves_out_the_middle_block_and_grids_of_an_eighth() -> None:
     run = make_run()
     assert select.layers_of(run, "daam") == ([0, 1, 3], [1 / 3] * 3)
     deep = [Layer(f"down_blocks.{i}.attn2", (s, s), 8) for i, s in enumerate((64, 32, 16, 8))]
@@ -67,7 +76,7 @@ def test_daam_leaves_out_the_middle_block_and_grids_of_an_eighth():
     assert not select.daam_layers(sdxl_middle, (128, 128))
 
 
-def test_maps_of_steps_sum_to_the_map_where_nothing_is_clamped():
+def test_maps_of_steps_sum_to_the_map_where_nothing_is_clamped() -> None:
     run = make_run(layers=LAYERS[:1], steps=4)  # on the latent grid: bicubic is the identity
     whole = daam.token_maps(run, [1, 3])
     steps = daam.step_token_maps(run, [1, 3])
@@ -75,14 +84,14 @@ def test_maps_of_steps_sum_to_the_map_where_nothing_is_clamped():
     torch.testing.assert_close(steps.sum(0), whole)
 
 
-def test_heads_average_to_the_layer():
+def test_heads_average_to_the_layer() -> None:
     run = make_run()
     heads = daam.head_maps(run, 1, [2, 3], steps=[0, 2])
     assert heads.shape == (2, 2, 4, 6)
     torch.testing.assert_close(heads.mean(0), daam.layer_maps(run, 1, [2, 3], steps=[0, 2]))
 
 
-def test_dropped_axes_give_the_same_map():
+def test_dropped_axes_give_the_same_map() -> None:
     run = make_run(steps=4)
     means = tuple(t.mean((0, 2), keepdim=True) for t in run.store.tensors)
     dropped = Run(**{**vars(run), "store": MemoryStore(means), "keep": frozenset({"layer"})})
@@ -90,7 +99,7 @@ def test_dropped_axes_give_the_same_map():
     assert daam.step_layer_maps(dropped, 0, [2]).shape == (1, 1, 8, 12)
 
 
-def test_a_mean_of_layers_counts_as_many_times_as_it_has_members():
+def test_a_mean_of_layers_counts_as_many_times_as_it_has_members() -> None:
     run = make_run(layers=(LAYERS[0], LAYERS[3], LAYERS[1]))
     pair = Layer("mean@8x12", (8, 12), 2, (LAYERS[0].name, LAYERS[3].name))
     tensors = run.store.tensors
@@ -99,7 +108,7 @@ def test_a_mean_of_layers_counts_as_many_times_as_it_has_members():
     torch.testing.assert_close(daam.token_maps(merged, [2]), daam.token_maps(run, [2]))
 
 
-def test_a_part_of_a_mean_of_layers_is_refused():
+def test_a_part_of_a_mean_of_layers_is_refused() -> None:
     pair = Layer("mean@8x12", (8, 12), 2, (LAYERS[0].name, LAYERS[3].name))
     run = make_run(layers=(pair,))
     with pytest.raises(ValueError, match=r"'layer' in keep="):
@@ -126,35 +135,35 @@ def test_a_part_of_a_mean_of_layers_is_refused():
         (["step"], {"image": 1}, r"image: 1 is out of range, there are 1"),
     ],
 )
-def test_what_is_not_there_is_a_clear_error(keep, options, message):
+def test_what_is_not_there_is_a_clear_error(keep: Any, options: Any, message: Any) -> None:
     with pytest.raises(ValueError, match=message):
         daam.token_maps(make_run(keep=keep), [2], **options)
 
 
-def test_daam_says_when_it_finds_no_layer():
+def test_daam_says_when_it_finds_no_layer() -> None:
     with pytest.raises(ValueError, match=r"layers='daam' does not match .*mid_block.* \(1x2\)"):
         daam.token_maps(make_run(layers=LAYERS[2:3]), [2], layers="daam")
 
 
-def test_the_default_falls_back_on_what_was_recorded():
+def test_the_default_falls_back_on_what_was_recorded() -> None:
     assert select.layers_of(make_run())[0] == [0, 1, 3]
     assert select.layers_of(make_run(layers=LAYERS[2:3])) == ([0], [1.0])
 
 
-def test_only_complete_steps_count():
+def test_only_complete_steps_count() -> None:
     run = make_run(steps=5, done=2)
     np.testing.assert_allclose(daam.token_maps(run, [2])[0], dense(run, [2]), atol=1e-6)
     with pytest.raises(ValueError, match="no step of this run is complete"):
         daam.token_maps(make_run(done=0), [2])
 
 
-def test_half_precision_is_summed_in_float32():
+def test_half_precision_is_summed_in_float32() -> None:
     run = make_run(dtype=torch.float16, steps=50)
     got = daam.token_maps(run, [2])[0]
     np.testing.assert_allclose(got, dense(run, [2]), rtol=1e-5)
 
 
-def test_words_are_found_among_those_kept():
+def test_words_are_found_among_those_kept() -> None:
     run = make_run(["a red car and a red boat"], words=[2, 3, 6, 7])
     assert select.kept_words(run) == ("red", "car", "boat")
     assert select.word_positions(run, "red") == (2, 6)
@@ -167,7 +176,7 @@ def test_words_are_found_among_those_kept():
         select.word_positions(run, "blue")
 
 
-def test_each_image_has_its_own_prompt():
+def test_each_image_has_its_own_prompt() -> None:
     run = make_run(["a red car", "a blue boat"], images=2)
     assert select.kept_words(run, 1) == ("a", "red", "car")
     assert select.kept_words(run, -1) == ("a", "blue", "boat")
@@ -175,7 +184,7 @@ def test_each_image_has_its_own_prompt():
         select.word_positions(run, "red", 2)
 
 
-def test_a_prompt_of_embeddings_is_asked_by_position():
+def test_a_prompt_of_embeddings_is_asked_by_position() -> None:
     run = make_run()
     blind = Run(**{**vars(run), "prompts": (Prompt.anonymous(77),)})
     assert select.kept_words(blind) == ()

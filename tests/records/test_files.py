@@ -7,6 +7,7 @@ import random
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def picture(seed: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_runs_come_back_as_they_were(tmp_path, dtype):
+def test_runs_come_back_as_they_were(tmp_path: Path, dtype: Any) -> None:
     runs = [
         make_run(["a red car", "ein grünes Haus 🏠"], images=2, dtype=dtype),
         make_run(keep=["layer"], dtype=dtype, images=2),
@@ -69,7 +70,7 @@ def test_runs_come_back_as_they_were(tmp_path, dtype):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path):
+def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "today" / "run.safetensors"
     with pytest.raises(FileNotFoundError) as missing:
         save(path, [make_run()])
@@ -81,7 +82,7 @@ def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "below a file"])
-def test_a_path_that_can_hold_no_file_is_refused_in_a_sentence(tmp_path, kind):
+def test_a_path_that_can_hold_no_file_is_refused_in_a_sentence(tmp_path: Path, kind: Any) -> None:
     path, error = tmp_path, IsADirectoryError
     if kind == "below a file":
         (tmp_path / "file").touch()
@@ -105,7 +106,7 @@ PLAIN = {
 }
 
 
-def test_a_fact_that_json_cannot_hold_never_costs_a_recording(tmp_path):
+def test_a_fact_that_json_cannot_hold_never_costs_a_recording(tmp_path: Path) -> None:
     run = make_run()
     run.info = dict(ODD)
     save(tmp_path / "run.safetensors", [run])
@@ -117,7 +118,7 @@ def test_a_fact_that_json_cannot_hold_never_costs_a_recording(tmp_path):
     assert header["runs"][0]["info"] == PLAIN
 
 
-def test_facts_that_json_can_hold_are_kept_as_they_are():
+def test_facts_that_json_can_hold_are_kept_as_they_are() -> None:
     facts = {"a": [1, 2.5, None, True, "é"], "b": {"c": -0.0}, "d": 10**30}
     assert repr(json_value(facts)) == repr(facts)
 
@@ -131,14 +132,16 @@ def test_facts_that_json_can_hold_are_kept_as_they_are():
     keep=st.sets(st.sampled_from(["step", "layer", "head"])),
     images=st.integers(1, 3),
 )
-def test_any_run_comes_back(tmp_path_factory, text, steps, keep, images):
+def test_any_run_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, text: Any, steps: Any, keep: Any, images: Any
+) -> None:
     path = tmp_path_factory.mktemp("any") / "run.safetensors"
     run = make_run([text], steps=steps, keep=sorted(keep), images=images, layers=LAYERS[:2])
     save(path, [run])
     same(run, load(path)[0])
 
 
-def test_only_complete_steps_are_saved(tmp_path):
+def test_only_complete_steps_are_saved(tmp_path: Path) -> None:
     run = make_run(steps=5, done=2)
     save(tmp_path / "run.safetensors", [run, make_run(done=0)])
     (loaded,) = load(tmp_path / "run.safetensors")
@@ -148,7 +151,7 @@ def test_only_complete_steps_are_saved(tmp_path):
         save(tmp_path / "none.safetensors", [make_run(done=0)])
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path):
+def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     save(path, [make_run()])
     before = path.read_bytes()
@@ -160,7 +163,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path):
+def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     (tmp_path / "usual").touch()
     save(tmp_path / "run.safetensors", [make_run()])
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
@@ -171,7 +174,7 @@ def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> bytes:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("sound") / "run.safetensors"
     run = make_run(layers=LAYERS[1:3], steps=2)
     run.images.append(picture(0))
@@ -183,7 +186,7 @@ def header_end(data: bytes) -> int:
     return 8 + struct.unpack("<Q", data[:8])[0]
 
 
-def test_every_one_of_400_mutations_is_a_clear_error(tmp_path, sound):
+def test_every_one_of_400_mutations_is_a_clear_error(tmp_path: Path, sound: Any) -> None:
     rng = random.Random(0)
     end = header_end(sound)
     path, original = tmp_path / "run.safetensors", None
@@ -219,7 +222,9 @@ def test_every_one_of_400_mutations_is_a_clear_error(tmp_path, sound):
 
 @settings(max_examples=200)
 @given(data=st.data())
-def test_no_mutation_crashes_or_gives_a_wrong_map(tmp_path_factory, sound, data):
+def test_no_mutation_crashes_or_gives_a_wrong_map(
+    tmp_path_factory: pytest.TempPathFactory, sound: Any, data: Any
+) -> None:
     at = data.draw(st.integers(0, len(sound) - 1))
     put = data.draw(st.binary(max_size=16))
     cut = data.draw(st.integers(0, 16))
@@ -234,7 +239,7 @@ def test_no_mutation_crashes_or_gives_a_wrong_map(tmp_path_factory, sound, data)
     same(original, loaded)
 
 
-def forged(path: Path, change, version: str | None = None) -> None:
+def forged(path: Path, change: Any, version: str | None = None) -> None:
     """Writes a file whose checksums are right and whose header was changed."""
     run = make_run(layers=LAYERS[:2], steps=2)
     save(path, [run])
@@ -281,21 +286,23 @@ def forged(path: Path, change, version: str | None = None) -> None:
         ),
     ],
 )
-def test_a_header_that_does_not_fit_its_tensors_is_refused(tmp_path, change, message):
+def test_a_header_that_does_not_fit_its_tensors_is_refused(
+    tmp_path: Path, change: Any, message: Any
+) -> None:
     path = tmp_path / "run.safetensors"
     forged(path, change)
     with pytest.raises(FileError, match=message):
         load(path)
 
 
-def test_a_newer_version_says_so(tmp_path):
+def test_a_newer_version_says_so(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     forged(path, lambda *_: None, version="2")
     with pytest.raises(FileError, match=r"format version 2.*upgrade xattn"):
         load(path)
 
 
-def test_foreign_and_missing_files_are_clear_errors(tmp_path):
+def test_foreign_and_missing_files_are_clear_errors(tmp_path: Path) -> None:
     foreign = tmp_path / "weights.safetensors"
     save_file({"weight": torch.ones(3)}, foreign)
     with pytest.raises(FileError, match="not a recording of xattn"):
@@ -325,7 +332,7 @@ def streamed(folder: Path, run: Run) -> Run:
     return run
 
 
-def test_a_folder_is_written_step_by_step_and_read_when_asked(tmp_path):
+def test_a_folder_is_written_step_by_step_and_read_when_asked(tmp_path: Path) -> None:
     run = make_run(dtype=torch.float16, steps=3)
     run.images.append(picture(0))
     written = streamed(tmp_path / "run", run)
@@ -337,19 +344,19 @@ def test_a_folder_is_written_step_by_step_and_read_when_asked(tmp_path):
     assert torch.equal(daam.token_maps(loaded, [2]), daam.token_maps(run, [2]))
 
 
-def test_a_folder_of_folders_holds_several_runs(tmp_path):
+def test_a_folder_of_folders_holds_several_runs(tmp_path: Path) -> None:
     for n in range(3):
         streamed(tmp_path / f"run-{n}", make_run(dtype=torch.float16, steps=n + 1))
     assert [run.done for run in load(tmp_path)] == [1, 2, 3]
 
 
-def test_a_streamed_run_can_be_saved_to_one_file(tmp_path):
+def test_a_streamed_run_can_be_saved_to_one_file(tmp_path: Path) -> None:
     run = streamed(tmp_path / "run", make_run(dtype=torch.float16))
     save(tmp_path / "run.safetensors", [run])
     same(run, load(tmp_path / "run.safetensors")[0])
 
 
-def test_a_damaged_folder_is_a_clear_error(tmp_path):
+def test_a_damaged_folder_is_a_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run = make_run(dtype=torch.float16, steps=2)
     run.images.append(picture(0))
@@ -387,20 +394,20 @@ def test_a_damaged_folder_is_a_clear_error(tmp_path):
         load(folder)
 
 
-def test_a_folder_refuses_maps_of_another_shape(tmp_path):
+def test_a_folder_refuses_maps_of_another_shape(tmp_path: Path) -> None:
     store = FolderStore(tmp_path, [(1, 1, 1, 2, 4, 4)], torch.float16)
     with pytest.raises(ValueError, match="expected"):
         store.write(0, [torch.zeros(1, 1, 3, 4, 4)])
 
 
-def test_a_recording_saved_twice_has_the_same_bytes(tmp_path):
+def test_a_recording_saved_twice_has_the_same_bytes(tmp_path: Path) -> None:
     runs = [make_run(), make_run(["two cats"])]
     for n in range(4):
         files.save(tmp_path / f"{n}.safetensors", runs)
     assert len({(tmp_path / f"{n}.safetensors").read_bytes() for n in range(4)}) == 1
 
 
-def test_one_run_is_read_without_the_others(tmp_path):
+def test_one_run_is_read_without_the_others(tmp_path: Path) -> None:
     path = tmp_path / "runs.safetensors"
     runs = [make_run(), make_run(["two cats"])]
     files.save(path, runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def heat() -> HeatMap:
     return HeatMap(np.exp(-((rows - 2) ** 2 + (columns - 9) ** 2) / 4), "red", {"image": 0})
 
 
-def test_it_is_a_float32_array_that_cannot_be_changed(heat):
+def test_it_is_a_float32_array_that_cannot_be_changed(heat: Any) -> None:
     array = np.asarray(heat)
     assert array.dtype == np.float32
     assert array.shape == heat.shape == (8, 12)
@@ -32,12 +33,12 @@ def test_it_is_a_float32_array_that_cannot_be_changed(heat):
 
 
 @pytest.mark.parametrize("wrong", [np.ones(3), np.full((2, 2), np.nan), -np.ones((2, 2))])
-def test_what_is_no_map_is_refused(wrong):
+def test_what_is_no_map_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="heat map"):
         HeatMap(wrong)
 
 
-def test_resize_takes_height_before_width(heat):
+def test_resize_takes_height_before_width(heat: Any) -> None:
     big = heat.resize((64, 96))
     assert big.shape == (64, 96)
     assert big.word == "red"
@@ -50,7 +51,7 @@ def test_resize_takes_height_before_width(heat):
         heat.resize((0, 3))
 
 
-def test_mask_is_on_the_grid_of_the_map(heat):
+def test_mask_is_on_the_grid_of_the_map(heat: Any) -> None:
     assert heat.mask(1.0).sum() == 1
     assert heat.mask(1.0)[2, 9]
     assert heat.mask(0.4).dtype == bool
@@ -58,7 +59,7 @@ def test_mask_is_on_the_grid_of_the_map(heat):
     assert heat.resize((64, 96)).mask(0.4).shape == (64, 96)
 
 
-def test_smoothing_keeps_an_even_map_and_spreads_a_spot(heat):
+def test_smoothing_keeps_an_even_map_and_spreads_a_spot(heat: Any) -> None:
     even = HeatMap(np.full((5, 3), 2.0))
     np.testing.assert_allclose(even.smooth(1.5), even, rtol=1e-6)
     spot = np.zeros((21, 21))
@@ -72,7 +73,7 @@ def test_smoothing_keeps_an_even_map_and_spreads_a_spot(heat):
         heat.smooth(-1)
 
 
-def test_sharpening_keeps_the_maximum(heat):
+def test_sharpening_keeps_the_maximum(heat: Any) -> None:
     sharp = heat.sharpen(0.5)
     np.testing.assert_allclose(sharp, np.asarray(heat) ** 2, atol=1e-6)
     assert sharp.entropy < heat.entropy < heat.sharpen(2).entropy
@@ -81,14 +82,14 @@ def test_sharpening_keeps_the_maximum(heat):
         heat.sharpen(0)
 
 
-def test_normalized_has_a_maximum_of_one():
+def test_normalized_has_a_maximum_of_one() -> None:
     assert HeatMap(np.array([[1.0, 4.0]])).normalized().array.tolist() == [[0.25, 1.0]]
     zero = HeatMap(np.zeros((2, 2)))
     assert zero.normalized() is zero
     assert zero.sharpen(0.5) is zero
 
 
-def test_measures_are_properties():
+def test_measures_are_properties() -> None:
     heat = HeatMap(np.array([[0.0, 0.0, 0.0, 2.0]]))
     assert heat.measure() == {
         "mean": 0.5,
@@ -104,7 +105,7 @@ def test_measures_are_properties():
     assert all(value == getattr(heat, name) for name, value in heat.measure().items())
 
 
-def test_masks_of_the_image_s_size_can_be_compared(heat):
+def test_masks_of_the_image_s_size_can_be_compared(heat: Any) -> None:
     mask = heat.resize((64, 96)).mask(0.5)
     assert heat.iou(mask, 0.5) == 1.0
     assert heat.iou(mask) == 1.0
@@ -115,7 +116,7 @@ def test_masks_of_the_image_s_size_can_be_compared(heat):
         heat.iou(np.ones(4))
 
 
-def test_the_overlay_is_brightest_where_the_map_is_highest(heat):
+def test_the_overlay_is_brightest_where_the_map_is_highest(heat: Any) -> None:
     shown = heat.overlay(Image.new("RGB", (96, 64), (90, 120, 90)))
     assert shown.size == (96, 64)
     light = np.asarray(shown.convert("L"), dtype=int)
@@ -123,7 +124,7 @@ def test_the_overlay_is_brightest_where_the_map_is_highest(heat):
     assert (row // 8, column // 8) == (2, 9)
 
 
-def test_the_overlay_draws_on_its_picture_or_on_grey(heat):
+def test_the_overlay_draws_on_its_picture_or_on_grey(heat: Any) -> None:
     assert heat.overlay(opacity=0).size == (96, 64)
     assert heat.overlay(opacity=0).getcolors() == [(96 * 64, (128, 128, 128))]
     red = Image.new("RGB", (24, 16), (255, 0, 0))
@@ -131,7 +132,7 @@ def test_the_overlay_draws_on_its_picture_or_on_grey(heat):
     assert known.overlay(opacity=0).getcolors() == [(24 * 16, (255, 0, 0))]
 
 
-def test_wrong_options_are_clear(heat):
+def test_wrong_options_are_clear(heat: Any) -> None:
     with pytest.raises(ValueError, match=r"opacity must be in \[0, 1\]"):
         heat.overlay(opacity=2)
     with pytest.raises(ValueError, match="colormap"):
@@ -140,7 +141,7 @@ def test_wrong_options_are_clear(heat):
         heat.overlay(np.zeros((3, 3)))
 
 
-def test_a_notebook_shows_it(heat):
+def test_a_notebook_shows_it(heat: Any) -> None:
     shown = Image.open(io.BytesIO(heat._repr_png_()))
     assert shown.size == (96, 64)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ def picture() -> Image.Image:
     return Image.new("RGB", (96, 64), (60, 90, 60))
 
 
-def test_an_empty_trace_says_what_to_do():
+def test_an_empty_trace_says_what_to_do() -> None:
     trace = Trace(runs=[])
     assert len(trace) == 0
     assert trace
@@ -40,7 +43,7 @@ def test_an_empty_trace_says_what_to_do():
             ask()
 
 
-def test_questions_go_to_the_latest_run():
+def test_questions_go_to_the_latest_run() -> None:
     first, second = make_run(["a red car"]), make_run(["a blue boat"], seed=1)
     trace = Trace([first])
     trace.runs.append(second)
@@ -55,7 +58,7 @@ def test_questions_go_to_the_latest_run():
         trace[2]
 
 
-def test_a_heat_map_is_the_mean_over_the_word_s_tokens(trace):
+def test_a_heat_map_is_the_mean_over_the_word_s_tokens(trace: Any) -> None:
     run = trace.run
     heat = trace.heatmap("red car", image=1, layers="daam", steps=[0, -1], heads=0)
     tokens = daam.token_maps(run, [2, 3], 1, layers="daam", steps=[0, -1], heads=0)
@@ -69,7 +72,7 @@ def test_a_heat_map_is_the_mean_over_the_word_s_tokens(trace):
     np.testing.assert_array_equal(trace.heatmap(5), second)
 
 
-def test_maps_along_the_steps_and_the_layers(trace):
+def test_maps_along_the_steps_and_the_layers(trace: Any) -> None:
     steps = trace.steps("red", 1)
     assert len(steps) == 4
     for n, heat in enumerate(steps):
@@ -82,7 +85,7 @@ def test_maps_along_the_steps_and_the_layers(trace):
         np.testing.assert_allclose(heat, alone, atol=1e-7)
 
 
-def test_evolution_ranks_layers_and_steps_by_their_focus():
+def test_evolution_ranks_layers_and_steps_by_their_focus() -> None:
     run = make_run(steps=3)
     spot = torch.zeros_like(run.store.tensors[1][1, 0, :, 1])
     spot[:, 2, 3] = 1
@@ -103,7 +106,7 @@ def test_evolution_ranks_layers_and_steps_by_their_focus():
         Trace([make_run(keep=["layer"])]).evolution("red")
 
 
-def test_evolution_is_asked_of_an_image_and_of_some_layers(trace, picture):
+def test_evolution_is_asked_of_an_image_and_of_some_layers(trace: Any, picture: Any) -> None:
     images = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in range(2)]
     trace.run.images = images
     second = trace.evolution("red", images[1], layers="up_blocks.*")
@@ -112,7 +115,9 @@ def test_evolution_is_asked_of_an_image_and_of_some_layers(trace, picture):
     assert not np.array_equal(second.entropy[0], trace.evolution("red").entropy[3])
 
 
-def test_saved_images_are_those_of_the_run_or_an_error(trace, picture, tmp_path):
+def test_saved_images_are_those_of_the_run_or_an_error(
+    trace: Any, picture: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "run.safetensors"
     for wrong, message in (
         (picture, "has 1 pictures; this run has 2"),
@@ -126,7 +131,7 @@ def test_saved_images_are_those_of_the_run_or_an_error(trace, picture, tmp_path)
     assert [image.size for image in load(path).run.images] == [(96, 64)] * 2
 
 
-def test_only_the_words_that_were_kept_can_be_asked_for():
+def test_only_the_words_that_were_kept_can_be_asked_for() -> None:
     trace = Trace([make_run(["a red car on a lawn"], words=[2, 3])])
     assert trace.words == ("red", "car")
     with pytest.raises(ValueError, match=r"'lawn' was not recorded; .* kept are: red, car"):
@@ -135,7 +140,7 @@ def test_only_the_words_that_were_kept_can_be_asked_for():
         trace.heatmap("blue")
 
 
-def test_a_run_that_broke_off_answers_for_its_complete_steps():
+def test_a_run_that_broke_off_answers_for_its_complete_steps() -> None:
     trace = Trace([make_run(steps=5, done=2)])
     assert len(trace.steps("red")) == 2
     assert "2 of 5 steps" in repr(trace)
@@ -144,7 +149,7 @@ def test_a_run_that_broke_off_answers_for_its_complete_steps():
     assert "0 of 3 steps" in Trace([make_run(done=0)])._repr_html_()
 
 
-def test_images_are_indices_or_pictures(picture):
+def test_images_are_indices_or_pictures(picture: Any) -> None:
     own = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in (10, 20)]
     trace = Trace([make_run(images=2)])
     assert trace.heatmap("red").picture is None
@@ -163,11 +168,13 @@ def test_images_are_indices_or_pictures(picture):
         trace.heatmap("red", 2)
 
 
-def test_the_grid_has_a_labelled_cell_for_each_word_and_step(trace, picture, monkeypatch):
+def test_the_grid_has_a_labelled_cell_for_each_word_and_step(
+    trace: Any, picture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = {}
     table = sheets.table
 
-    def spy(cells, rows, columns, **options):
+    def spy(cells: Any, rows: Any, columns: Any, **options: Any) -> Any:
         seen.update(cells=cells, rows=rows, columns=columns, **options)
         return table(cells, rows, columns, **options)
 
@@ -190,7 +197,9 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(trace, picture, mon
     assert seen["columns"] == ["all steps"]
 
 
-def test_the_matrix_needs_the_heads_and_says_what_each_is_scaled_to(trace, monkeypatch):
+def test_the_matrix_needs_the_heads_and_says_what_each_is_scaled_to(
+    trace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = {}
     table = sheets.table
     monkeypatch.setattr(sheets, "table", lambda *a, **o: seen.update(o) or table(*a, **o))
@@ -206,14 +215,16 @@ def test_the_matrix_needs_the_heads_and_says_what_each_is_scaled_to(trace, monke
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "apng"])
-def test_an_animation_has_a_frame_for_each_step(trace, picture, tmp_path, suffix):
+def test_an_animation_has_a_frame_for_each_step(
+    trace: Any, picture: Any, tmp_path: Path, suffix: Any
+) -> None:
     path = tmp_path / f"red.{suffix}"
     trace.animate("red", picture, path)
     with Image.open(path) as moving:
         assert moving.n_frames == 4
 
 
-def test_saving_and_loading_keeps_every_answer(trace, picture, tmp_path):
+def test_saving_and_loading_keeps_every_answer(trace: Any, picture: Any, tmp_path: Path) -> None:
     trace.runs.insert(0, make_run(["a blue boat"]))
     path = tmp_path / "run.safetensors"
     trace.save(path, images=[picture, picture])
@@ -225,7 +236,7 @@ def test_saving_and_loading_keeps_every_answer(trace, picture, tmp_path):
     assert not trace.run.images
 
 
-def test_a_notebook_shows_the_words_as_text():
+def test_a_notebook_shows_the_words_as_text() -> None:
     trace = Trace([make_run(["a <script>alert(1)</script> car"])])
     page = trace._repr_html_()
     assert "<script" not in page

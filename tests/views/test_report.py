@@ -6,7 +6,9 @@ import base64
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def unpacked(subject: dict, word: int) -> list[np.ndarray]:
     return found
 
 
-def test_the_maps_in_the_page_are_those_of_the_run():
+def test_the_maps_in_the_page_are_those_of_the_run() -> None:
     run = make_run(steps=3)
     (subject,) = data_of(report.page([Subject(run)]))["subjects"]
     assert subject["words"] == ["a", "red", "car", "on", "a", "lawn"]
@@ -60,7 +62,7 @@ def test_the_maps_in_the_page_are_those_of_the_run():
         np.testing.assert_allclose(got, want, atol=float(want.max()) / 255)
 
 
-def test_a_word_of_several_tokens_is_their_mean():
+def test_a_word_of_several_tokens_is_their_mean() -> None:
     run = make_run(["a red-hot car"])
     tokens = run.prompts[0].tokens
     split = Prompt(
@@ -82,7 +84,7 @@ def test_a_word_of_several_tokens_is_their_mean():
     np.testing.assert_allclose(unpacked(subject, 1)[0], want, atol=float(want.max()) / 255)
 
 
-def test_the_prompt_stands_there_whole_with_its_words_to_click():
+def test_the_prompt_stands_there_whole_with_its_words_to_click() -> None:
     text = "  A «red» car, on a lawn!"
     run = make_run([text], words=[2, 3])
     (subject,) = data_of(report.page([Subject(run)]))["subjects"]
@@ -100,7 +102,7 @@ def sd15() -> tuple[Layer, ...]:
     return tuple(Layer(f"up_blocks.{n}.attn2", (side, side), 8) for n, side in enumerate(grids))
 
 
-def test_fifty_steps_ten_words_sixteen_layers_stay_under_ten_megabytes():
+def test_fifty_steps_ten_words_sixteen_layers_stay_under_ten_megabytes() -> None:
     words = "a red car on the green lawn under old trees"
     run = make_run(
         [words], steps=50, layers=sd15(), latent=(64, 64), keep=["step", "layer"],
@@ -115,7 +117,7 @@ def test_fifty_steps_ten_words_sixteen_layers_stay_under_ten_megabytes():
     assert max(max(grid) for grid in subject["grids"]["fine"]) == 32
 
 
-def test_larger_runs_get_coarser_maps_not_a_larger_page():
+def test_larger_runs_get_coarser_maps_not_a_larger_page() -> None:
     grids = packing.grids_of(make_run(layers=sd15() * 4, latent=(128, 128)), 40, 50, packing.BUDGET)
     assert packing.cost_of(grids, 40) <= packing.BUDGET
     assert grids["total"] == (48, 48)
@@ -124,7 +126,7 @@ def test_larger_runs_get_coarser_maps_not_a_larger_page():
 
 
 @pytest.mark.slow
-def test_a_very_large_run_shows_fewer_steps_and_says_so():
+def test_a_very_large_run_shows_fewer_steps_and_says_so() -> None:
     layers = tuple(Layer(f"up_blocks.{n}.attn2", (6, 6), 10) for n in range(70))
     run = make_run(
         [" ".join(f"w{n}" for n in range(50))], steps=100, layers=layers, latent=(8, 8),
@@ -153,21 +155,21 @@ def test_a_very_large_run_shows_fewer_steps_and_says_so():
     assert "steps shown" not in facts
 
 
-def test_maps_that_are_not_finite_are_named_as_such(tmp_path):
+def test_maps_that_are_not_finite_are_named_as_such(tmp_path: Path) -> None:
     run = make_run(steps=1)
     run.store.tensors[0][...] = float("nan")
     with pytest.raises(ValueError, match="the maps hold values that are not finite"):
         Trace([run]).report(tmp_path / "report.html")
 
 
-def test_nothing_in_the_page_comes_from_elsewhere():
+def test_nothing_in_the_page_comes_from_elsewhere() -> None:
     page = report.page([Subject(make_run())])
     assert "http" not in page.replace("http-equiv", "")
     assert "default-src &#x27;none&#x27;" in page
     assert not re.search(r"\son\w+=", page.split("<script")[0])
 
 
-def test_untrusted_text_cannot_leave_its_place():
+def test_untrusted_text_cannot_leave_its_place() -> None:
     evil = '</script><script>alert(1)</script> <!-- {{script}} & "\u2028'
     run = make_run(["a car"])
     run.info["model"] = evil
@@ -181,7 +183,7 @@ def test_untrusted_text_cannot_leave_its_place():
 
 
 @pytest.mark.parametrize("keep", [[], ["step"], ["layer"], ["step", "layer"], ["head"]])
-def test_any_axes_can_be_missing(keep):
+def test_any_axes_can_be_missing(keep: Any) -> None:
     run = make_run(keep=keep)
     (subject,) = data_of(report.page([Subject(run)]))["subjects"]
     assert len(subject["steps"]) == (3 if "step" in keep else 0)
@@ -189,14 +191,14 @@ def test_any_axes_can_be_missing(keep):
     unpacked(subject, 0)
 
 
-def test_a_prompt_of_embeddings_has_its_positions_for_words():
+def test_a_prompt_of_embeddings_has_its_positions_for_words() -> None:
     run = make_run()
     run = Run(**{**vars(run), "prompts": (Prompt.anonymous(77),)})
     (subject,) = data_of(report.page([Subject(run)]))["subjects"]
     assert subject["words"] == [f"token {p}" for p in range(1, 7)]
 
 
-def test_every_image_of_a_run_can_be_chosen_and_one_can_be_asked_for(tmp_path):
+def test_every_image_of_a_run_can_be_chosen_and_one_can_be_asked_for(tmp_path: Path) -> None:
     trace = Trace([make_run(["a red car", "a blue boat"])])
     trace.run.images.extend([Image.new("RGB", (96, 64)), Image.new("RGB", (48, 32))])
     trace.report(tmp_path / "all.html")
@@ -214,14 +216,14 @@ def test_every_image_of_a_run_can_be_chosen_and_one_can_be_asked_for(tmp_path):
     assert data["pictures"][subject["picture"]].startswith("data:image/jpeg")
 
 
-def test_an_unfinished_run_shows_its_complete_steps():
+def test_an_unfinished_run_shows_its_complete_steps() -> None:
     (subject,) = data_of(report.page([Subject(make_run(steps=5, done=2))]))["subjects"]
     assert len(subject["steps"]) == 2
     with pytest.raises(ValueError, match="no step of this run is complete"):
         report.page([Subject(make_run(done=0))])
 
 
-def test_the_page_of_an_edit_works_without_a_trace(tmp_path):
+def test_the_page_of_an_edit_works_without_a_trace(tmp_path: Path) -> None:
     result = SimpleNamespace(
         source=Image.new("RGB", (8, 8)), images=[Image.new("RGB", (8, 8))],
         prompts=["a red car", "a blue car"], plan=None, masks=None, trace=None,
@@ -234,7 +236,7 @@ def test_the_page_of_an_edit_works_without_a_trace(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_page_of_an_edit_shows_its_own_seed(tmp_path):
+def test_the_page_of_an_edit_shows_its_own_seed(tmp_path: Path) -> None:
     texts = ["a red car", "a blue car"]
     trace = Trace([make_run(texts, images=2)])
     mask = torch.zeros(3, 4, 4)  # (steps, height, width)

@@ -27,7 +27,7 @@ WIDE, PHONE = (1280, 900), (390, 844)
 class Page:
     """A report that is open."""
 
-    def __init__(self, browser: Any, path: Path, *, dark: bool = False, size=WIDE) -> None:
+    def __init__(self, browser: Any, path: Path, *, dark: bool = False, size: Any = WIDE) -> None:
         self.browser = browser
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
@@ -108,7 +108,7 @@ def report(trace: Trace, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_reader_clicks_a_word_and_moves_the_step(browser, report):
+def test_a_reader_clicks_a_word_and_moves_the_step(browser: Any, report: Any) -> None:
     page = Page(browser, report)
     assert [w.text for w in page.words()][-2:] == ["red", "car"]
     seen = [page.digest()]
@@ -127,7 +127,7 @@ def test_a_reader_clicks_a_word_and_moves_the_step(browser, report):
     assert page.complaints() == []
 
 
-def test_the_canvas_is_brightest_where_the_map_is_highest(browser, report):
+def test_the_canvas_is_brightest_where_the_map_is_highest(browser: Any, report: Any) -> None:
     page = Page(browser, report)
     page.words()[-1].click()
     page.slide("layer", 1)
@@ -143,7 +143,7 @@ def test_the_canvas_is_brightest_where_the_map_is_highest(browser, report):
     assert (page.pixels() == (40, 70, 40)).all()
 
 
-def test_the_keyboard_is_enough(browser, report):
+def test_the_keyboard_is_enough(browser: Any, report: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     page = Page(browser, report)
@@ -168,7 +168,7 @@ def test_the_keyboard_is_enough(browser, report):
     assert names == 0
 
 
-def test_pointing_at_a_word_shows_it_until_the_pointer_leaves(browser, report):
+def test_pointing_at_a_word_shows_it_until_the_pointer_leaves(browser: Any, report: Any) -> None:
     from selenium.webdriver import ActionChains
 
     page = Page(browser, report)
@@ -181,7 +181,7 @@ def test_pointing_at_a_word_shows_it_until_the_pointer_leaves(browser, report):
     assert page.digest() == kept
 
 
-def test_single_heads_can_be_seen(browser, report):
+def test_single_heads_can_be_seen(browser: Any, report: Any) -> None:
     page = Page(browser, report)
     page.find("#heads").click()
     assert "Choose a layer" in page.find("#head-hint").text
@@ -196,7 +196,7 @@ def test_single_heads_can_be_seen(browser, report):
     assert page.complaints() == []
 
 
-def test_a_prompt_is_text_and_nothing_else(browser, report):
+def test_a_prompt_is_text_and_nothing_else(browser: Any, report: Any) -> None:
     page = Page(browser, report)
     assert page.find("#prompt").text == TEXT
     assert browser.execute_script("return document.querySelectorAll('script').length") == 2
@@ -205,7 +205,7 @@ def test_a_prompt_is_text_and_nothing_else(browser, report):
     assert page.complaints() == []
 
 
-def test_the_policy_stops_what_is_foreign(browser, report):
+def test_the_policy_stops_what_is_foreign(browser: Any, report: Any) -> None:
     page = Page(browser, report)
     page.browser.execute_script(
         "const i = new Image(); i.src = 'https://example.org/x.png'; document.body.append(i);"
@@ -219,7 +219,9 @@ def test_the_policy_stops_what_is_foreign(browser, report):
 
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_fits_the_screen_in_light_and_dark(browser, report, size, dark):
+def test_it_fits_the_screen_in_light_and_dark(
+    browser: Any, report: Any, size: Any, dark: Any
+) -> None:
     page = Page(browser, report, dark=dark, size=size)
     page.words()[-2].click()
     page.slide("step", 3)
@@ -232,7 +234,7 @@ def test_it_fits_the_screen_in_light_and_dark(browser, report, size, dark):
     assert page.complaints() == []
 
 
-def test_an_edit_shows_source_edits_masks_and_plan(browser, tmp_path):
+def test_an_edit_shows_source_edits_masks_and_plan(browser: Any, tmp_path: Path) -> None:
     from xattn.views.report import page as report
 
     mask = np.zeros((8, 12), dtype=bool)
@@ -266,7 +268,7 @@ def test_an_edit_shows_source_edits_masks_and_plan(browser, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [[], ["step"], ["layer"], ["layer", "head"]])
-def test_axes_that_were_not_kept_have_no_control(browser, tmp_path, keep):
+def test_axes_that_were_not_kept_have_no_control(browser: Any, tmp_path: Path, keep: Any) -> None:
     path = tmp_path / "report.html"
     Trace([make_run(keep=keep, layers=LAYERS[:2])]).report(path)
     page = Page(browser, path)
