@@ -85,7 +85,7 @@ def toyland() -> Any:
     return pipe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Headless Chromium, driven by Selenium; it keeps what the console and the network say."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")

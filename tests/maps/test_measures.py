@@ -33,8 +33,9 @@ def test_the_table_holds_every_measure_once() -> None:
     found = measures.measured(SPOT)
     assert list(found) == [*measures.NUMBERS, *measures.PLACES]
     assert all(isinstance(found[name], float) for name in measures.NUMBERS)
-    assert all(len(found[name]) == 2 for name in measures.PLACES)
-    assert found["focus"] == 1 - found["focus_area"] == 31 / 32
+    assert all(isinstance(found[name], tuple) for name in measures.PLACES)
+    assert found["focus_area"] == 1 / 32
+    assert found["focus"] == 31 / 32
 
 
 def test_focus_area_is_the_smallest_share_that_holds_half_the_mass() -> None:
