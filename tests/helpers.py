@@ -93,7 +93,7 @@ def while_recording(pipe: Any, **options: Any) -> Iterator[tuple[Callable[[], An
 @contextmanager
 def while_editing(pipe: Any, **options: Any) -> Iterator[tuple[Callable[[], Any], xattn.Trace]]:
     """Yield a function that draws a prompt and an edited sibling, and their trace."""
-    edits = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
+    edits: list[Any] = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
     with xattn.editing(pipe, CAR, edits) as session:
         assert session.trace is not None
         yield (

@@ -68,3 +68,9 @@ def make_run(
         done=done,
         **other,
     )
+
+
+def tensors_of(run: Run) -> tuple[torch.Tensor, ...]:
+    """The maps of a run that is kept in memory, a tensor for each layer."""
+    assert isinstance(run.store, MemoryStore)
+    return tuple(run.store.tensors)

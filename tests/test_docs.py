@@ -42,7 +42,7 @@ def quiet(pipe: Any) -> Any:
 
 
 @pytest.fixture
-def model_folder(tmp_path: Path) -> Iterator[Path]:
+def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "sdxl"
     tiny.sdxl().save_pretrained(folder, variant="fp16")
     return folder

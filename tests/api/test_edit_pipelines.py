@@ -102,7 +102,7 @@ def test_no_queries_by_queries_matrix_is_made_in_a_whole_edit() -> None:
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral", "lcm"])
 def test_all_rows_draw_the_sources_noise(scheduler: str) -> None:
     pipe = tiny.sd1(scheduler)
-    options = {"eta": 1.0} if scheduler == "ddim" else {}
+    options: dict[str, Any] = {"eta": 1.0} if scheduler == "ddim" else {}
     got = run(pipe, [], Replace("red", "blue", cross_steps=0.0, self_steps=0.0), **options)
     assert torch.equal(got.images[0], got.source)
     assert close(got.source, plain(pipe, CAR, **options)[0])
@@ -131,7 +131,7 @@ def test_without_a_generator_torchs_own_is_used() -> None:
 
 def test_several_seeds_give_a_result_each(generator: Generator) -> None:
     pipe = tiny.sd1()
-    edits = [Replace("red", "blue"), [Refine(NIGHT), LocalBlend("car", threshold=0.8)]]
+    edits: list[Any] = [Replace("red", "blue"), [Refine(NIGHT), LocalBlend("car", threshold=0.8)]]
     got = run(pipe, *edits, generator=[generator(1), generator(2)])
     assert len(got.seeds) == 2
     assert got.seeds[0] is got
@@ -192,7 +192,7 @@ def test_an_unguided_edit_follows_its_definition() -> None:
     edits, text, make = CASES["refine"]
     reference = dense.Dense([make()], STEPS, (LATENT, LATENT), guided=False)
     pipe = tiny.sd1()
-    options = {"guidance_scale": 1.0}
+    options: dict[str, Any] = {"guidance_scale": 1.0}
     want = reference.run(pipe, [CAR, text], 0, **(SMALL | options))
     got = run(pipe, edits, **options)
     assert close(got.images[0], want[1])
@@ -207,7 +207,7 @@ def test_guidance_may_end_midway() -> None:
             tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[1]
         return tensors
 
-    options = {
+    options: dict[str, Any] = {
         "callback_on_step_end": cut,
         "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
     }
@@ -226,7 +226,7 @@ def test_images_can_be_the_base(family: str) -> None:
         options["mask_image"] = Image.fromarray(
             ((torch.arange(SIDE).expand(SIDE, SIDE) > 15).numpy() * 255).astype("uint8")
         )
-    edits = [
+    edits: list[Any] = [
         [],
         Replace("red", "blue", cross_steps=0.0, self_steps=0.0),
         [Replace("red", "blue"), LocalBlend("car", threshold=0.8)],
@@ -246,7 +246,7 @@ def test_images_can_be_the_base(family: str) -> None:
 def test_explicit_processors_are_edited_alike() -> None:
     one, two = tiny.sd1(), tiny.sd1()
     two.unet.set_attn_processor(AttnProcessor())
-    edits = [
+    edits: list[Any] = [
         Replace("car", "skateboard", cross_steps=(0.2, 0.7), self_steps=(0.4, 1.0)),
         [Refine(NIGHT), Reweight({"night": 0.0, "lawn": -0.5})],
         CASES["local blend"][0],

@@ -33,7 +33,7 @@ from xattn.edits.kinds import LocalBlend, Refine, Replace, Reweight
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_loop_of_ones_own_equals_edit(guided: bool) -> None:
     pipe = tiny.sd1()
-    edits = [Refine(NIGHT), [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
+    edits: list[Any] = [Refine(NIGHT), [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
     want = run(pipe, *edits, guidance_scale=7.5 if guided else 1.0)
     with own(pipe, *edits) as session:
         states, negative = encoded(pipe, session.prompts)
@@ -49,7 +49,7 @@ def test_a_loop_of_ones_own_equals_edit(guided: bool) -> None:
 @pytest.mark.parametrize("guided", [False, True])
 def test_two_seeds_in_a_loop_of_ones_own_are_edited_apart(guided: bool) -> None:
     pipe = tiny.sd1()
-    edits = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
+    edits: list[Any] = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
     noise = torch.randn(2, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(1))
     seeds = []
     for images, drawn in [(2, noise), (1, noise[:1]), (1, noise[1:])]:
@@ -88,7 +88,7 @@ def test_a_batch_of_other_images_than_were_said_is_refused_before_anything_is_ed
 
 def test_rows_and_embeds_say_which_rows_are_edited() -> None:
     pipe = tiny.sd1()
-    edits = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
+    edits: list[Any] = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
     states, negative = encoded(pipe, [CAR, BLUE])
     with own(pipe, edits) as session:
         want = loop(pipe, session.blend, states, negative)
@@ -239,7 +239,7 @@ def test_no_step_waits_for_the_device_but_the_first_of_its_phase(edits: Any) -> 
 
 def test_a_pipeline_can_be_called_inside_editing(generator: Generator) -> None:
     pipe = tiny.sd1()
-    edits = [[Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
+    edits: list[Any] = [[Replace("red", "blue"), LocalBlend("car", threshold=0.8)]]
     want = run(pipe, *edits)
     with editing(pipe, CAR, *edits) as session:
         twins = [generator(), generator()]

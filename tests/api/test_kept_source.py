@@ -20,7 +20,7 @@ def test_a_kept_source_gives_the_same_edits_without_being_sampled_again(
 ) -> None:
     pipe = tiny.sd1(scheduler)
     twins = [generator(1), generator(2)]
-    edits = [
+    edits: list[Any] = [
         Refine(NIGHT),
         [Replace("car", "skateboard"), LocalBlend("car", subtract="red", threshold=0.8)],
         [Replace("red", "blue"), Reweight("blue", -1.0)],
@@ -45,7 +45,7 @@ def test_a_kept_source_gives_the_same_edits_without_being_sampled_again(
 
 def test_a_source_is_kept_alone_bit_for_bit_and_edited_later(generator: Generator) -> None:
     pipe = tiny.sd1()
-    edits = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
+    edits: list[Any] = [Replace("red", "blue"), LocalBlend("car", threshold=0.8)]
     want = run(pipe, edits)
     alone = run(pipe, keep_source=True)
     assert torch.equal(alone.source, pipe(CAR, generator=generator(), **QUIET).images[0])
@@ -88,7 +88,11 @@ def test_the_bytes_of_a_kept_source_are_known_ahead(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         "xattn.instruments.keeper.check_room_for", lambda what, nbytes, *_: asked.append(nbytes)
     )
-    options = {"height": 32, "width": 48, "generator": [torch.Generator(), torch.Generator()]}
+    options: dict[str, Any] = {
+        "height": 32,
+        "width": 48,
+        "generator": [torch.Generator(), torch.Generator()],
+    }
     kept = run(pipe, keep_source=True, **options).kept
     assert kept is not None
     twice = sum(  # the text's keys, of which one call's stay

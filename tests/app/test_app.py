@@ -29,7 +29,7 @@ from xattn.app.settings import Limits, Settings
 from xattn.devices import DTYPE
 
 PROMPT = "a red car on a red lawn"
-FAST = {"steps": 3, "width": 32, "height": 32}
+FAST: dict[str, Any] = {"steps": 3, "width": 32, "height": 32}
 NASTY = '<script>alert(1)</script> "a" & red car'
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 
@@ -130,7 +130,7 @@ def test_the_script_draws_the_same(service: Any, tmp_path: Path, edited: Any) ->
 
 
 def test_the_script_names_the_model_and_quotes_what_it_is_given() -> None:
-    edits = [[Reweight({'"""': 2.0}), LocalBlend(["x'y"])]]
+    edits: list[Any] = [[Reweight({'"""': 2.0}), LocalBlend(["x'y"])]]
     text = script(Settings(NASTY + "\n'''"), edits, "some/model", "torch.float16")
     assert f"DiffusionPipeline.from_pretrained('some/model', {DTYPE}=torch.float16)" in text
     constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]

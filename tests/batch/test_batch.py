@@ -92,7 +92,7 @@ def test_a_batch_is_the_pipelines_own_images_and_recordings(pipe: Any, tmp_path:
 def test_a_line_with_a_picture_is_probed(pipe: Any, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
     (tmp_path / "bad.png").write_text("no picture")
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"prompt": "a red car", "image": str(tmp_path / "red.png"), "seed": 3},
         {"prompt": "a red car", "image": str(tmp_path / "bad.png")},
         {"prompt": "a red car", "image": str(tmp_path / "red.png"), "steps": 3},
@@ -107,6 +107,7 @@ def test_a_line_with_a_picture_is_probed(pipe: Any, tmp_path: Path) -> None:
         pipe, tmp_path / "red.png", "a red car", seed=3, size=(16, 16), keep="layer"
     )
     np.testing.assert_array_equal(stored.trace.heatmap("car"), trace.heatmap("car"))
+    assert stored.image is not None
     assert stored.image.getpixel((0, 0)) == (255, 0, 0)
 
 
@@ -219,7 +220,7 @@ def test_runs_are_filtered_by_the_limits_of_any_measure(tmp_path: Path) -> None:
     assert [run.name for run in runs.filter(min_focus=None)] == ["old", "new"]
     for wrong in ("focus", "min_beauty", "max_centre"):
         with pytest.raises(TypeError, match=f"'{wrong}' is not a limit: .* mean, maximum, std"):
-            runs.filter(**{wrong: 0.5})
+            runs.filter(**{wrong: 0.5})  # type: ignore[arg-type]
 
 
 def test_runs_can_be_filtered_sliced_and_named(pipe: Any, tmp_path: Path) -> None:
@@ -569,7 +570,8 @@ def test_a_group_that_fails_stops_no_other(pipe: Any, tmp_path: Path) -> None:
 def with_room_for(most: int, error: Exception, *, never: str = "-") -> Any:
     """Gives a pipeline that has no memory for more images than so many, nor for one prompt."""
     pipe = tiny.sd1()
-    encode, decode, prompts = pipe.encode_prompt, pipe.vae.decode, []
+    encode, decode = pipe.encode_prompt, pipe.vae.decode
+    prompts: list[Any] = []
 
     def encode_prompt(prompt: Any, *args: Any, **kwargs: Any) -> Any:
         prompts[:] = prompt

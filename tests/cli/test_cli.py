@@ -127,7 +127,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(xattn_command: Any, model
     assert set(data["words"]["red"]) >= {"mean", "maximum", "entropy", "focus_area", "centre"}
     assert all(Path(path).is_file() for path in data["files"])
     with Image.open("xattn-record/00-red.gif") as moving:
-        assert moving.n_frames == 3
+        assert moving.n_frames == 3  # type: ignore[attr-defined]
 
 
 def test_refined_maps_are_recorded_shown_and_refused(xattn_command: Any, model: Any) -> None:
@@ -172,7 +172,7 @@ def test_the_animation_shows_the_image_as_it_forms_without_decoding_it(
     decoded = []
     decode = AutoencoderKL.decode
 
-    def spy(self, *args: Any, **kwargs: Any) -> Any:
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
         decoded.append(self)
         return decode(self, *args, **kwargs)
 
@@ -199,7 +199,7 @@ def test_an_animation_without_previews_is_drawn_on_the_final_image(
     assert code == 0, err
     assert xattn.load("xattn-record/trace.safetensors").run.estimates is None
     with Image.open("xattn-record/00-red.gif") as moving:
-        assert moving.n_frames == 3
+        assert moving.n_frames == 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_word_inside_a_kept_phrase_can_be_animated(xattn_command: Any, model: 
 def test_recording_and_report_are_there_when_a_picture_fails(
     xattn_command: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self, *args: Any, **kwargs: Any) -> None:
+    def full(self: Any, *args: Any, **kwargs: Any) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(xattn.HeatMap, "overlay", full)
@@ -244,7 +244,9 @@ def test_recording_and_report_are_there_when_a_picture_fails(
 def test_an_edits_recording_is_there_when_its_report_fails(tmp_path: Path) -> None:
     class Unreported:  # an edit whose report can't be written
         def __init__(self, trace: Any, image: Any) -> None:
-            self.trace, self.source, self.images, self.labels = trace, image, [], []
+            self.trace, self.source = trace, image
+            self.images: list[Any] = []
+            self.labels: list[str] = []
 
         def sheet(self) -> Any:
             return self.source
@@ -513,7 +515,8 @@ def test_help_has_an_example_that_the_command_takes(xattn_command: Any, command:
     for example in examples:
         _, name, *words = shlex.split(example)
         assert name == command
-        with get_command(app).commands[name].make_context(name, words) as parsed:
+        group: Any = get_command(app)
+        with group.commands[name].make_context(name, words) as parsed:
             assert not parsed.args  # read, and not run
 
 

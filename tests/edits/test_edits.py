@@ -193,10 +193,10 @@ def test_the_plan_prints_as_a_table(plan: Callable[..., EditPlan]) -> None:
         (lambda: LocalBlend("car", mask=torch.ones(2, 2)), "either words or mask="),
         (lambda: LocalBlend("car", threshold=1.0), "threshold"),
         (lambda: LocalBlend("car", start=2.0), "start=2.0 must be one number"),
-        (lambda: LocalBlend("car", start=(0.2, 0.8)), r"start=\(0.2, 0.8\) must be one number"),
-        (lambda: LocalBlend("car", threshold="0.3"), "threshold='0.3' must be a number"),
+        (lambda: LocalBlend("car", start=(0.2, 0.8)), r"start=\(0.2, 0.8\) must be one number"),  # type: ignore[arg-type]
+        (lambda: LocalBlend("car", threshold="0.3"), "threshold='0.3' must be a number"),  # type: ignore[arg-type]
         (
-            lambda: Replace("a", "b", cross_steps=None, self_steps=object()),
+            lambda: Replace("a", "b", cross_steps=None, self_steps=object()),  # type: ignore[arg-type]
             "not a share of the run",
         ),
         (lambda: LocalBlend(mask=torch.ones(1, 2, 2)), "height, width"),
@@ -262,4 +262,4 @@ def test_numpys_numbers_are_numbers(plan: Callable[..., EditPlan]) -> None:
     assert str(ours) == str(theirs)
     for step in range(4):
         for one, two in zip(ours.cross(step, 4), theirs.cross(step, 4), strict=True):
-            assert one == two if isinstance(one, tuple) else torch.equal(one, two)
+            assert one == two if isinstance(one, tuple) else torch.equal(one, two)  # type: ignore[arg-type]

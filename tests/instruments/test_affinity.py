@@ -72,10 +72,10 @@ def test_it_is_the_mean_over_heads_layers_and_calls(family: str, options: Any) -
         {name: watching if ".attn1." in name else AttnProcessor() for name in names}
     )
     draw(pipe, **options)
-    family = family_of(pipe.unet)
-    own = [each for each in family.layers(pipe.unet) if each.role == "self"]
+    known = family_of(pipe.unet)
+    own = [each for each in known.layers(pipe.unet) if each.role == "self"]
     heads = next(
-        each.heads for each in own if family.grid(each, trace.run.latent) == (height, width)
+        each.heads for each in own if known.grid(each, trace.run.latent) == (height, width)
     )
     layers = [probs.unflatten(0, (-1, heads))[-1].mean(0) for probs in seen[height * width]]
     want = torch.stack(layers).mean(0).view(height, width, height, width)
@@ -149,7 +149,7 @@ def test_a_coarser_grid_refines_too() -> None:
 @pytest.mark.parametrize("folder", [False, True])
 def test_it_is_saved_and_loaded(tmp_path: Path, folder: bool) -> None:
     pipe = tiny.sd1()
-    to = {"to": tmp_path / "maps"} if folder else {}
+    to: dict[str, Any] = {"to": tmp_path / "maps"} if folder else {}
     with xattn.record(pipe, affinity=True, **to) as trace:
         draw(pipe)
     path = tmp_path / "maps" if folder else tmp_path / "run.safetensors"

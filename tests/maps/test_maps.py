@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.runs import LAYERS, make_run
+from tests.runs import LAYERS, make_run, tensors_of
 from xattn.maps import daam, select
 from xattn.records.run import Layer, MemoryStore, Run
 from xattn.text.prompt import Prompt
@@ -56,7 +56,7 @@ def test_steps_layers_and_heads_select() -> None:
     np.testing.assert_allclose(got, dense(run, [2], steps=[0, 4], layers=[3], heads=[1]), atol=1e-6)
     got = daam.token_maps(run, [2], steps=slice(1, 3), layers=lambda x: x.grid == (4, 6))[0]
     np.testing.assert_allclose(got, dense(run, [2], steps=[1, 2], layers=[1]), atol=1e-6)
-    one = daam.token_maps(run, [2], steps=np.int64(3))
+    one = daam.token_maps(run, [2], steps=np.int64(3))  # type: ignore[arg-type]
     assert torch.equal(one, daam.token_maps(run, [2], steps=range(3, 4)))
 
 
@@ -93,7 +93,7 @@ def test_heads_average_to_the_layer() -> None:
 
 def test_dropped_axes_give_the_same_map() -> None:
     run = make_run(steps=4)
-    means = tuple(t.mean((0, 2), keepdim=True) for t in run.store.tensors)
+    means = tuple(t.mean((0, 2), keepdim=True) for t in tensors_of(run))
     dropped = Run(**{**vars(run), "store": MemoryStore(means), "keep": frozenset({"layer"})})
     torch.testing.assert_close(daam.token_maps(dropped, [2, 3]), daam.token_maps(run, [2, 3]))
     assert daam.step_layer_maps(dropped, 0, [2]).shape == (1, 1, 8, 12)
@@ -102,7 +102,7 @@ def test_dropped_axes_give_the_same_map() -> None:
 def test_a_mean_of_layers_counts_as_many_times_as_it_has_members() -> None:
     run = make_run(layers=(LAYERS[0], LAYERS[3], LAYERS[1]))
     pair = Layer("mean@8x12", (8, 12), 2, (LAYERS[0].name, LAYERS[3].name))
-    tensors = run.store.tensors
+    tensors = tensors_of(run)
     mean = MemoryStore(((tensors[0] + tensors[1]) / 2, tensors[2]))
     merged = Run(**{**vars(run), "store": mean, "layers": (pair, LAYERS[1])})
     torch.testing.assert_close(daam.token_maps(merged, [2]), daam.token_maps(run, [2]))

@@ -110,7 +110,7 @@ def test_states_that_are_no_tensor_are_none() -> None:
 
 def test_what_encode_prompt_returned_is_read() -> None:
     encoded = UNETS.encoded(("positive", "negative", "pooled"))
-    assert (encoded.positive, encoded.negative) == ("positive", "negative")
+    assert (encoded.positive, encoded.negative) == ("positive", "negative")  # type: ignore[comparison-overlap]
     assert UNETS.encoded(("positive",)).negative is None
 
 

@@ -43,7 +43,7 @@ def test_fused_maps_are_the_probabilities(dtype: torch.dtype, tokens: Any) -> No
     output, sums = fused
     assert torch.equal(output, F.scaled_dot_product_attention(query, key, value, scale=SCALE))
     wanted = kept_probs(query, key, None, SCALE, tokens).transpose(-1, -2)
-    tight = {"atol": 1e-6, "rtol": 1e-4}
+    tight: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-4}
     torch.testing.assert_close(kept_maps(query, key, SCALE, sums, tokens), wanted, **tight)
 
 

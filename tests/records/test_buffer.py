@@ -34,7 +34,7 @@ def values(store: Any, layer: int = 0, steps: int = 3) -> list[float]:
     maps: Tensor = store.read(layer, range(steps))
     flat = maps.flatten(1)
     assert torch.equal(flat, flat[:, :1].expand_as(flat))  # each step is one number
-    return flat[:, 0].tolist()  # type: ignore[no-any-return]
+    return flat[:, 0].tolist()
 
 
 def test_each_layer_has_a_view_of_the_same_memory() -> None:

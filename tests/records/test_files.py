@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.runs import LAYERS, make_run
+from tests.runs import LAYERS, make_run, tensors_of
 from xattn.maps import daam
 from xattn.records import files
 from xattn.records import folder as run_folder
@@ -83,7 +83,8 @@ def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path: 
 
 @pytest.mark.parametrize("kind", ["folder", "below a file"])
 def test_a_path_that_can_hold_no_file_is_refused_in_a_sentence(tmp_path: Path, kind: Any) -> None:
-    path, error = tmp_path, IsADirectoryError
+    path = tmp_path
+    error: type[OSError] = IsADirectoryError
     if kind == "below a file":
         (tmp_path / "file").touch()
         path, error = tmp_path / "file" / "run.safetensors", NotADirectoryError
@@ -244,7 +245,7 @@ def forged(path: Path, change: Any, version: str | None = None) -> None:
     run = make_run(layers=LAYERS[:2], steps=2)
     save(path, [run])
     tensors = load_file(path)
-    with files.safe_open(path, framework="pt") as file:
+    with files.safe_open(path, framework="pt") as file:  # type: ignore[attr-defined]
         metadata = dict(file.metadata())
     header = json.loads(metadata["header"])
     change(header["runs"][0], tensors, header)
@@ -324,9 +325,9 @@ def test_foreign_and_missing_files_are_clear_errors(tmp_path: Path) -> None:
 
 
 def streamed(folder: Path, run: Run) -> Run:
-    store = FolderStore(folder, [tuple(t.shape) for t in run.store.tensors], torch.float16)
+    store = FolderStore(folder, tuple(tuple(t.shape) for t in tensors_of(run)), torch.float16)
     for step in range(run.done):
-        store.write(step, [t[step] for t in run.store.tensors])
+        store.write(step, [t[step] for t in tensors_of(run)])
     run = replace(run, store=store)
     run_folder.write_header(folder, run)
     return run
@@ -395,7 +396,7 @@ def test_a_damaged_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_refuses_maps_of_another_shape(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path, [(1, 1, 1, 2, 4, 4)], torch.float16)
+    store = FolderStore(tmp_path, ((1, 1, 1, 2, 4, 4),), torch.float16)
     with pytest.raises(ValueError, match="expected"):
         store.write(0, [torch.zeros(1, 1, 3, 4, 4)])
 

@@ -45,7 +45,7 @@ def test_resize_takes_height_before_width(heat: Any) -> None:
     assert big.meta == heat.meta
     assert np.asarray(big).min() >= 0
     row, column = np.unravel_index(np.asarray(big).argmax(), big.shape)
-    assert (row // 8, column // 8) == (2, 9)
+    assert (int(row // 8), int(column // 8)) == (2, 9)
     assert heat.resize((8, 12)) is heat
     with pytest.raises(ValueError, match="height, width"):
         heat.resize((0, 3))
@@ -64,7 +64,7 @@ def test_smoothing_keeps_an_even_map_and_spreads_a_spot(heat: Any) -> None:
     np.testing.assert_allclose(even.smooth(1.5), even, rtol=1e-6)
     spot = np.zeros((21, 21))
     spot[10, 10] = 1
-    wide = HeatMap(spot).smooth(2.0)
+    wide = HeatMap(spot.astype("float32")).smooth(2.0)
     assert wide.array.sum() == pytest.approx(1, abs=1e-4)
     assert wide.array[10, 12] == pytest.approx(wide.array[10, 10] * np.exp(-0.5), rel=1e-4)
     np.testing.assert_allclose(wide.array, wide.array.T, atol=1e-7)
@@ -84,7 +84,7 @@ def test_sharpening_keeps_the_maximum(heat: Any) -> None:
 
 def test_normalized_has_a_maximum_of_one() -> None:
     assert HeatMap(np.array([[1.0, 4.0]])).normalized().array.tolist() == [[0.25, 1.0]]
-    zero = HeatMap(np.zeros((2, 2)))
+    zero = HeatMap(np.zeros((2, 2), "float32"))
     assert zero.normalized() is zero
     assert zero.sharpen(0.5) is zero
 
@@ -121,7 +121,7 @@ def test_the_overlay_is_brightest_where_the_map_is_highest(heat: Any) -> None:
     assert shown.size == (96, 64)
     light = np.asarray(shown.convert("L"), dtype=int)
     row, column = np.unravel_index(light.argmax(), light.shape)
-    assert (row // 8, column // 8) == (2, 9)
+    assert (int(row // 8), int(column // 8)) == (2, 9)
 
 
 def test_the_overlay_draws_on_its_picture_or_on_grey(heat: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.runs import LAYERS, make_run
+from tests.runs import LAYERS, make_run, tensors_of
 from xattn.maps import daam
 from xattn.results.trace import Trace, load
 from xattn.views import colours, sheets
@@ -87,9 +87,9 @@ def test_maps_along_the_steps_and_the_layers(trace: Any) -> None:
 
 def test_evolution_ranks_layers_and_steps_by_their_focus() -> None:
     run = make_run(steps=3)
-    spot = torch.zeros_like(run.store.tensors[1][1, 0, :, 1])
+    spot = torch.zeros_like(tensors_of(run)[1][1, 0, :, 1])
     spot[:, 2, 3] = 1
-    run.store.tensors[1][1, 0, :, 1] = spot  # the word "red", in layer 1 at step 1
+    tensors_of(run)[1][1, 0, :, 1] = spot  # the word "red", in layer 1 at step 1
     found = Trace([run]).evolution("red")
     assert found.entropy.shape == (4, 3)
     assert found.entropy[1, 1] == 0
@@ -171,7 +171,7 @@ def test_images_are_indices_or_pictures(picture: Any) -> None:
 def test_the_grid_has_a_labelled_cell_for_each_word_and_step(
     trace: Any, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
     table = sheets.table
 
     def spy(cells: Any, rows: Any, columns: Any, **options: Any) -> Any:
@@ -221,7 +221,7 @@ def test_an_animation_has_a_frame_for_each_step(
     path = tmp_path / f"red.{suffix}"
     trace.animate("red", picture, path)
     with Image.open(path) as moving:
-        assert moving.n_frames == 4
+        assert moving.n_frames == 4  # type: ignore[attr-defined]
 
 
 def test_saving_and_loading_keeps_every_answer(trace: Any, picture: Any, tmp_path: Path) -> None:

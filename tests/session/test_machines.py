@@ -27,7 +27,7 @@ EXACT = "exact"
 
 def small() -> Any:
     """Gives a pipeline of one down block, middle and one up block: quick to run."""
-    blocks = {
+    blocks: dict[str, Any] = {
         "block_out_channels": (32,),
         "down_block_types": ("CrossAttnDownBlock2D",),
         "up_block_types": ("CrossAttnUpBlock2D",),
@@ -37,7 +37,7 @@ def small() -> Any:
 
 def smallest() -> Any:
     """Gives a pipeline that attends in the middle block alone: quick to compile."""
-    blocks = {
+    blocks: dict[str, Any] = {
         "block_out_channels": (32,),
         "down_block_types": ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",),
@@ -98,7 +98,9 @@ class Quantized(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
-        return nn.functional.linear(x, self.packed.to(x.dtype) * self.scale.to(x.dtype), self.bias)
+        packed: Any = self.packed
+        scale: Any = self.scale
+        return nn.functional.linear(x, packed.to(x.dtype) * scale.to(x.dtype), self.bias)
 
 
 def quantize(pipe: Any) -> None:

@@ -184,7 +184,7 @@ def test_several_images_of_one_prompt_in_a_loop_are_the_second_half(sd1: Any) ->
     positive, negative = sd1.encode_prompt(CAR, "cpu", 2, True)
     sample = torch.randn(4, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     own = {"tokenizer": sd1.tokenizer, "prompt": CAR}
-    exact = {"dtype": torch.float32}
+    exact: dict[str, Any] = {"dtype": torch.float32}
     with torch.no_grad(), xattn.record(Loop(sd1.unet, **own), **exact) as trace:
         sd1.unet(sample, 5, torch.cat([negative, positive]))
     with torch.no_grad(), xattn.record(Loop(sd1.unet, rows=slice(0, 2), **own), **exact) as alone:

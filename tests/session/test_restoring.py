@@ -53,8 +53,13 @@ def test_nested_recordings_both_record_and_both_restore(sd1: Any) -> None:
 
 def test_a_recording_around_an_edit_sees_each_rows_own_attention(sd1: Any) -> None:
     before = dict(sd1.unet.attn_processors)
-    edits = [xattn.Replace("red", "blue"), xattn.Reweight("blue", 3.0)]
-    options = {"num_inference_steps": 3, "height": SIDE, "width": SIDE, "output_type": "np"}
+    edits: list[Any] = [xattn.Replace("red", "blue"), xattn.Reweight("blue", 3.0)]
+    options: dict[str, Any] = {
+        "num_inference_steps": 3,
+        "height": SIDE,
+        "width": SIDE,
+        "output_type": "np",
+    }
 
     def edited() -> Any:
         return xattn.edit(sd1, CAR, edits, generator=torch.Generator().manual_seed(0), **options)
@@ -162,15 +167,16 @@ def test_a_second_thread_in_one_block_is_refused(sd1: Any, edits: bool) -> None:
     if edits:
         with while_editing(sd1) as (drawn, _):
             plain = drawn()
-        blend = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
+        blend: list[Any] = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
         with xattn.editing(sd1, CAR, blend) as session:
             recorded = draw(sd1, session.prompts, callback_on_step_end=intrude)
-        trace = session.trace
+        trace: Any = session.trace
     else:
         plain = draw(sd1)
         with xattn.record(sd1) as trace:
             recorded = draw(sd1, callback_on_step_end=intrude)
     np.testing.assert_array_equal(plain, recorded)
+    assert trace is not None
     assert trace.run.done == 3
     assert len(trace) == 1
     assert errors

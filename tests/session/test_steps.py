@@ -53,7 +53,7 @@ def called_at(pipe: Any, **kwargs: Any) -> list[float]:
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.7, 0.96, 1.0])
 def test_pndms_repeated_timestep_is_found_wherever_img2img_begins(strength: float) -> None:
     pipe = tiny.sd1_img2img("pndm")
-    given = {"image": picture(), "strength": strength, "steps": 6}
+    given: dict[str, Any] = {"image": picture(), "strength": strength, "steps": 6}
     calls = called_at(pipe, **given)
     with xattn.record(pipe, dtype=torch.float32) as trace:
         draw(pipe, **given)

@@ -113,7 +113,7 @@ def test_embeddings_that_somebody_wants_meanwhile_begin_no_run(sd1: Any) -> None
 
 
 def test_a_sliced_negative_prompt_has_its_own_maps(sd1: Any) -> None:
-    asked = {"negative_prompt": "two cats"}
+    asked: dict[str, Any] = {"negative_prompt": "two cats"}
     with xattn.record(sd1, negative=True, dtype=torch.float32) as plain:
         draw(sd1, **asked)
     sd1.enable_attention_slicing(1)

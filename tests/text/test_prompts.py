@@ -27,7 +27,7 @@ def axis(prompt: Prompt) -> list[int]:
     """Gives the token ids that the pipeline hands to the text encoder."""
     return TOKENIZER(
         prompt.text, padding="max_length", max_length=prompt.length, truncation=True
-    ).input_ids  # type: ignore[no-any-return]
+    ).input_ids
 
 
 # Tokens and words
@@ -41,6 +41,7 @@ def test_tokens_stand_where_the_text_encoder_sees_them() -> None:
         Token(3, axis(prompt)[3], "z", 6, 7),
     )
     assert (prompt.length, prompt.end, prompt.lost) == (77, 8, "")
+    assert prompt.end is not None
     assert axis(prompt)[prompt.end] == TOKENIZER.eos_token_id
 
 

@@ -201,7 +201,7 @@ def test_a_rate_rises_and_ends_at_zero(tmp_path: Path) -> None:
 
 def test_one_vector_stands_for_all_of_t5s() -> None:
     torch.manual_seed(0)
-    model = RECIPES["mmdit"].build().eval()
+    model: Any = RECIPES["mmdit"].build().eval()
     for parameter in model.parameters():  # nothing at zero, so that every part counts
         parameter.data += 0.05 * torch.randn_like(parameter)
     pipe = assemble_joint(shared_autoencoder(), model)
@@ -274,7 +274,7 @@ def test_lessons_are_drawn_again_and_the_oldest_are_forgotten() -> None:
 
 
 def test_the_contextual_model_starts_from_the_bundled_unet() -> None:
-    model = RECIPES["contextual"].build()
+    model: Any = RECIPES["contextual"].build()
     start_from_bundled(model)
     bundled = demo(device="cpu")
     assert all(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tests.runs import LAYERS, make_run
+from tests.runs import LAYERS, make_run, tensors_of
 from xattn.maps import daam
 from xattn.records.run import Layer, Run
 from xattn.results.trace import Trace
@@ -28,7 +28,7 @@ from xattn.views.report.page import Subject
 
 def data_of(page: str) -> dict:
     return json.loads(
-        re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1]
+        re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1]  # type: ignore[index]
     )
 
 
@@ -157,7 +157,7 @@ def test_a_very_large_run_shows_fewer_steps_and_says_so() -> None:
 
 def test_maps_that_are_not_finite_are_named_as_such(tmp_path: Path) -> None:
     run = make_run(steps=1)
-    run.store.tensors[0][...] = float("nan")
+    tensors_of(run)[0][...] = float("nan")
     with pytest.raises(ValueError, match="the maps hold values that are not finite"):
         Trace([run]).report(tmp_path / "report.html")
 

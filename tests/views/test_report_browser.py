@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.runs import LAYERS, make_run
+from tests.runs import LAYERS, make_run, tensors_of
 from xattn.results.trace import Trace
 
 pytestmark = pytest.mark.browser
@@ -94,10 +94,10 @@ class Page:
 @pytest.fixture
 def trace() -> Trace:
     run = make_run([TEXT], steps=6)
-    heat = torch.full_like(run.store.tensors[0], 0.001)
+    heat = torch.full_like(tensors_of(run)[0], 0.001)
     for step in range(6):
         heat[step, :, :, :, 2, step * 2] = 0.5  # a spot that wanders to the right
-    run.store.tensors[0].copy_(heat)
+    tensors_of(run)[0].copy_(heat)
     return Trace([run])
 
 
