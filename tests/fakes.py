@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.runs import prompt
-from xattn.models.family import AttentionLayer, Axis, DenoiserCall, Encoded, Role
+from xattn.models.family import (
+    NOTHING,
+    AttentionLayer,
+    Axis,
+    DenoiserCall,
+    Encoded,
+    Family,
+    Role,
+)
 from xattn.processors.call import AttentionCall, Handler, OwnCall
 from xattn.session.clock import Clock, Schedule
 from xattn.session.events import Receive
@@ -47,6 +55,7 @@ class OneLayer:
     classes: tuple[str, ...] = ("Denoiser",)
     map_layers: tuple[str, ...] | None = None
     edits: frozenset[str] = frozenset()
+    two_passes: bool = False
 
     def denoisers(self, pipe: Any) -> tuple[nn.Module, ...]:
         return (pipe,)
@@ -66,7 +75,9 @@ class OneLayer:
     def places(self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int) -> None:
         return None
 
-    def axes(self, pipe: Any) -> tuple[Axis, ...]:
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
         return ()
 
     def encoded(self, result: Any) -> Encoded:
@@ -231,8 +242,8 @@ class FakeOrigin:
         order: int = 1,
         known: Asked | None = None,
     ) -> None:
-        self.denoiser = Denoiser()
-        self.family = OneLayer()
+        self.denoiser: nn.Module = Denoiser()
+        self.family: Family = OneLayer()
         self.loop = known is not None
         self.scheduler = None
         self.turns = list(turns)
