@@ -66,7 +66,7 @@ def test_what_is_not_a_picture_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no picture; give a picture"):
         photos([])
     with pytest.raises(TypeError, match="image must be a PIL image, a path, or a list"):
-        photos(3)  # type: ignore[arg-type]
+        photos(3)
 
 
 def test_sizes_follow_one_rule() -> None:

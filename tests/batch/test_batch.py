@@ -220,7 +220,7 @@ def test_runs_are_filtered_by_the_limits_of_any_measure(tmp_path: Path) -> None:
     assert [run.name for run in runs.filter(min_focus=None)] == ["old", "new"]
     for wrong in ("focus", "min_beauty", "max_centre"):
         with pytest.raises(TypeError, match=f"'{wrong}' is not a limit: .* mean, maximum, std"):
-            runs.filter(**{wrong: 0.5})  # type: ignore[arg-type]
+            runs.filter(**{wrong: 0.5})
 
 
 def test_runs_can_be_filtered_sliced_and_named(pipe: Any, tmp_path: Path) -> None:
@@ -367,16 +367,16 @@ def test_lines_that_are_not_utf8_or_take_a_name_twice_are_listed(tmp_path: Path)
 
 def test_a_size_as_text_is_width_by_height() -> None:
     assert Item.from_json({"prompt": "a car", "size": "768x512"}).size == (512, 768)
-    assert Item("a car", size="64") == Item("a car", size=(64, 64))  # type: ignore[arg-type]
+    assert Item("a car", size="64") == Item("a car", size=(64, 64))
 
 
 def test_an_item_from_python_is_checked_too() -> None:
-    item = Item("a red car", words=["red"], edits=[xattn.Replace("red", "blue")])  # type: ignore[arg-type]
+    item = Item("a red car", words=["red"], edits=[xattn.Replace("red", "blue")])
     assert item.words == ("red",)
     assert item.edits == ((xattn.Replace("red", "blue"),),)
     blend = xattn.LocalBlend(mask=np.ones((8, 8)))
     with pytest.raises(ItemError, match="takes words, not a mask"):
-        Item("a red car", edits=([xattn.Replace("red", "blue"), blend],))  # type: ignore[arg-type]
+        Item("a red car", edits=([xattn.Replace("red", "blue"), blend],))
 
 
 def test_of_two_hundred_lines_the_fifty_bad_ones_are_listed(pipe: Any, tmp_path: Path) -> None:

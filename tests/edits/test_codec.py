@@ -151,12 +151,12 @@ def test_every_text_of_an_edit_is_found() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Replace({"red": 1}), "a word that Replace puts in must be a text, got 1"),  # type: ignore[dict-item]
-        (lambda: Replace({1: "red"}), "a word that Replace takes away must be a text, got 1"),  # type: ignore[dict-item]
-        (lambda: Replace(["red", "blue"]), "Replace takes a word and its successor"),  # type: ignore[arg-type]
-        (lambda: Replace("red", 1), "a word that Replace puts in must be a text"),  # type: ignore[arg-type]
-        (lambda: Reweight([("red", 1)]), "Reweight takes a word and its weight"),  # type: ignore[arg-type]
-        (lambda: Reweight({1: 2.0}), "a word of Reweight must be a text"),  # type: ignore[dict-item]
+        (lambda: Replace({"red": 1}), "a word that Replace puts in must be a text, got 1"),
+        (lambda: Replace({1: "red"}), "a word that Replace takes away must be a text, got 1"),
+        (lambda: Replace(["red", "blue"]), "Replace takes a word and its successor"),
+        (lambda: Replace("red", 1), "a word that Replace puts in must be a text"),
+        (lambda: Reweight([("red", 1)]), "Reweight takes a word and its weight"),
+        (lambda: Reweight({1: 2.0}), "a word of Reweight must be a text"),
         (lambda: Refine("a", self_steps=10**400), "self_steps=1000"),
         (lambda: Refine("a", self_steps=(-(10**400), 0.5)), "is not a share of the run"),
         (lambda: window(10**400, "self_steps"), "self_steps=1000"),

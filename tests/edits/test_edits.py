@@ -180,7 +180,7 @@ def test_the_plan_prints_as_a_table(plan: Callable[..., EditPlan]) -> None:
         (lambda: Replace("red", "blue", cross_steps=1.5), r"cross_steps=1.5 .*\[0, 1\]"),
         (lambda: Replace("red", "blue", self_steps=(0.6, 0.2)), "self_steps"),
         (lambda: Replace("red", "blue", word_steps={"blue": -1}), "blue"),
-        (lambda: Replace("red", "blue", aligner="other"), "aligner"),  # type: ignore[arg-type]
+        (lambda: Replace("red", "blue", aligner="other"), "aligner"),
         (lambda: Refine(""), "complete new prompt"),
         (lambda: Reweight({}), "no words"),
         (lambda: Reweight("red"), "its weight"),
@@ -188,15 +188,15 @@ def test_the_plan_prints_as_a_table(plan: Callable[..., EditPlan]) -> None:
         (lambda: Reweight({"red": float("-inf")}), "range of float32"),
         (lambda: Reweight({"red": 1e39}), "'red' .* range of float32, .* got 1e[+]39; use"),
         (lambda: Reweight("red", -(10**400)), "range of float32"),
-        (lambda: Reweight("red", "3"), "'red' must be a number .* got '3'"),  # type: ignore[arg-type]
+        (lambda: Reweight("red", "3"), "'red' must be a number .* got '3'"),
         (lambda: LocalBlend(), "words or mask"),
         (lambda: LocalBlend("car", mask=torch.ones(2, 2)), "either words or mask="),
         (lambda: LocalBlend("car", threshold=1.0), "threshold"),
         (lambda: LocalBlend("car", start=2.0), "start=2.0 must be one number"),
-        (lambda: LocalBlend("car", start=(0.2, 0.8)), r"start=\(0.2, 0.8\) must be one number"),  # type: ignore[arg-type]
-        (lambda: LocalBlend("car", threshold="0.3"), "threshold='0.3' must be a number"),  # type: ignore[arg-type]
+        (lambda: LocalBlend("car", start=(0.2, 0.8)), r"start=\(0.2, 0.8\) must be one number"),
+        (lambda: LocalBlend("car", threshold="0.3"), "threshold='0.3' must be a number"),
         (
-            lambda: Replace("a", "b", cross_steps=None, self_steps=object()),  # type: ignore[arg-type]
+            lambda: Replace("a", "b", cross_steps=None, self_steps=object()),
             "not a share of the run",
         ),
         (lambda: LocalBlend(mask=torch.ones(1, 2, 2)), "height, width"),
@@ -262,4 +262,4 @@ def test_numpys_numbers_are_numbers(plan: Callable[..., EditPlan]) -> None:
     assert str(ours) == str(theirs)
     for step in range(4):
         for one, two in zip(ours.cross(step, 4), theirs.cross(step, 4), strict=True):
-            assert one == two if isinstance(one, tuple) else torch.equal(one, two)  # type: ignore[arg-type]
+            assert one == two if isinstance(one, tuple) else torch.equal(one, two)

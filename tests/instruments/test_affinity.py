@@ -156,7 +156,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path, folder: bool) -> None:
     if not folder:
         trace.save(path)
     loaded = xattn.load(path)
-    assert torch.equal(loaded.run.affinity, trace.run.affinity)  # type: ignore[arg-type]
+    assert torch.equal(loaded.run.affinity, trace.run.affinity)
     assert (
         loaded.heatmap("red", refined=True).array == trace.heatmap("red", refined=True).array
     ).all()

@@ -72,7 +72,7 @@ def test_latents_are_the_sources_outside_of_a_drawn_mask() -> None:
     assert torch.equal(out[0], latents(SOURCE)[0])
     assert torch.equal(out[1, 0], torch.where(LEFT, TARGET, SOURCE))
     assert made.layers == {}  # no map is needed
-    assert torch.equal(made.masks[0][0], LEFT[None])  # type: ignore[arg-type]
+    assert torch.equal(made.masks[0][0], LEFT[None])
 
 
 def test_a_soft_mask_mixes() -> None:

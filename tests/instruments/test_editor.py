@@ -184,7 +184,7 @@ def test_a_kept_source_of_another_run_or_reach_is_refused() -> None:
     editor = Editor(plan(Replace("red", "blue")), kept=kept(steps=9))
     with pytest.raises(ValueError, match=r"drawn in 9 denoiser calls .* now has 10"):
         started(editor)
-    editor = Editor(plan(Replace("red", "blue")), kept=kept(**{CROSS.name: []}))  # type: ignore[arg-type]
+    editor = Editor(plan(Replace("red", "blue")), kept=kept(**{CROSS.name: []}))
     with pytest.raises(ValueError, match=r"reaches layer two\.attn1"):
         started(editor)
 

@@ -56,7 +56,7 @@ def test_steps_layers_and_heads_select() -> None:
     np.testing.assert_allclose(got, dense(run, [2], steps=[0, 4], layers=[3], heads=[1]), atol=1e-6)
     got = daam.token_maps(run, [2], steps=slice(1, 3), layers=lambda x: x.grid == (4, 6))[0]
     np.testing.assert_allclose(got, dense(run, [2], steps=[1, 2], layers=[1]), atol=1e-6)
-    one = daam.token_maps(run, [2], steps=np.int64(3))  # type: ignore[arg-type]
+    one = daam.token_maps(run, [2], steps=np.int64(3))
     assert torch.equal(one, daam.token_maps(run, [2], steps=range(3, 4)))
 
 

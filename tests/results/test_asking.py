@@ -50,7 +50,7 @@ def test_places_are_told_by_step_layer_and_head(trace: xattn.Trace) -> None:
     heads = [dict(by_head[f"{name}, head {n}"].shares)["red"] for n in (0, 1)]
     assert dict(by_layer[name].shares)["red"] == pytest.approx(np.mean(heads), rel=1e-5)
     with pytest.raises(ValueError, match="by='word' is none of step, layer, head"):
-        trace.at_each(PLACE, "word")  # type: ignore[arg-type]
+        trace.at_each(PLACE, "word")
 
 
 def test_a_place_outside_is_refused(trace: xattn.Trace) -> None:

@@ -153,4 +153,4 @@ def test_areas_and_ranges_of_a_map() -> None:
     np.testing.assert_allclose(heat.normalized("range"), [[0, 0.25], [0.5, 1]])
     assert not np.asarray(HeatMap(np.ones((2, 2))).normalized("range")).any()
     with pytest.raises(ValueError, match="by='mean' is neither maximum nor range"):
-        heat.normalized("mean")  # type: ignore[arg-type]
+        heat.normalized("mean")

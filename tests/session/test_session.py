@@ -252,7 +252,7 @@ def test_a_layer_that_was_left_out_is_refused() -> None:
         with opened(origin, [Diary()]):
             if turns:
                 call(origin)
-            origin.denoiser.skips = True
+            origin.denoiser.skips = True  # type: ignore[assignment]
             with pytest.raises(RuntimeError, match=message):
                 call(origin, 20)
 

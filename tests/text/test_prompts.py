@@ -84,7 +84,7 @@ def test_the_end_token_in_the_text_is_a_word_of_the_prompt() -> None:
 
 def test_what_is_not_a_text_is_refused() -> None:
     with pytest.raises(ValueError, match="one prompt, a str, not list"):
-        tokenize(TOKENIZER, ["a", "b"])  # type: ignore[arg-type]
+        tokenize(TOKENIZER, ["a", "b"])
 
 
 # Find
@@ -461,7 +461,7 @@ def test_replace_names_the_words_that_do_not_pair() -> None:
     with pytest.raises(ValueError, match="'the end' against 'car' on"):
         replace_mapping(read("a red"), read("a red car"))
     with pytest.raises(ValueError, match="aligner must be"):
-        replace_mapping(read("a"), read("a"), "other")  # type: ignore[arg-type]
+        replace_mapping(read("a"), read("a"), "other")
 
 
 def test_replace_maps_what_truncation_left() -> None:

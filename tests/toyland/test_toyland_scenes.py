@@ -205,7 +205,7 @@ def test_captions_say_what_is_there(changes: dict[str, object], caption: str) ->
 
     from xattn.toyland.scenes import Ground
 
-    thing = replace(Thing("car", "red", (20, 40, 90, 100)), **changes)  # type: ignore[arg-type]
+    thing = replace(Thing("car", "red", (20, 40, 90, 100)), **changes)
     plan = Plan(0, (thing,), Ground("lawn", "green", 40), night=False)
     assert " ".join(word.text for word in caption_words(plan)) == caption
     night = caption_words(replace(plan, night=True))

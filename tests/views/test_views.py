@@ -365,6 +365,6 @@ def test_spread_has_the_first_and_the_last() -> None:
 
 
 def test_sizes_are_readable() -> None:
-    assert [units.size_text(n) for n in (0, 999, 12_300, 4_560_000, 7.8e12)] == [  # type: ignore[arg-type]
+    assert [units.size_text(n) for n in (0, 999, 12_300, 4_560_000, 7.8e12)] == [
         "0 bytes", "999 bytes", "12.3 kB", "4.6 MB", "7.8 TB",
     ]  # fmt: skip
