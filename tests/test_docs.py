@@ -84,8 +84,8 @@ def test_the_snippets_of_a_page_run_one_after_the_other(
 
 
 def answers(block: str) -> dict[int, str]:
-    """The comments behind a print, by their lines: what it prints, ... for anything."""
-    found = re.compile(r"^ *print\(.*\)  # (.+)$")
+    """The values in comments behind a print, by their lines; ... stands for anything."""
+    found = re.compile(r"""^ *print\(.*\)  # ((?:[\[({'"\d]|\.\.\. ).*)$""")
     lines = enumerate(block.splitlines(), start=1)
     return {number: match[1] for number, line in lines if (match := found.match(line))}
 
@@ -95,8 +95,8 @@ def answered(answer: str, said: str) -> bool:
     return re.fullmatch(pattern, said, re.DOTALL) is not None
 
 
-def test_answers_are_the_comments_behind_a_print() -> None:
-    block = "x = 1  # one\nprint(x)  # 1\nprint(x)\n    print((x, x))  # (1, ...)\n"
+def test_answers_are_the_values_behind_a_print() -> None:
+    block = "x = 1  # one\nprint(x)  # 1\nprint(x)  # a number\n    print((x, x))  # (1, ...)\n"
     assert answers(block) == {2: "1", 4: "(1, ...)"}
     assert answered("(1, ...)", "(1, 1)")
     assert not answered("(1, ...)", "(2, 1)")
