@@ -15,12 +15,18 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.probe import probe as probe
     from xattn.api.record import record as record
     from xattn.api.vital import vital as vital
+    from xattn.api.steer import steer as steer
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
     from xattn.edits.kinds import Refine as Refine
     from xattn.edits.kinds import Replace as Replace
     from xattn.edits.kinds import Reweight as Reweight
     from xattn.edits.plan import EditPlan as EditPlan
+    from xattn.guidance.apart import Apart as Apart
+    from xattn.guidance.bind import Bind as Bind
+    from xattn.guidance.place import Place as Place
+    from xattn.guidance.present import Present as Present
+    from xattn.guidance.steering import Steering as Steering
     from xattn.instruments.keeper import KeptSource as KeptSource
     from xattn.instruments.live import LiveMaps as LiveMaps
     from xattn.records.format import FileError as FileError
@@ -50,10 +56,16 @@ _HOMES = {
         "api.probe": "probe",
         "api.record": "record",
         "api.vital": "vital",
+        "api.steer": "steer",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
         "edits.plan": "EditPlan",
+        "guidance.apart": "Apart",
+        "guidance.bind": "Bind",
+        "guidance.place": "Place",
+        "guidance.present": "Present",
+        "guidance.steering": "Steering",
         "instruments.keeper": "KeptSource",
         "instruments.live": "LiveMaps",
         "records.format": "FileError",

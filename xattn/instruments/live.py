@@ -68,6 +68,11 @@ class LiveRecorder(Instrument):
         advice = "; name fewer words= or layers=, or draw fewer images at a time"
         check_room_for("maps with gradients keep", self.nbytes, sampling.device, advice)
 
+    @property
+    def layers(self) -> Mapping[AttentionLayer, Live]:
+        """The layers that attend to text, and the handler of each."""
+        return self._handlers
+
     def chosen(self) -> list[AttentionLayer]:
         """Return the layers whose maps are kept; by default those of heat maps."""
         sampling, layers = self._run, list(self._handlers)

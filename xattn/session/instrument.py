@@ -16,16 +16,18 @@ class Instrument:
     """Something that acts inside a block; every method does nothing unless overridden.
 
     The session calls them in this order: ``handlers`` once; for each run ``begin``, for each
-    denoiser call ``before_call`` and ``after_call``, after each step ``after_step``, at its end
-    ``end``. The last ``after_step`` and ``pictures`` come after ``end``. Instruments, and their
-    handlers in each layer, run in the order passed to the session: a later one sees the effect of
-    the earlier ones.
+    denoiser call ``before_call``, ``steer`` and ``after_call``, after each step ``after_step``, at
+    its end ``end``. The last ``after_step`` and ``pictures`` come after ``end``. Instruments, and
+    their handlers in each layer, run in the order passed to the session: a later one sees the
+    effect of the earlier ones.
 
     Attributes:
         between_steps: whether ``after_step`` must be called; if so, omitting it is an error.
+        steers: whether it may change the denoiser's sample.
     """
 
     between_steps = False
+    steers = False
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
         """Return a handler for each layer to wrap."""
@@ -36,6 +38,20 @@ class Instrument:
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
         """Point the handlers at this call, and set ``live`` on those that should see it."""
+
+    def steer(
+        self, sampling: Sampling, call: DenoiserCall, arguments: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Return another sample for this call to be made with, or None for its own.
+
+        Called between ``before_call`` and the denoiser's own call, for instruments that ``steers``.
+
+        Args:
+            sampling: the run.
+            call: the call about to be made.
+            arguments: the denoiser's arguments, by name.
+        """
+        return None
 
     def after_call(self, sampling: Sampling, call: DenoiserCall) -> None:
         """Collect the result of a denoiser call."""

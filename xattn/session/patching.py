@@ -65,18 +65,27 @@ def _restore(owner: Any, name: str) -> None:
             _replacements.remove(r)
 
 
-Before = Callable[[dict[str, Any]], None]
+Before = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 
 
 After = Callable[[Any], None]
 
 
 @contextmanager
-def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[None]:
+def around_calls(
+    denoiser: nn.Module, before: Before, after: After, *, first: bool = False
+) -> Iterator[None]:
     """Call ``before(arguments)`` and ``after(output)`` around every call of a denoiser.
 
-    ``arguments`` maps parameter names to values, and ``self`` to the denoiser. Works outside of
-    torch.compile's graph, for both ``torch.compile(unet)`` and ``unet.compile()``.
+    ``arguments`` maps parameter names to values, and ``self`` to the denoiser; what ``before``
+    returns takes their place, unless it is None. Works outside of torch.compile's graph, for both
+    ``torch.compile(unet)`` and ``unet.compile()``.
+
+    Args:
+        denoiser: the model.
+        before: called with the arguments of a call.
+        after: called with its output.
+        first: whether to be called before the hooks that are there.
     """
     model = _original(denoiser)
     names = list(inspect.signature(model.__class__.forward).parameters)
@@ -84,12 +93,17 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
     def named(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(names, (model, *args), strict=False)), **kwargs}
 
+    def instead(changed: dict[str, Any] | None) -> tuple[tuple[()], dict[str, Any]] | None:
+        if changed is None:
+            return None
+        return (), {name: value for name, value in changed.items() if name != names[0]}
+
     compiled = denoiser.__dict__.get("_compiled_call_impl")
     if compiled is not None and denoiser is _original(denoiser):
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            before(named(args, kwargs))
-            result = compiled(*args, **kwargs)
+            changed = instead(before(named(args, kwargs)))
+            result = compiled(*args, **kwargs) if changed is None else compiled(**changed[1])
             after(result)
             return result
 
@@ -98,25 +112,25 @@ def around_calls(denoiser: nn.Module, before: Before, after: After) -> Iterator[
         return
     with _lock:  # torch gives the same number to two threads registering at once
         # another thread's call can fall between torch's two steps of registering with_kwargs
-        begins = _Hook(lambda args, kwargs=None: before(named(args, kwargs or {})))
-        first = denoiser.register_forward_pre_hook(begins, with_kwargs=True)
+        begins = _Hook(lambda args, kwargs=None: instead(before(named(args, kwargs or {}))))
+        begin = denoiser.register_forward_pre_hook(begins, with_kwargs=True, prepend=first)
         last = denoiser.register_forward_hook(_Hook(lambda args, output: after(output)))
     try:
         yield
     finally:
         with _lock:
-            first.remove()
+            begin.remove()
             last.remove()
 
 
 class _Hook:
     """A module hook that copies and pickles of the module leave out."""
 
-    def __init__(self, call: Callable[..., None]) -> None:
+    def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
 
-    def __call__(self, module: nn.Module, *args: Any) -> None:
-        self.call(*args)
+    def __call__(self, module: nn.Module, *args: Any) -> Any:
+        return self.call(*args)
 
     def __deepcopy__(self, memo: Any) -> Callable[..., None]:
         return _nothing

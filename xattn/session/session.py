@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -67,7 +67,9 @@ class Block:
             self._inject()
             for component, model in self.origin.components().items():
                 stack.enter_context(
-                    around_calls(model, self._before(component), self._after(component))
+                    around_calls(
+                        model, self._before(component), self._after(component), first=self.steers
+                    )
                 )
             stack.enter_context(self.origin.watched(self.receive))
             stack.callback(self.end)
@@ -127,8 +129,17 @@ class Block:
     def _after(self, component: str) -> Any:
         return lambda output: self.after_call(component, output)
 
-    def before_call(self, component: str, arguments: Mapping[str, Any]) -> None:
-        """Prepare a denoiser call; at a run's first, lay out all axes and bytes."""
+    @property
+    def steers(self) -> bool:
+        """Whether an instrument may change the denoiser's sample; others then see the changed."""
+        return any(instrument.steers for instrument in self.instruments)
+
+    def before_call(self, component: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """Prepare a denoiser call; at a run's first, lay out all axes and bytes.
+
+        Returns:
+            The arguments to make the call with, or None for its own.
+        """
         if self._asked is not None or self._fresh is not None:
             self.guard.check()
         self._calls.pop(component, None)
@@ -138,7 +149,7 @@ class Block:
         call = self.origin.family.read(arguments, component)
         turn = self.origin.turn(call, self._following, self._asked, self._fresh)
         if turn is Turn.PASS:
-            return
+            return None
         self._inject()  # wrap processors replaced since the last call
         self._refuse_inside_edits()
         if turn is not Turn.NEXT:
@@ -151,6 +162,21 @@ class Block:
         for chain in chains:
             chain.wake()
         self._calls[component] = call
+        return self._steered(call, arguments) if self.steers else None
+
+    def _steered(self, call: DenoiserCall, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the arguments as changed by the instruments that steer."""
+        assert self.sampling is not None
+        changed = None
+        for instrument in self.instruments:
+            sample = instrument.steer(self.sampling, call, changed or arguments)
+            if sample is not None:
+                changed = {
+                    name: sample if value is call.sample else value
+                    for name, value in (changed or arguments).items()
+                }
+                call.sample = sample
+        return changed
 
     def _begin(self, turn: Turn, call: DenoiserCall) -> None:
         asked = self._fresh if turn is Turn.FRESH else self._asked

@@ -1,0 +1,151 @@
+"""Gradient passes through a denoiser, and the memory that one of them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from xattn.models.family import DenoiserCall
+from xattn.processors.wrapping import chain_of, is_wrapped, unwrap
+
+_SCALES = (256.0, 1.0)  # of a loss in float16, whose gradients vanish below 6e-8
+
+
+def forward_of(denoiser: nn.Module) -> Callable[..., Any]:
+    """Return a denoiser's forward without its hooks: recordings don't follow it."""
+    model: Any = getattr(denoiser, "_orig_mod", denoiser)
+    forward: Callable[..., Any] = model.forward
+    return forward
+
+
+def arguments_on(
+    arguments: Mapping[str, Any], call: DenoiserCall, rows: slice, sample: Tensor
+) -> dict[str, Any]:
+    """Return a call's arguments for some of its rows and another sample of them.
+
+    A tensor is divided if its first axis is the batch; position ids have none.
+    """
+    found = {}
+    for name, value in arguments.items():
+        if value is call.sample:
+            found[name] = sample
+        else:
+            found[name] = value if name.endswith("_ids") else _on(value, call.rows, rows)
+    return found
+
+
+def _on(value: Any, batch: int, rows: slice) -> Any:
+    if isinstance(value, Tensor):
+        if value.is_inference():
+            value = value.clone()
+        return value[rows] if value.ndim and len(value) == batch else value
+    if isinstance(value, tuple | list):
+        return type(value)(_on(each, batch, rows) for each in value)
+    if isinstance(value, dict):
+        return {key: _on(each, batch, rows) for key, each in value.items()}
+    return value
+
+
+@contextmanager
+def apart(denoiser: nn.Module, own: frozenset[int]) -> Iterator[None]:
+    """Let a denoiser be called beside its run: gradients on, weights fixed, other blocks asleep.
+
+    Args:
+        denoiser: the model.
+        own: ids of the handlers whose chains stay awake.
+    """
+    model = getattr(denoiser, "_orig_mod", denoiser)
+    silenced = []
+    for module in model.modules():
+        processor = getattr(module, "processor", None)
+        while is_wrapped(processor):
+            chain = chain_of(processor)
+            assert chain is not None
+            if chain.live and not any(id(handler) in own for handler in chain.handlers):
+                chain.live = False
+                silenced.append(chain)
+            processor = unwrap(processor)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for chain in silenced:
+            chain.live = True
+
+
+def gradient(loss: Tensor, sample: Tensor) -> Tensor:
+    """Return the gradient of a loss in a sample, in float32; float16 is scaled meanwhile."""
+    scales = _SCALES if sample.dtype == torch.float16 else (1.0,)
+    for scale in scales:
+        (found,) = torch.autograd.grad(loss * scale, sample, retain_graph=scale != scales[-1])
+        if scale == scales[-1] or bool(found.isfinite().all()):
+            break
+    return found.float() / scale
+
+
+_known: Any = WeakIdKeyDictionary()  # bytes by the sample's shape, for each denoiser
+
+
+def backward_bytes(denoiser: nn.Module, arguments: Mapping[str, Any], sample: Tensor) -> int | None:
+    """Return the bytes kept for the way back through a denoiser, without computing anything.
+
+    Args:
+        denoiser: the model, all chains asleep.
+        arguments: of a call, by name.
+        sample: which of them is the sample.
+
+    Returns:
+        The bytes, or None where the model can't be traced (offloaded or quantised weights).
+    """
+    model = getattr(denoiser, "_orig_mod", denoiser)
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return None
+    sizes: dict[Any, int | None] = _known.setdefault(model, {})
+    key = (tuple(sample.shape), sample.dtype)
+    if key not in sizes:
+        sizes[key] = _traced(model, arguments, sample)
+    return sizes[key]
+
+
+def _traced(model: Any, arguments: Mapping[str, Any], sample: Tensor) -> int | None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    found: dict[Any, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter):
+            found[storage._cdata] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    kept: list[Tensor] = []
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = {name: _faked(value, mode, sample) for name, value in arguments.items()}
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                model.forward(**fake)
+    except Exception:  # what can't be traced is not refused for it
+        return None
+    return sum(found.values())
+
+
+def _faked(value: Any, mode: Any, sample: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        fake = mode.from_tensor(value.detach())
+        return fake.requires_grad_() if value is sample else fake
+    if isinstance(value, tuple | list):
+        return type(value)(_faked(each, mode, sample) for each in value)
+    if isinstance(value, dict):
+        return {key: _faked(each, mode, sample) for key, each in value.items()}
+    return value

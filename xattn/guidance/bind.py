@@ -1,0 +1,98 @@
+"""Bind: an attribute that should belong to its noun and to nothing else (SynGen)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from xattn.guidance.goal import Goal, ImageMaps, check_word, distribution
+from xattn.text.prompt import Words
+
+
+def divergence(one: Tensor, two: Tensor) -> Tensor:
+    """Return the symmetric Kullback-Leibler divergence of two maps, each divided by its sum.
+
+    Half of KL(one | two) + KL(two | one), in nats (Rassin et al. 2023, equation 1).
+    """
+    p, q = distribution(one).flatten(), distribution(two).flatten()
+    log = (p.clamp_min(1e-12) / q.clamp_min(1e-12)).log()
+    return 0.5 * ((p - q) * log).sum()
+
+
+@dataclass(frozen=True)
+class Bind(Goal):
+    """Make an attribute act where its noun acts, and away from the prompt's other words.
+
+    The loss of SynGen (Rassin et al. 2023, equations 2 to 4): the divergence of attribute and
+    noun, less the mean divergence of the two from the other words u,
+    D(a, n) - 1 / (2 |U|) sum over u of (D(a, u) + D(u, n)). It is negative where they are apart.
+
+    Attributes:
+        attribute: the word for the colour, material ..., as text or token positions.
+        noun: the word that it belongs to.
+        others: the words to keep away from; all others of the prompt by default.
+        near: it is met where D(a, n) is at most this many nats, and nearer than to any other word.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+        >>> with xattn.steer(pipe, xattn.Bind("pink", "fish")) as steering:
+        ...     image = pipe("a pink fish and a blue house").images[0]
+    """
+
+    attribute: Words
+    noun: Words
+    others: tuple[Words, ...] | None = None
+    near: float = 0.1
+
+    every_token: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for word in (self.attribute, self.noun, *(self.others or ())):
+            check_word("Bind", word)
+
+    @property
+    def words(self) -> tuple[Words, ...]:
+        """The attribute and the noun."""
+        return (self.attribute, self.noun, *(self.others or ()))
+
+    def parts(self, maps: ImageMaps) -> tuple[Tensor, Tensor]:
+        """Return D(a, n), and the mean divergence of both from the other words."""
+        attribute, noun = maps.of(self.attribute), maps.of(self.noun)
+        apart = [
+            0.5 * (divergence(attribute, maps.of(u)) + divergence(maps.of(u), noun))
+            for u in self._others(maps)
+        ]
+        far = torch.stack(apart).mean() if apart else attribute.new_zeros(())
+        return divergence(attribute, noun), far
+
+    def loss(self, maps: ImageMaps) -> Tensor:
+        """Return the positive part less the negative part, in nats."""
+        near, far = self.parts(maps)
+        return near - far
+
+    def met(self, loss: float, share: float) -> bool:
+        """Return whether the pair is nearer to each other than to the rest, by ``near`` nats.
+
+        The loss alone says so: it is at most -near.
+        """
+        return loss <= -self.near
+
+    def _others(self, maps: ImageMaps) -> list[Words]:
+        if self.others is not None:
+            return list(self.others)
+        own = {*maps.prompt.positions(self.attribute), *maps.prompt.positions(self.noun)}
+        known = set(maps.positions)
+        return [
+            word.positions
+            for word in maps.prompt.words
+            if not own.intersection(word.positions) and known.issuperset(word.positions)
+        ]
+
+    def __str__(self) -> str:
+        return f"Bind({self.attribute!r}, {self.noun!r})"

@@ -1,0 +1,125 @@
+"""What every goal is: words, a loss on their maps, and when it is met."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xattn.text.prompt import Prompt, Words
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """The maps of one image that goals are judged by, all on one grid.
+
+    Attributes:
+        prompt: the image's prompt.
+        positions: the token positions of the maps.
+        maps: (tokens, height, width), the mean of the probabilities over heads and layers.
+        share: how much of the run is over, in [0, 1).
+    """
+
+    prompt: Prompt
+    positions: tuple[int, ...]
+    maps: Tensor
+    share: float = 0.0
+
+    def of(self, word: Words) -> Tensor:
+        """Return a word's map, (height, width): the mean over its tokens.
+
+        Raises:
+            WordError: the word is not in the prompt.
+        """
+        places = self.prompt.positions(word)
+        return self.maps[[self.positions.index(place) for place in places]].mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Something that the maps of an image should be like.
+
+    Attributes:
+        weight: the factor of its loss; 0 for a goal that is only measured.
+        steps: the share of the run in which it is steered to, (0, 1].
+        step_size: the latents move by step_size x the gradient of the loss, less in later steps.
+    """
+
+    weight: float = 1.0
+    steps: float = 0.5
+    step_size: float = 20.0
+
+    every_token: ClassVar[bool] = False
+    """Whether the loss depends on the maps of the prompt's other tokens, too."""
+
+    def __post_init__(self) -> None:
+        _check_number(self, "weight", 0.0, 1000.0)
+        _check_number(self, "steps", 0.0, 1.0)
+        _check_number(self, "step_size", 0.0, 1000.0)
+
+    @property
+    def words(self) -> tuple[Words, ...]:
+        """The words that it is about."""
+        raise NotImplementedError
+
+    def loss(self, maps: ImageMaps) -> Tensor:
+        """Return what is to become small: a number with gradients, not negative unless said."""
+        raise NotImplementedError
+
+    def met(self, loss: float, share: float) -> bool:
+        """Return whether a loss is good enough."""
+        raise NotImplementedError
+
+    def refines(self, share: float, before: float) -> float | None:
+        """Return the loss to reach at once in this step, by several gradient steps, or None.
+
+        Args:
+            share: how much of the run is over.
+            before: the share at the step before; negative at the first.
+        """
+        return None
+
+    @property
+    def most_refinements(self) -> tuple[int, int]:
+        """How often it refines at most, and by how many gradient steps each time."""
+        return 0, 0
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({', '.join(repr(word) for word in self.words)})"
+
+
+def _check_number(goal: Goal, name: str, low: float, high: float) -> None:
+    value = getattr(goal, name)
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or not low <= value <= high:
+        raise ValueError(
+            f"{type(goal).__name__}: {name}={value!r} must be a number from {low:g} to {high:g}"
+        )
+
+
+def check_word(goal: str, word: Words) -> None:
+    """Raise ValueError if a word is neither text nor token positions."""
+    if isinstance(word, str) and not word.strip():
+        raise ValueError(f"{goal} needs a word of the prompt, got {word!r}")
+    if not isinstance(word, str | int | tuple):
+        raise ValueError(f"{goal} needs a word of the prompt, as text or positions, got {word!r}")
+
+
+def distribution(heat: Tensor) -> Tensor:
+    """Return a map (height, width) divided by its sum."""
+    return heat / heat.sum().clamp_min(1e-12)
+
+
+def smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """Return maps (..., height, width) after a Gaussian of 3 x 3, mirrored at the edges."""
+    if not sigma or min(maps.shape[-2:]) < 2:
+        return maps
+    line = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / (2 * sigma**2))
+    kernel = (line[:, None] * line / line.sum() ** 2).to(maps)
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    padded = F.pad(flat, (1, 1, 1, 1), mode="reflect")
+    return F.conv2d(padded, kernel[None, None]).reshape(maps.shape)
