@@ -32,6 +32,13 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
     from xattn.results.difference import Difference as Difference
+    from xattn.results.diagnosis import Background as Background
+    from xattn.results.diagnosis import Displaced as Displaced
+    from xattn.results.diagnosis import Finding as Finding
+    from xattn.results.diagnosis import Leaked as Leaked
+    from xattn.results.diagnosis import Merged as Merged
+    from xattn.results.diagnosis import Neglected as Neglected
+    from xattn.results.diagnosis import Thresholds as Thresholds
     from xattn.results.edit import EditResult as EditResult
     from xattn.results.entropies import LayerEntropies as LayerEntropies
     from xattn.results.evolution import Evolution as Evolution
@@ -71,6 +78,7 @@ _HOMES = {
         "records.format": "FileError",
         "records.run": "Layer",
         "results.difference": "Difference",
+        "results.diagnosis": "Background Displaced Finding Leaked Merged Neglected Thresholds",
         "results.edit": "EditResult",
         "results.entropies": "LayerEntropies",
         "results.evolution": "Evolution",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from xattn.batch.layout import INDEX, PARTS, SETTINGS, Row, path_inside, read_ro
 from xattn.maps.measures import NUMBERS
 from xattn.records import files
 from xattn.records import format as file_format
+from xattn.results.diagnosis import Finding, Thresholds
 from xattn.results.trace import Trace
 
 
@@ -91,6 +93,25 @@ class StoredRun:
         return f"StoredRun({self.name!r}: {self.prompt!r}, seed {self.seed})"
 
 
+@dataclass(frozen=True)
+class Diagnoses:
+    """What seems wrong in the images of a batch.
+
+    Attributes:
+        counts: how many items have a finding of each kind, by the kind's name.
+        items: how many items were looked at.
+        worst: items that have findings, with these; the most certain first.
+    """
+
+    counts: Mapping[str, int]
+    items: int
+    worst: tuple[tuple[StoredRun, tuple[Finding, ...]], ...]
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{name.lower()} {count}" for name, count in self.counts.items())
+        return f"{self.items} items: {kinds or 'nothing found'}"
+
+
 class Runs(Sequence[StoredRun]):
     """The items of a batch that are done, in the order of their lines, then of their names.
 
@@ -163,6 +184,27 @@ class Runs(Sequence[StoredRun]):
             return all(inside) and (where is None or where(row))
 
         return Runs(self.folder, [run for run in self._runs if any(map(fits, run.rows))])
+
+    def diagnose(self, *, thresholds: Thresholds | None = None) -> Diagnoses:
+        """Return how many items have each kind of finding, and the worst of them.
+
+        Reads the maps of each item in turn.
+
+        Args:
+            thresholds: the score at which each kind of finding begins.
+
+        Raises:
+            FileError: an item's files are damaged or missing.
+        """
+        found: list[tuple[StoredRun, tuple[Finding, ...]]] = []
+        counts: Counter[str] = Counter()
+        for run in self._runs:
+            findings = tuple(run.trace.diagnose(thresholds=thresholds))
+            counts.update({type(each).__name__ for each in findings})
+            if findings:
+                found.append((run, findings))
+        found.sort(key=lambda each: -max(finding.score for finding in each[1]))
+        return Diagnoses(dict(counts.most_common()), len(self._runs), tuple(found))
 
 
 def open_runs(folder: str | os.PathLike[str]) -> Runs:

@@ -1,0 +1,263 @@
+"""What went wrong in an image, by its heat maps alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn.results.heatmap import HeatMap
+from xattn.text.pairs import Pair, Phrase, phrases
+from xattn.text.prompt import Prompt, Word
+
+Pairs = Sequence[tuple[str, str]] | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that seems wrong in an image.
+
+    Attributes:
+        word: the word it is about.
+        score: how strongly the maps say so, in [0, 1]; findings begin at their threshold.
+        map: the word's heat map.
+        sure: whether the words' roles in the prompt are certain.
+    """
+
+    word: str
+    score: float
+    map: HeatMap = field(repr=False, compare=False)
+    sure: bool = True
+
+    advice: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        doubt = "" if self.sure else " (if it is an adjective and a noun)"
+        return f"{self._what()} ({self.score:.2f}){doubt}: {self._advice()}"
+
+    def _what(self) -> str:
+        raise NotImplementedError
+
+    def _advice(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Neglected(Finding):
+    """A noun whose map has no peak of its own: it may be missing in the image.
+
+    The score is 1 less the peak's share of attention among the prompt's nouns there.
+    """
+
+    def _what(self) -> str:
+        return f"{self.word!r} is neglected"
+
+    def _advice(self) -> str:
+        return f"try another seed, or xattn.steer(pipe, xattn.Present({self.word!r}))"
+
+
+@dataclass(frozen=True)
+class Leaked(Finding):
+    """An adjective that acts at another noun more than at its own.
+
+    The score is the share of its attention, at the nouns' places, that the other one has.
+
+    Attributes:
+        noun: its own noun.
+        onto: the noun that it acts at.
+    """
+
+    noun: str = ""
+    onto: str = ""
+
+    def _what(self) -> str:
+        return f"{self.word!r} leaks from {self.noun!r} onto {self.onto!r}"
+
+    def _advice(self) -> str:
+        return f"try xattn.steer(pipe, xattn.Bind({self.word!r}, {self.noun!r}))"
+
+
+@dataclass(frozen=True)
+class Merged(Finding):
+    """Two nouns that act in the same place; the score is the mass that their maps share.
+
+    Attributes:
+        other: the other noun.
+    """
+
+    other: str = ""
+
+    def _what(self) -> str:
+        return f"{self.word!r} and {self.other!r} share one place"
+
+    def _advice(self) -> str:
+        return f"try xattn.steer(pipe, xattn.Apart({self.word!r}, {self.other!r}))"
+
+
+@dataclass(frozen=True)
+class Background(Finding):
+    """A noun that acts everywhere alike; the score is its normalized entropy."""
+
+    def _what(self) -> str:
+        return f"{self.word!r} acts all over the image, like a background"
+
+    def _advice(self) -> str:
+        return (
+            f"say where it is, or try xattn.steer(pipe, xattn.Present({self.word!r}), "
+            f"xattn.Place({self.word!r}, 'centre'))"
+        )
+
+
+@dataclass(frozen=True)
+class Displaced(Finding):
+    """A noun on the other side than its prompt says; the score is its mass on the wrong side.
+
+    Attributes:
+        side: where the prompt puts it: "left" or "right".
+    """
+
+    side: str = ""
+
+    def _what(self) -> str:
+        return f"{self.word!r} is not on the {self.side}"
+
+    def _advice(self) -> str:
+        return f"try xattn.steer(pipe, xattn.Place({self.word!r}, {self.side!r}))"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The score at which each kind of finding begins.
+
+    The defaults are reasoned, not fitted: what lies above is worth a look.
+    """
+
+    neglected: float = 0.6
+    leaked: float = 0.55
+    merged: float = 0.75
+    background: float = 0.985
+    displaced: float = 0.6
+
+
+def diagnose(
+    prompt: Prompt,
+    maps: Mapping[Word, HeatMap],
+    pairs: Pairs | None = None,
+    thresholds: Thresholds | None = None,
+) -> list[Finding]:
+    """Return what seems wrong, the most certain first.
+
+    Args:
+        prompt: the image's prompt.
+        maps: the heat map of each word of the prompt.
+        pairs: (adjective, noun), in place of those that the rule for English finds.
+        thresholds: the score at which each kind of finding begins.
+    """
+    least = thresholds or Thresholds()
+    told = phrases(prompt) if pairs is None else _told(prompt, pairs)
+    scored = scores(prompt, maps, told)
+    limits = {
+        Neglected: least.neglected, Leaked: least.leaked, Merged: least.merged,
+        Background: least.background, Displaced: least.displaced,
+    }  # fmt: skip
+    found = [each for each in scored if each.score >= limits[type(each)]]
+    return sorted(found, key=lambda each: limits[type(each)] - each.score)
+
+
+def scores(prompt: Prompt, maps: Mapping[Word, HeatMap], told: Sequence[Phrase]) -> list[Finding]:
+    """Return every possible finding with its score, whether or not it is high."""
+    nouns = [phrase.noun for phrase in told if phrase.noun in maps]
+    heats = {noun: np.asarray(maps[noun], dtype=np.float64) for noun in nouns}
+    found: list[Finding] = []
+    for noun in nouns:
+        own, heat = heats[noun], maps[noun]
+        rivals = [heats[other] for other in nouns if other is not noun]
+        found.append(Neglected(noun.text, _neglect(own, rivals), heat))
+        found.append(Background(noun.text, float(heat.entropy), heat))
+        side = _side(prompt, noun, nouns)
+        if side:
+            left = own[:, : own.shape[1] // 2].sum() / max(own.sum(), 1e-12)
+            wrong = 1 - left if side == "left" else left
+            found.append(Displaced(noun.text, float(wrong), heat, True, side))
+    for i, one in enumerate(nouns):
+        for two in nouns[i + 1 :]:
+            shared = float(np.minimum(_mass(heats[one]), _mass(heats[two])).sum())
+            found.append(Merged(one.text, shared, maps[one], True, two.text))
+    for phrase in told:
+        for pair in phrase.adjectives:
+            found += _leaks(pair.adjective, pair.noun, pair.sure, nouns, heats, maps)
+    return found
+
+
+def _neglect(own: NDArray[Any], rivals: Sequence[NDArray[Any]]) -> float:
+    """Return 1 less the largest share that a noun has anywhere among the nouns' attention.
+
+    Only where its own map is at least half of its maximum counts.
+    """
+    if not rivals or own.max() <= 0:
+        return 0.0 if own.max() > 0 else 1.0
+    total = own + sum(rivals)
+    where = own >= 0.5 * own.max()
+    return float(1 - (own / np.maximum(total, 1e-12))[where].max())
+
+
+def _leaks(
+    adjective: Word,
+    noun: Word,
+    sure: bool,
+    nouns: Sequence[Word],
+    heats: Mapping[Word, NDArray[Any]],
+    maps: Mapping[Word, HeatMap],
+) -> list[Finding]:
+    """Return, for each other noun, the share of the adjective's attention at its place."""
+    if adjective not in maps or noun not in heats:
+        return []
+    heat = np.asarray(maps[adjective], dtype=np.float64)
+    own = float((heat * _mass(heats[noun])).sum())
+    found: list[Finding] = []
+    for other in nouns:
+        if other is noun or other.text == noun.text:
+            continue
+        there = float((heat * _mass(heats[other])).sum())
+        share = there / max(own + there, 1e-12)
+        found.append(Leaked(adjective.text, share, maps[adjective], sure, noun.text, other.text))
+    return found
+
+
+def _mass(heat: NDArray[Any]) -> NDArray[Any]:
+    return heat / max(float(heat.sum()), 1e-12)
+
+
+def _side(prompt: Prompt, noun: Word, nouns: Sequence[Word]) -> str:
+    """Return "left" or "right" if "on the left" follows the noun before another noun does."""
+    later = [other.start for other in nouns if other.start > noun.start]
+    stretch = prompt.text[noun.end : min(later, default=len(prompt.text))].casefold().split()
+    for place in ("left", "right"):
+        if place in stretch and stretch[:2] == ["on", "the"]:
+            return place
+    return ""
+
+
+def _told(prompt: Prompt, pairs: Pairs) -> tuple[Phrase, ...]:
+    """Return phrases of pairs that were given, and of the nouns that the rule finds.
+
+    Raises:
+        ValueError: a word of a pair is not one word of the prompt.
+    """
+    given = list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs)
+    known = {word.text.casefold(): word for word in reversed(prompt.words)}
+    by_noun: dict[Word, list[Pair]] = {}
+    for adjective, noun in given:
+        for text in (adjective, noun):
+            if text.casefold() not in known:
+                words = ", ".join(word.text for word in prompt.words)
+                raise ValueError(f"pairs: {text!r} is not a word of the prompt: {words}")
+        one, two = known[adjective.casefold()], known[noun.casefold()]
+        by_noun.setdefault(two, []).append(Pair(one, two, True))
+    others = [p.noun for p in phrases(prompt) if p.noun not in by_noun]
+    found = [Phrase(noun, tuple(each)) for noun, each in by_noun.items()]
+    found += [Phrase(noun, ()) for noun in others]
+    return tuple(sorted(found, key=lambda phrase: phrase.noun.start))
