@@ -28,10 +28,13 @@ def arguments_on(
 ) -> dict[str, Any]:
     """Return a call's arguments for some of its rows and another sample of them.
 
-    A tensor is divided if its first axis is the batch; position ids have none.
+    A tensor is divided if its first axis is the batch; position ids have none. The denoiser
+    itself, as ``self``, is left out.
     """
     found = {}
     for name, value in arguments.items():
+        if isinstance(value, nn.Module):
+            continue
         if value is call.sample:
             found[name] = sample
         else:
