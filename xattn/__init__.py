@@ -12,9 +12,11 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.editing import Session as Session
     from xattn.api.editing import editing as editing
     from xattn.api.live import live as live
+    from xattn.api.live import supervised as supervised
     from xattn.api.probe import probe as probe
     from xattn.api.record import record as record
     from xattn.api.vital import vital as vital
+    from xattn.api.steer import initial_noise as initial_noise
     from xattn.api.steer import steer as steer
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.guidance.place import Place as Place
     from xattn.guidance.present import Present as Present
     from xattn.guidance.steering import Steering as Steering
+    from xattn.guidance.teaching import SupervisedMaps as SupervisedMaps
     from xattn.instruments.keeper import KeptSource as KeptSource
     from xattn.instruments.live import LiveMaps as LiveMaps
     from xattn.records.format import FileError as FileError
@@ -59,11 +62,12 @@ _HOMES = {
     for module, names in {
         "api.edit": "edit sweep",
         "api.editing": "Session editing",
-        "api.live": "live",
+        "api.live": "live supervised",
         "api.probe": "probe",
         "api.record": "record",
         "api.vital": "vital",
         "api.steer": "steer",
+        "api.steer": "initial_noise steer",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
@@ -73,6 +77,7 @@ _HOMES = {
         "guidance.place": "Place",
         "guidance.present": "Present",
         "guidance.steering": "Steering",
+        "guidance.teaching": "SupervisedMaps",
         "instruments.keeper": "KeptSource",
         "instruments.live": "LiveMaps",
         "records.format": "FileError",

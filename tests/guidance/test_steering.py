@@ -172,6 +172,30 @@ def test_the_pipeline_is_left_as_it_was_found_even_by_an_error(pipe: Any, plain:
     assert torch.equal(draw(pipe), plain)
 
 
+def test_initial_noise_meets_goals_before_anything_is_drawn(pipe: Any, plain: Tensor) -> None:
+    options: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2}
+
+    def noise_for(goal: Any, **more: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return xattn.initial_noise(pipe, PROMPT, goal, generator=generator, **options, **more)
+
+    same = noise_for(MET)
+    latents = pipe(PROMPT, latents=same, output_type="latent", **options).images
+    torch.testing.assert_close(latents, plain, rtol=1e-4, atol=1e-4)
+    found = noise_for(LEFT, rounds=2, rate=0.1)
+    assert 0.7 < float(found.std()) < 1.4
+    losses = []
+    unsteered = xattn.Place("boat", "left", weight=0.0)
+    for noise in (same, found):
+        with xattn.steer(pipe, unsteered) as measured:
+            pipe(PROMPT, latents=noise, output_type="latent", **options)
+        losses.append(measured.losses[str(unsteered)][0][0])
+    assert losses[1] < losses[0]
+    assert not pipe.unet._forward_pre_hooks
+    with pytest.raises(ValueError, match="initial_noise needs a goal"):
+        xattn.initial_noise(pipe, PROMPT)
+
+
 def test_wrong_asks_are_sentences(pipe: Any) -> None:
     with pytest.raises(TypeError, match="'mug' is not a goal; goals are Present"):
         xattn.steer(pipe, "mug").__enter__()  # type: ignore[arg-type]

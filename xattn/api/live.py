@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from xattn.guidance.teaching import SupervisedMaps
 from xattn.instruments.live import LiveMaps, LiveRecorder
 from xattn.session.calls import CallsOrigin
 from xattn.session.session import opened
@@ -54,3 +55,46 @@ def live(
     recorder = LiveRecorder(wanted, layers)
     with opened(CallsOrigin(model, tokenizer, prompt, rows), [recorder]):
         yield LiveMaps(recorder)
+
+
+@contextmanager
+def supervised(
+    model: Any,
+    *,
+    prompt: str | Sequence[str],
+    tokenizer: Any = None,
+    words: str | int | Sequence[str | int] | None = None,
+    layers: str | Sequence[str] | None = None,
+    rows: slice | None = None,
+) -> Iterator[SupervisedMaps]:
+    """Teach a denoiser where words belong: ``live`` with losses against masks, for training.
+
+    Put it around the denoiser's call of a training step; with accelerate pass the unwrapped model.
+    Gradients reach LoRA or weights, also with gradient accumulation and checkpointing.
+
+    Args:
+        model: as for ``live``.
+        prompt: as for ``live``.
+        tokenizer: as for ``live``.
+        words: as for ``live``.
+        layers: as for ``live``; TokenCompose teaches the middle block and the decoder's layers.
+        rows: as for ``live``.
+
+    Yields:
+        ``SupervisedMaps`` of the latest call: live maps with ``token_loss`` and ``pixel_loss``.
+
+    Raises:
+        MemoryError: before a call, if its maps would not fit.
+        TypeError: the model is of no known family.
+        ValueError: an argument is missing, or a word is in none of the prompts.
+
+    Example:
+        >>> with xattn.supervised(unet, tokenizer=tokenizer, prompt=captions) as maps:
+        ...     loss = F.mse_loss(unet(noisy, t, states).sample, noise)
+        ...     loss = loss + 1e-3 * maps.token_loss(masks) + 5e-5 * maps.pixel_loss(masks)
+        ...     loss.backward()
+    """
+    wanted = [words] if isinstance(words, str | int) else words
+    recorder = LiveRecorder(wanted, layers)
+    with opened(CallsOrigin(model, tokenizer, prompt, rows), [recorder]):
+        yield SupervisedMaps(recorder)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from xattn.guidance.goal import Goal
+from xattn.guidance.noise import NoiseFound, NoiseSearch
 from xattn.guidance.steering import Steering
 from xattn.session.loop import Loop, LoopOrigin
 from xattn.session.origin import Origin
@@ -48,9 +49,7 @@ def steer(pipe: Any, *goals: Goal) -> Iterator[Steering]:
         ...     image = pipe("a mug and a pink fish and a star").images[0]
         >>> steering.losses, steering.gradient_steps
     """
-    for goal in goals:
-        if not isinstance(goal, Goal):
-            raise TypeError(f"{goal!r} is not a goal; goals are Present, Bind, Place and Apart")
+    _check(goals)
     origin = _origin(pipe)
     steering = Steering(goals)
     with ExitStack() as stack:
@@ -59,8 +58,67 @@ def steer(pipe: Any, *goals: Goal) -> Iterator[Steering]:
             step = functools.partial(_step, scheduler.step, steering)
             stand_in = StandIn(scheduler, scheduler.step, step)
             stack.enter_context(replaced(scheduler, "step", stand_in))
-        stack.enter_context(opened(origin, [steering] if goals else []))
+        if goals:
+            stack.enter_context(opened(origin, [steering]))
         yield steering
+
+
+def initial_noise(
+    pipe: Any,
+    prompt: str | list[str],
+    *goals: Goal,
+    rounds: int = 20,
+    rate: float = 0.02,
+    kl: float = 1.0,
+    **options: Any,
+) -> Tensor:
+    """Return initial noise from which a pipeline's attention meets goals, as ``latents=``.
+
+    The noise of the pipeline's ``generator=`` or ``latents=`` is searched around, by gradient
+    steps at the first timestep, until the goals are met (Guo et al. 2024, "InitNO"). Nothing is
+    drawn; drawing then costs what it always does.
+
+    Args:
+        pipe: a pipeline.
+        prompt: the prompt, or several.
+        *goals: ``Present``, ``Bind``, ``Place``, ``Apart``.
+        rounds: gradient steps at most; each keeps as much memory as one of ``steer``.
+        rate: how fast mean and deviation of the noise change (Adam's learning rate).
+        kl: the weight of what keeps it noise, its divergence from a standard normal.
+        **options: the pipeline's own options: ``generator=``, ``height=`` ...
+
+    Returns:
+        float32 (images, channels, height, width), as the pipeline's ``latents=`` takes it.
+
+    Raises:
+        MemoryError: before the first gradient step, if it would not fit.
+        TypeError: something is not a goal, or the pipeline is of no known family.
+        ValueError: a word is in none of the prompts, or there is no goal.
+
+    Example:
+        >>> noise = xattn.initial_noise(pipe, "a cat and a mug", xattn.Present("cat", "mug"))
+        >>> image = pipe("a cat and a mug", latents=noise).images[0]
+    """
+    _check(goals)
+    if not goals:
+        raise ValueError("initial_noise needs a goal: xattn.Present('mug')")
+    if rounds < 1 or rate <= 0 or kl < 0:
+        raise ValueError(f"rounds={rounds}, rate={rate} and kl={kl} must be positive")
+    search = NoiseSearch(goals, rounds=rounds, rate=rate, kl=kl)
+    try:
+        with opened(PipelineOrigin(pipe), [search]):
+            pipe(prompt, **options)
+    except NoiseFound:
+        pipe.maybe_free_model_hooks()  # what the pipeline does at the end of a call
+    if search.noise is None:
+        raise RuntimeError("the pipeline did not call its denoiser: there is no noise to search")
+    return search.noise
+
+
+def _check(goals: tuple[Goal, ...]) -> None:
+    for goal in goals:
+        if not isinstance(goal, Goal):
+            raise TypeError(f"{goal!r} is not a goal; goals are Present, Bind, Place and Apart")
 
 
 def _step(step: Any, steering: Steering, *args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xattn.cli import goals as g
 from xattn.cli import options as o
 from xattn.cli.output import Folder, consoles, enlarged, figures, print_json, slug, tell
 
@@ -35,6 +36,10 @@ def record(
         str | None, typer.Option(metavar="WORD", help="Write a GIF of a word over the steps.")
     ] = None,
     refined: o.RefinedOption = False,
+    present: g.PresentOption = None,
+    bind: g.BindOption = None,
+    place: g.PlaceOption = None,
+    apart: g.ApartOption = None,
     model: o.ModelOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
@@ -52,6 +57,7 @@ def record(
 
     console, progress = consoles(as_json)
     folder = Folder(out)
+    goals = g.goals_of(present, bind, place, apart)
     request = o.Request(model, device, dtype, offload, seed, steps, size, guidance, negative)
     pipe = request.pipeline(progress)
     arguments = request.arguments(pipe)
@@ -66,11 +72,13 @@ def record(
         xattn.record(
             pipe, keep=axes, words=words, layers=layers, previews=forms, affinity=refined
         ) as trace,
+        xattn.steer(pipe, *goals) as steering,
     ):
         image = pipe(prompt, callback_on_step_end=watch, **arguments).images[0]
     with progress.status("writing"):
         shown = list(words or trace.words)
-        folder.picture("image.png", image, "the image, as the model alone would draw it")
+        about = "the image, steered" if goals else "the image, as the model alone would draw it"
+        folder.picture("image.png", image, about)
         # first what the others can be made of again
         trace.save(
             folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"), [image]
@@ -81,7 +89,7 @@ def record(
             path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
             trace.animate(animate, image, path)
     if as_json:
-        facts = {"prompt": prompt, **request.facts(pipe), **extent(trace)}
+        facts = {"prompt": prompt, **request.facts(pipe), **extent(trace), **steered(steering)}
         print_json(
             {**facts, "files": folder.files, "words": figures(trace, shown, refined=refined)}
         )
@@ -122,6 +130,14 @@ def write_pictures(
         known = image if index == 0 else index
         picture = trace.grid(words, known, layers=where.get("layers"))
         folder.picture("grid.png", picture, "words x steps")
+
+
+def steered(steering: Any) -> dict[str, Any]:
+    """Return what steering did as plain JSON values; nothing where there was no goal."""
+    if not steering.goals:
+        return {}
+    losses = {goal: [values[0] for values in steps] for goal, steps in steering.losses.items()}
+    return {"steering": {"gradient_steps": steering.gradient_steps, "losses": losses}}
 
 
 def extent(trace: Any) -> dict[str, Any]:

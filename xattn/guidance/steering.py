@@ -40,6 +40,8 @@ class Steering(Instrument):
         checks: how many forward passes found every goal met.
         nbytes: the bytes that a gradient step keeps for its way back, known before the first; None
             where the model can't be traced.
+        collected: the maps of the latest pass.
+        judged_layers: the layers of the middle resolution.
     """
 
     steers = True
@@ -51,8 +53,8 @@ class Steering(Instrument):
         self.checks = 0
         self.nbytes: int | None = None
         self.shift: Tensor | None = None  # of the latents, waiting for the scheduler's step
-        self._maps = LiveRecorder()
-        self._layers: list[AttentionLayer] = []
+        self.collected = LiveRecorder()
+        self.judged_layers: list[AttentionLayer] = []
         self._scale = 1.0
 
     @property
@@ -72,7 +74,7 @@ class Steering(Instrument):
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
         """Return a handler for each of the denoiser's layers that attend to text."""
-        return self._maps.handlers(layers)
+        return self.collected.handlers(layers)
 
     def begin(self, sampling: Sampling) -> None:
         """Find the goals' words, and the layers by whose maps they are judged.
@@ -88,11 +90,11 @@ class Steering(Instrument):
         spread = sampling.family.map_layers is None and any(g.every_token for g in self.goals)
         own = [place for prompt in prompts for place in prompt.own_positions]
         text = range(1, max(prompt.extent for prompt in prompts)) if spread else ()
-        self._maps.words = sorted({*own, *text})
-        self._maps.begin(sampling)
-        layers = list(self._maps.layers)
+        self.collected.words = sorted({*own, *text})
+        self.collected.begin(sampling)
+        layers = list(self.collected.layers)
         grid = middle_grid((sampling.grid(each) for each in layers), sampling.latent, None)
-        self._layers = [each for each in layers if sampling.grid(each) == grid]
+        self.judged_layers = [each for each in layers if sampling.grid(each) == grid]
         self.losses = {str(goal): [] for goal in self.goals}
         self.gradient_steps = self.checks = 0
         self.shift, self.nbytes = None, None
@@ -115,7 +117,7 @@ class Steering(Instrument):
         """Aim the layers, in the steps that a goal looks at."""
         if not call.component:
             looks = call.begins_step and self._share(sampling, call) < self._last
-            self._maps.aim(self._layers if looks else [], call.conditional[0])
+            self.collected.aim(self.judged_layers if looks else [], call.conditional[0])
 
     @property
     def _last(self) -> float:
@@ -139,10 +141,10 @@ class Steering(Instrument):
         goals = [goal for goal in self._wanted if share < goal.steps]
         if not goals or not self._is_due(goals, sampling, call):
             return None
-        self._scale = _input_scale(sampling.scheduler, call.timestep)
-        rows, channels = call.conditional[0], _channels(sampling, call.sample)
+        self._scale = input_scale(sampling.scheduler, call.timestep)
+        rows, channels = call.conditional[0], channels_of(sampling, call.sample)
         shift = self._descend(sampling, call, arguments, goals)
-        self._maps.aim(self._layers, rows)  # the denoiser's own call comes next
+        self.collected.aim(self.judged_layers, rows)  # the denoiser's own call comes next
         if shift is None:
             return None
         self.shift = shift
@@ -181,21 +183,21 @@ class Steering(Instrument):
         share = self._share(sampling, call)
         before = (call.step - 1) / (sampling.steps or 1)
         rate = math.sqrt(1 - share / 2)
-        rows, channels = call.conditional[0], _channels(sampling, call.sample)
+        rows, channels = call.conditional[0], channels_of(sampling, call.sample)
         start = call.sample[rows]
-        own = frozenset(id(handler) for handler in self._maps.layers.values())
+        own = frozenset(id(handler) for handler in self.collected.layers.values())
         targets = [goal.refines(share, before) for goal in goals]
         most = max([1, *(g.most_refinements[1] for g, t in zip(goals, targets, strict=True) if t)])
         shift: Tensor | None = None
         with apart(sampling.denoiser, own):
             for number in range(most):
-                sample = _moved(start, shift, self._scale, channels).requires_grad_()
+                sample = moved(start, shift, self._scale, channels).requires_grad_()
                 given = arguments_on(arguments, call, rows, sample)
                 if number == 0 and call.step == 0:
-                    self._check_room(sampling, given, sample)
-                self._maps.aim(self._layers, slice(0, len(sample)))
+                    self.check_room(sampling, given, sample)
+                self.collected.aim(self.judged_layers, slice(0, len(sample)))
                 forward_of(sampling.denoiser)(**given)
-                total = self._unmet(goals, targets, share, number)
+                total = self.unmet(goals, targets, share, number)
                 if total is None:
                     self.checks += 1
                     break
@@ -208,7 +210,7 @@ class Steering(Instrument):
                     break
         return shift
 
-    def _unmet(
+    def unmet(
         self,
         goals: Sequence[Goal],
         targets: Sequence[float | None],
@@ -232,11 +234,11 @@ class Steering(Instrument):
 
     def _judged(self, goals: Sequence[Goal], share: float) -> Losses:
         """Return each image's losses, by the maps of the latest pass."""
-        maps = torch.stack([self._maps.native(layer) for layer in self._layers]).mean(0)
+        maps = torch.stack([self.collected.native(layer) for layer in self.judged_layers]).mean(0)
         found: Losses = []
-        for image, prompt in enumerate(self._maps.prompts):
-            positions, heats = self._maps.positions, maps[image]
-            if self._maps.sampling is not None and self._maps.sampling.family.map_layers:
+        for image, prompt in enumerate(self.collected.prompts):
+            positions, heats = self.collected.positions, maps[image]
+            if self.collected.sampling is not None and self.collected.sampling.family.map_layers:
                 own = [i for i, place in enumerate(positions) if place in prompt.own_positions]
                 positions, heats = tuple(positions[i] for i in own), heats[own]
             shown = ImageMaps(prompt, positions, heats, share)
@@ -245,7 +247,7 @@ class Steering(Instrument):
             )
         return found
 
-    def _check_room(self, sampling: Sampling, given: Mapping[str, Any], sample: Tensor) -> None:
+    def check_room(self, sampling: Sampling, given: Mapping[str, Any], sample: Tensor) -> None:
         """Raise MemoryError if the way back would not fit."""
         with apart(sampling.denoiser, frozenset()):
             self.nbytes = backward_bytes(sampling.denoiser, given, sample)
@@ -283,13 +285,13 @@ class Steering(Instrument):
         return f"Steering({', '.join(map(str, self.goals))}: {self.gradient_steps} gradient steps)"
 
 
-def _channels(sampling: Sampling, sample: Tensor) -> int:
+def channels_of(sampling: Sampling, sample: Tensor) -> int:
     """Return how many of a sample's channels are the latents'; an inpainting UNet has more."""
     width = sample.shape[1] if sample.ndim == 4 else sample.shape[-1]
     return min(sampling.channels, width) if sample.ndim == 4 else int(width)
 
 
-def _moved(start: Tensor, shift: Tensor | None, scale: float, channels: int) -> Tensor:
+def moved(start: Tensor, shift: Tensor | None, scale: float, channels: int) -> Tensor:
     """Return a sample with its latents moved by a shift."""
     moved = start.detach().clone()
     if shift is not None:
@@ -298,7 +300,7 @@ def _moved(start: Tensor, shift: Tensor | None, scale: float, channels: int) -> 
     return moved
 
 
-def _input_scale(scheduler: Any, timestep: Any) -> float:
+def input_scale(scheduler: Any, timestep: Any) -> float:
     """Return the factor between the latents and the denoiser's sample."""
     scaling = getattr(scheduler, "scale_model_input", None)
     if scaling is None:

@@ -201,6 +201,11 @@ class LiveMaps:
         return {layer.name: recorder.native(layer)[image, chosen].mean(0) for layer in kept}
 
     @property
+    def images(self) -> int:
+        """Number of images of the latest call."""
+        return len(self._recorder.prompts)
+
+    @property
     def nbytes(self) -> int:
         """Bytes kept for the way back from the latest call's maps; 0 before the first call."""
         return self._recorder.nbytes

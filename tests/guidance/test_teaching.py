@@ -1,0 +1,59 @@
+"""TokenCompose's losses on maps that are given, and the divergence of InitNO."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from xattn.guidance.noise import divergence
+from xattn.guidance.teaching import SupervisedMaps
+
+HEAT = torch.tensor([[0.5, 0.25], [0.125, 0.125]])
+
+
+class Given(SupervisedMaps):
+    """Two layers of one image, whose maps are given: one twice as fine as the other."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def images(self) -> int:
+        return 1
+
+    def layers(self, word: Any, image: int = 0) -> dict[str, torch.Tensor]:
+        return {"coarse": HEAT, "fine": HEAT.repeat_interleave(2, 0).repeat_interleave(2, 1)}
+
+
+LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+
+
+def test_the_token_loss_is_the_square_of_the_mass_outside() -> None:
+    assert float(Given().token_loss({"car": LEFT})) == pytest.approx((1 - 0.625) ** 2)
+    both = Given().token_loss({"car": LEFT, "boat": 1 - LEFT})
+    assert float(both) == pytest.approx(((1 - 0.625) ** 2 + (1 - 0.375) ** 2) / 2)
+
+
+def test_the_pixel_loss_is_the_binary_cross_entropy() -> None:
+    want = -(math.log(0.5) + math.log(0.125) + math.log(0.75) + math.log(0.875)) / 4
+    assert float(Given().pixel_loss({"car": LEFT})) == pytest.approx(want, rel=1e-5)
+    assert float(Given().pixel_loss({"car": LEFT[None]})) == pytest.approx(want, rel=1e-5)
+
+
+def test_masks_that_do_not_fit_are_sentences() -> None:
+    with pytest.raises(ValueError, match=r"the mask of 'car' is \(2, 2, 2\); expected"):
+        Given().token_loss({"car": torch.ones(2, 2, 2)})
+    with pytest.raises(ValueError, match="values from 0 to 1"):
+        Given().token_loss({"car": 2 * LEFT})
+    with pytest.raises(ValueError, match="must hold a mask"):
+        Given().pixel_loss({})
+
+
+def test_the_divergence_is_that_of_two_normals() -> None:
+    mean, log_std = torch.tensor([0.5, 0.0]), torch.tensor([0.0, math.log(2.0)])
+    one = torch.distributions.Normal(mean, log_std.exp())
+    want = torch.distributions.kl_divergence(one, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(divergence(mean, log_std), want)
