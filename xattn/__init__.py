@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.instruments.live import LiveMaps as LiveMaps
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
-    from xattn.results.difference import Difference as Difference
     from xattn.results.diagnosis import Background as Background
     from xattn.results.diagnosis import Displaced as Displaced
     from xattn.results.diagnosis import Finding as Finding
@@ -42,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.diagnosis import Merged as Merged
     from xattn.results.diagnosis import Neglected as Neglected
     from xattn.results.diagnosis import Thresholds as Thresholds
+    from xattn.results.difference import Difference as Difference
     from xattn.results.edit import EditResult as EditResult
     from xattn.results.entropies import LayerEntropies as LayerEntropies
     from xattn.results.evolution import Evolution as Evolution

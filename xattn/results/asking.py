@@ -10,6 +10,7 @@ import torch
 from xattn.maps import competition, select
 from xattn.maps.select import Asked, Heads, Steps
 from xattn.records.run import LayerFilter, Run
+from xattn.results import diagnosis
 from xattn.results.difference import Difference, difference
 from xattn.results.entropies import LayerEntropies
 from xattn.results.heatmap import HeatMap
@@ -65,6 +66,37 @@ class Asking:
             ValueError: ``by`` is none of these, or its axis was not kept.
         """
         return words_at_each(self.run, place, image, by, layers)
+
+    def diagnose(
+        self,
+        image: int = 0,
+        *,
+        pairs: diagnosis.Pairs | None = None,
+        thresholds: diagnosis.Thresholds | None = None,
+    ) -> list[diagnosis.Finding]:
+        """Return what seems wrong in an image by its maps, the most certain first.
+
+        Nouns that are neglected, merged, displaced or all over the image, and adjectives that leak
+        onto another noun; each with its score, its map and, as text, what to try.
+
+        Args:
+            image: index of the image.
+            pairs: (adjective, noun), in place of those found by a small rule for English; a
+                finding's ``sure`` says where that rule went by the order of words alone.
+            thresholds: the score at which each kind of finding begins.
+
+        Raises:
+            ValueError: a word of a pair is not in the prompt.
+
+        Example:
+            >>> for finding in trace.diagnose():
+            ...     print(finding)
+        """
+        index = select.image_index(self.run, image)
+        prompt, kept = self.run.prompt(index), set(self.run.positions)
+        whole = [word for word in prompt.words if kept.issuperset(word.positions)]
+        maps = {word: self.heatmap(word.positions, index) for word in whole}
+        return diagnosis.diagnose(prompt, maps, pairs, thresholds)
 
     def compare(
         self,

@@ -16,7 +16,6 @@ from xattn.maps.select import Asked, Heads, Steps
 from xattn.records import files
 from xattn.records.run import LayerFilter, Run
 from xattn.results.asking import Asking
-from xattn.results import diagnosis
 from xattn.results.evolution import Evolution, evolution
 from xattn.results.heatmap import HeatMap
 from xattn.views import animation, colours, sheets
@@ -175,33 +174,6 @@ class Trace(Asking):
         """Return the entropy of a word's map in each layer at each step."""
         run, (index, _) = self.run, self._subject(image)
         return evolution(run, word, index, layers=layers, occurrence=occurrence)
-
-    def diagnose(
-        self,
-        image: Subject = None,
-        *,
-        pairs: diagnosis.Pairs | None = None,
-        thresholds: diagnosis.Thresholds | None = None,
-    ) -> list[diagnosis.Finding]:
-        """Return what seems wrong in an image by its maps, the most certain first.
-
-        Nouns that are neglected, merged, displaced or all over the image, and adjectives that leak
-        onto another noun; each with its score, its map and, as text, what to try.
-
-        Args:
-            image: which image, or a picture.
-            pairs: (adjective, noun), in place of those found by a small rule for English; a
-                finding's ``sure`` says where that rule went by the order of words alone.
-            thresholds: the score at which each kind of finding begins.
-
-        Raises:
-            ValueError: a word of a pair is not in the prompt.
-        """
-        index, _ = self._subject(image)
-        prompt, kept = self.run.prompt(index), set(self.run.positions)
-        whole = [word for word in prompt.words if kept.issuperset(word.positions)]
-        maps = {word: self.heatmap(word.positions, image) for word in whole}
-        return diagnosis.diagnose(prompt, maps, pairs, thresholds)
 
     # -- pictures
 
