@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.live import supervised as supervised
     from xattn.api.probe import probe as probe
     from xattn.api.record import record as record
-    from xattn.api.vital import vital as vital
     from xattn.api.steer import initial_noise as initial_noise
     from xattn.api.steer import steer as steer
+    from xattn.api.vital import vital as vital
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
     from xattn.edits.kinds import Refine as Refine
