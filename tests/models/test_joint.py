@@ -14,9 +14,13 @@ from torch import Tensor
 
 import xattn
 from tests.models.attending import dense, tokens_read
+from tests.tiny import chats
 from tests.tiny import joint as tiny
 from tests.tiny.transformers import flux, flux_transformer
 from xattn.models import family_of
+from xattn.models.chat import chat_template
+from xattn.models.flux2 import Flux2
+from xattn.models.hunyuan_image import order
 from xattn.results.trace import Trace
 
 LAWN = "a red car on a green lawn"
@@ -25,6 +29,7 @@ HEIGHT, WIDTH = 48, 32
 OWN = 12 * 8
 """Positions of the image."""
 T5 = {"max_sequence_length": 24}
+CHAT = {"max_sequence_length": 40, "text_encoder_out_layers": (1, 2)}
 PICTURE = Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB")
 MASK = Image.new("L", (WIDTH, HEIGHT), 255)
 
@@ -45,7 +50,8 @@ class Case:
         dropped: positions of the encoder's in front of the axis.
         encoder: name of the text encoder that the words are of.
         previews: whether there are any.
-        extra: positions of references behind the image.
+        extra: positions of references and padding behind the image.
+        index: where the axis' positions stand, if not one after the other.
     """
 
     build: Callable[..., Any]
@@ -60,9 +66,12 @@ class Case:
     encoder: str = "text_encoder"
     previews: bool = False
     extra: int = 0
+    index: tuple[int, ...] = ()
 
     @property
-    def keys(self) -> slice:
+    def keys(self) -> Any:
+        if self.index:
+            return list(self.index)
         start = self.before + (0 if self.text_first else OWN + self.extra)
         return slice(start, start + self.text)
 
@@ -139,6 +148,54 @@ CASES = {
         passes=2,
         extra=OWN,
         **FLUX,
+    ),
+    "FLUX.2": Case(chats.flux2, 40, CHAT),
+    "FLUX.2 with a reference": Case(
+        chats.flux2, 40, {"image": [PICTURE.resize((64, 64))], **CHAT}, extra=16 * 16
+    ),
+    "FLUX.2 Klein": Case(
+        lambda: chats.flux2(klein=True, side="left"),
+        40,
+        CHAT,
+        guided={"guidance_scale": 2.0},
+        passes=2,
+    ),
+    "Ovis-Image": Case(
+        chats.ovis,
+        40,
+        {"max_sequence_length": 40},
+        guided={"guidance_scale": 2.0, **DOG},
+        passes=2,
+        dropped=lambda pipe: pipe.user_prompt_begin_id,
+    ),
+    "LongCat-Image": Case(
+        chats.longcat,
+        24,
+        {"enable_prompt_rewrite": False},
+        guided={"guidance_scale": 2.0, **DOG},
+        passes=2,
+        dropped=lambda pipe: len(pipe.tokenizer(pipe.prompt_template_encode_prefix).input_ids),
+    ),
+    "HiDream-I1": Case(
+        chats.hidream,
+        3 * 24,
+        T5,
+        text_first=False,
+        guided={"guidance_scale": 2.0, **DOG},
+        encoder="text_encoder_3",
+        previews=True,
+        extra=256 - OWN,
+    ),
+    # 14 valid positions, then 24 of glyphs that there aren't, then padding
+    "HunyuanImage": Case(
+        chats.hunyuan_image,
+        40,
+        text_first=False,
+        guided=DOG,
+        passes=2,
+        dropped=template,
+        extra=24,
+        index=(*range(OWN, OWN + 14), *range(OWN + 14 + 24, OWN + 40 + 24)),
     ),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # Chroma's own
@@ -254,11 +311,46 @@ def test_edits_and_unknown_previews_are_refused(pipes: Any, name: str) -> None:
             family.clean(pipe.scheduler, none, none, 1000.0)
 
 
+def test_a_word_of_hidream_stands_at_three_places(pipes: Any) -> None:
+    trace, _ = recorded(pipes("HiDream-I1"), CASES["HiDream-I1"], BOAT, record={"words": ["blue"]})
+    prompt = trace.run.prompts[0]
+    assert prompt.positions("the") == (0, 24, 48)
+    spans = pipes("HiDream-I1").tokenizer_4(BOAT, return_offsets_mapping=True)["offset_mapping"]
+    llama = [n for n, (start, end) in enumerate(spans) if start < 8 and end > 4 and end > start]
+    assert llama
+    assert prompt.positions("blue") == (1, *(24 + n for n in llama), *(48 + n for n in llama))
+    assert trace.words == ("blue",)
+
+
+def test_hunyuan_images_words_stand_between_glyphs_and_padding() -> None:
+    words, glyphs = (torch.tensor(mask, dtype=torch.bool) for mask in ([1, 1, 1, 0, 0], [1, 0, 1]))
+    axis = torch.arange(5)
+    truth = torch.cat([-1 - axis[:2], axis[:3], -3 - axis[:1], axis[3:]])  # as the model orders it
+    assert truth[order(words, glyphs)].tolist() == axis.tolist()
+    assert order(words, None).tolist() == axis.tolist()
+
+
+def test_longcat_reads_what_is_quoted_letter_by_letter(pipes: Any) -> None:
+    trace, _ = recorded(pipes("LongCat-Image"), CASES["LongCat-Image"], "a 'red' boat")
+    prompt = trace.run.prompts[0]
+    assert [token.text for token in prompt.tokens][-6:-2] == ["r", "e", "d", "'"]
+    assert len(prompt.positions("red")) == 3
+
+
+def test_a_chat_that_does_not_write_the_prompt_is_refused() -> None:
+    tok = tiny.qwen_tokenizer()
+    tok.chat_template = "{% for m in messages %}{{ m.content | upper }}x{% endfor %}{}"
+    with pytest.raises(ValueError, match="write a prompt once and unchanged"):
+        chat_template(tok, [{"role": "user", "content": "{}"}])
+
+
 def test_pipelines_that_draw_several_pictures_in_one_are_refused(pipes: Any) -> None:
     visual: Any = type("VisualClozeGenerationPipeline", (), {})()
     visual.transformer = pipes("FLUX.1 Kontext").transformer
     with pytest.raises(TypeError, match="record another FLUX"):
         family_of(visual.transformer).denoisers(visual)
+    with pytest.raises(RuntimeError, match="record Flux2KleinPipeline"):
+        Flux2().read({"kv_cache_mode": "extract"})
     qwen = family_of(pipes("Qwen-Image").transformer)
     with pytest.raises(RuntimeError, match="layers of one"):
         qwen.read({"additional_t_cond": torch.zeros(1)})

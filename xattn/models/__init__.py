@@ -13,10 +13,15 @@ from xattn.models.cogview import CogView3, CogView4
 from xattn.models.denoisers import REFUSED
 from xattn.models.family import Family
 from xattn.models.flux import Flux
+from xattn.models.flux2 import Flux2
+from xattn.models.hidream import HiDream
 from xattn.models.hunyuan_dit import HunyuanDiT
+from xattn.models.hunyuan_image import HunyuanImage
 from xattn.models.kandinsky5 import Kandinsky5
+from xattn.models.longcat_image import LongCatImage
 from xattn.models.lumina2 import Lumina2
 from xattn.models.lumina_next import LuminaNext
+from xattn.models.ovis_image import OvisImage
 from xattn.models.pixart import PixArt
 from xattn.models.prx import PRX
 from xattn.models.qwen_image import QwenImage
@@ -43,6 +48,11 @@ FAMILIES: tuple[Family, ...] = (
     ZImage(),
     PRX(),
     Kandinsky5(),
+    Flux2(),
+    OvisImage(),
+    LongCatImage(),
+    HiDream(),
+    HunyuanImage(),
 )
 """A row for each family."""
 

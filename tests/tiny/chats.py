@@ -1,0 +1,257 @@
+"""Tiny pipelines of joint attention whose words stand in a chat, or at several places."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AdaptiveProjectedMixGuidance,
+    AutoencoderKLFlux2,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
+    HunyuanImagePipeline,
+    HunyuanImageTransformer2DModel,
+    LongCatImagePipeline,
+    LongCatImageTransformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
+)
+from torch import nn
+from transformers import (
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+from tests.tiny import text_encoder, tokenizer
+from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
+from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
+
+
+def qwen3(tok: Any, width: int = 16, seed: int = 0) -> Qwen3Model:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=len(tok),
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return Qwen3Model(config).eval()
+
+
+class Processor:
+    """A tokenizer inside a processor, as FLUX.2 has it; messages are lists of parts."""
+
+    def __init__(self, tok: Any) -> None:
+        self.tokenizer = tok
+
+    def apply_chat_template(
+        self, chats: Any, tokenize: bool = True, add_generation_prompt: bool = False, **how: Any
+    ) -> Any:
+        if not tokenize:
+            return self._text(chats)
+        texts = [self._text(chat) for chat in chats]
+        how.pop("return_dict")
+        return self.tokenizer(texts, add_special_tokens=False, **how)
+
+    def _text(self, chat: Any) -> str:
+        return "".join(f"<|im_start|>{m['role']} {m['content'][0]['text']}<|im_end|>" for m in chat)
+
+
+def flux2(*, seed: int = 0, klein: bool = False, side: str = "right", **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    tok.padding_side = side
+    torch.manual_seed(seed)
+    model = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=not klein,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": AutoencoderKLFlux2(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+        ).eval(),
+        "text_encoder": qwen3(tok, seed=seed),
+        "tokenizer": tok if klein else Processor(tok),
+    }
+    pipe = (Flux2KleinPipeline if klein else Flux2Pipeline)(**(made | parts))
+    if not klein:
+        pipe.system_message = "a system"
+    return quiet(pipe)
+
+
+def ovis(*, seed: int = 0, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    torch.manual_seed(seed)
+    model = OvisImageTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": qwen3(tok, seed=seed),
+        "tokenizer": tok,
+    }
+    pipe = OvisImagePipeline(**(made | parts))
+    pipe.system_prompt = "the old dog: "
+    pipe.user_prompt_begin_id = len(tok(f"<|im_start|>user\n{pipe.system_prompt}").input_ids) - 1
+    return quiet(pipe)
+
+
+def longcat(*, seed: int = 0, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    torch.manual_seed(seed)
+    model = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 4, 8],
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": qwen_encoder(tok, seed=seed),
+        "tokenizer": tok,
+        "text_processor": None,
+    }
+    pipe = LongCatImagePipeline(**(made | parts))
+    pipe.tokenizer_max_length = 24
+    return quiet(pipe)
+
+
+class Compression(nn.Module):
+    """An autoencoder that is only asked how small its latents are."""
+
+    config = SimpleNamespace(spatial_compression_ratio=4, block_out_channels=(1, 1, 1))
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+
+def hunyuan_image(*, seed: int = 0, guided: bool = True, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    letters = ByT5Tokenizer(extra_ids=0)
+    torch.manual_seed(seed)
+    model = HunyuanImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=(1, 1),
+        text_embed_dim=16,
+        text_embed_2_dim=16,
+        rope_axes_dim=(8, 8),
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": Compression(),
+        "text_encoder": qwen_encoder(tok, seed=seed),
+        "tokenizer": tok,
+        "text_encoder_2": t5_encoder(letters, 16, seed),
+        "tokenizer_2": letters,
+        "guider": AdaptiveProjectedMixGuidance(guidance_scale=2.0, enabled=guided),
+    }
+    pipe = HunyuanImagePipeline(**(made | parts))
+    before = pipe.prompt_template_encode.partition("{}")[0]
+    pipe.prompt_template_encode_start_idx = len(tok(before).input_ids)
+    pipe.tokenizer_max_length = 40
+    pipe.tokenizer_2_max_length = 24
+    return quiet(pipe)
+
+
+def hidream(*, seed: int = 0, **parts: Any) -> Any:
+    first, second, third, fourth = tokenizer(), tokenizer(), t5_tokenizer(), qwen_tokenizer()
+    fourth.eos_token = "<|im_end|>"
+    torch.manual_seed(seed)
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=len(fourth),
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=None,
+            attn_implementation="eager",
+        )
+    ).eval()
+    torch.manual_seed(seed)
+    model = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[32, 16],
+        text_emb_dim=64,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(8, 4, 4),
+        max_resolution=(32, 32),
+        llama_layers=[0, 1],
+        force_inference_output=True,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": flow_vae(seed=seed),
+        "text_encoder": text_encoder(first, projection=True, seed=seed),
+        "tokenizer": first,
+        "text_encoder_2": text_encoder(second, projection=True, seed=seed + 1),
+        "tokenizer_2": second,
+        "text_encoder_3": t5_encoder(third, 32, seed),
+        "tokenizer_3": third,
+        "text_encoder_4": llama,
+        "tokenizer_4": fourth,
+    }
+    pipe = HiDreamImagePipeline(**(made | parts))
+    pipe.default_sample_size = 20  # it scales every size to the area of a square of so many latents
+    return quiet(pipe)
