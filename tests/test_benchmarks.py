@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import page, speed, textbook, timing
+from benchmarks import joint, machine, page, speed, textbook, timing
 from tests import tiny
 
 
@@ -79,3 +80,21 @@ def test_recordings_keep_the_bytes_that_their_options_imply(name: str, tmp_path:
     with speed.xattn.record(draw.pipe, **options) as trace:
         draw()
     assert trace.nbytes == speed.implied(trace.run)
+
+
+def test_the_sweep_of_joint_attention_asks_for_every_pair_of_shares() -> None:
+    (case,) = joint.cases(1)
+    asked = joint.edits_of(case, (0.0, 0.4))
+    assert len(asked) == 3 * 2 * 2
+    assert {kind for kind, _, _ in asked} == set(joint.KINDS)
+    swap: Any = asked["swap", 0.4, 0.0]
+    assert (swap.swaps, swap.cross_steps, swap.self_steps) == (
+        {case.noun: case.new_noun},
+        0.4,
+        0.0,
+    )
+    figure = {"mean": 0.5, "low": 0.25, "high": 1.0, "count": 4}
+    found = {"swap/all/0.4/0.0": {"done": figure, "kept": {**figure, "mean": 30.0}}}
+    result = {"prompts": 4, "scored": 4, "steps": 2, "figures": found}
+    text = joint.markdown({"machine": machine.facts(), "result": result})
+    assert "| all | 0.4 | 0.0 | 30.0 dB (0.2 to 1.0) | 50.0 % (25.0 to 100.0; 4) |" in text
