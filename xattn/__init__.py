@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.diagnosis import Merged as Merged
     from xattn.results.diagnosis import Neglected as Neglected
     from xattn.results.diagnosis import Thresholds as Thresholds
+    from xattn.results.concepts import ConceptMaps as ConceptMaps
+    from xattn.results.concepts import Segmentation as Segmentation
     from xattn.results.difference import Difference as Difference
     from xattn.results.edit import EditResult as EditResult
     from xattn.results.entropies import LayerEntropies as LayerEntropies
@@ -81,6 +83,7 @@ _HOMES = {
         "instruments.live": "LiveMaps",
         "records.format": "FileError",
         "records.run": "Layer",
+        "results.concepts": "ConceptMaps Segmentation",
         "results.difference": "Difference",
         "results.diagnosis": "Background Displaced Finding Leaked Merged Neglected Thresholds",
         "results.edit": "EditResult",

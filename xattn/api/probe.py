@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn.api.concepts import concept_names, encode_prompts, encoded_concepts
 from xattn.api.photos import Photo, Pictures, Room, fitted, photos
 from xattn.api.record import Words, instruments_of
 from xattn.edits.timing import is_number
+from xattn.instruments.concepts import Concept
 from xattn.models import family_of_pipeline
 from xattn.models.family import DenoiserCall
 from xattn.models.probing import Probed, encoded_pictures
@@ -47,6 +48,7 @@ def probe(
     layers: str | Sequence[str] | None = None,
     dtype: torch.dtype = torch.float16,
     affinity: bool = False,
+    also: str | Sequence[str] | None = None,
 ) -> Trace:
     """Return a trace of where the words of a text act in a given image.
 
@@ -75,6 +77,7 @@ def probe(
         layers: as for ``record``.
         dtype: as for ``record``.
         affinity: as for ``record``.
+        also: as for ``record``; with it the prompt can be empty.
 
     Raises:
         TypeError: the model's family can't be probed, or an image is not a picture.
@@ -89,10 +92,12 @@ def probe(
     options = Options.of(keep=keep, words=words, layers=layers, dtype=dtype, affinity=affinity)
     shares, noises = _levels(levels), _whole("seeds", seeds)
     origin = ProbeOrigin(pipe, shares, noises)
+    names = concept_names(also)
     given = photos(image)
     texts = _one_each("prompt", prompt, len(given))
     starts = _one_each("seed", seed, len(given))
     shown = [_sized(photo, size, origin.room) for photo in given]
+    concepts = encoded_concepts(pipe, names) if names else []
     trace = Trace(runs=[])
     for group in _groups(shown, _whole("batch", batch)):
         runs = _probed(
@@ -101,6 +106,7 @@ def probe(
             [texts[i] for i in group],
             [starts[i] for i in group],
             options,
+            concepts,
         )
         trace.runs += runs
     return trace
@@ -152,12 +158,13 @@ def _probed(
     texts: Sequence[str],
     starts: Sequence[int],
     options: Options,
+    concepts: Sequence[Concept],
 ) -> list[Run]:
     """Pass a group of photos of one size at every level, and return a run for each."""
     pipe, runs = origin.pipe, Trace(runs=[])
-    with opened(origin, instruments_of(options, runs)):
+    with opened(origin, instruments_of(options, runs, concepts)):
         device = torch.device(pipe._execution_device)
-        encoded = _encode_prompt(pipe, texts, device)
+        encoded = encode_prompts(pipe, texts, device)
         kind = origin.family.encoded(encoded).positive.dtype
         pixels = pipe.image_processor.preprocess([photo.image for photo in group])
         clean = encoded_pictures(pipe, pixels.to(device))
@@ -179,32 +186,21 @@ def _noise(clean: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(clean.shape[1:], generator=generator)
 
 
-def _encode_prompt(pipe: Any, texts: Sequence[str], device: torch.device) -> Any:
-    """Call the pipeline's ``encode_prompt`` for the prompts alone, without guidance."""
-    known = inspect.signature(type(pipe).encode_prompt).parameters
-    given = {
-        "prompt": list(texts),
-        "prompt_2": None,
-        "prompt_3": None,
-        "device": device,
-        "num_images_per_prompt": 1,
-        "do_classifier_free_guidance": False,
-    }
-    return pipe.encode_prompt(**{name: each for name, each in given.items() if name in known})
-
-
 def _single(run: Run, image: int, photo: Photo) -> Run:
     """Return the run of one image of a batch."""
     affinity = None if run.affinity is None else run.affinity[image : image + 1]
     return replace(
-        run,
-        prompts=(run.prompt(image),),
-        prompt_of=(0,),
-        store=ImageStore(run.store, image, len(run.prompt_of)),
+        _of_image(run, image),
+        concepts={form: _of_image(own, image) for form, own in run.concepts.items()},
         info={**run.info, "picture": str(photo)},
         images=[photo.image],
         affinity=affinity,
     )
+
+
+def _of_image(run: Run, image: int) -> Run:
+    store = ImageStore(run.store, image, len(run.prompt_of))
+    return replace(run, prompts=(run.prompt(image),), prompt_of=(0,), store=store)
 
 
 # -- what was asked for

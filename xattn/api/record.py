@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from xattn.api.concepts import concept_names, encoded_concepts
 from xattn.instruments.affinity import AffinityRecorder
+from xattn.instruments.concepts import Concept, ConceptRecorder
 from xattn.instruments.previews import Previews
 from xattn.instruments.recorder import Recorder
 from xattn.records.options import Options
@@ -37,6 +39,7 @@ def record(
     prompt: str | Sequence[str] | None = None,
     previews: bool = False,
     affinity: bool = False,
+    also: str | Sequence[str] | None = None,
 ) -> Iterator[Trace]:
     """Record the attention of every word of a prompt, at every step, inside the block.
 
@@ -63,6 +66,8 @@ def record(
             of the finest grid up to 32 x 32, for ``heatmap(word, refined=True)``: one number per
             pair of cells, 2 MB per image at 32 x 32. In joint attention, what the image gives to
             itself.
+        also: words or phrases that are not prompted, for ``trace.concepts``: two float32 maps of
+            each per layer and step. The image and all other maps stay as they are.
 
     Yields:
         A ``Trace``, filled inside the block.
@@ -90,18 +95,26 @@ def record(
         affinity=affinity,
     )
     trace = Trace(runs=[])
-    with opened(_origin(pipe, options, prompt), instruments_of(options, trace)):
+    origin = _origin(pipe, options, prompt)
+    names = concept_names(also)
+    concepts = encoded_concepts(pipe, names) if names else []
+    with opened(origin, instruments_of(options, trace, concepts)):
         yield trace
 
 
-def instruments_of(options: Options, trace: Trace) -> list[Instrument]:
+def instruments_of(
+    options: Options, trace: Trace, concepts: Sequence[Concept] = ()
+) -> list[Instrument]:
     """Return the instruments of a recording, in the order in which they act."""
     instruments: list[Instrument] = []
     if options.affinity:
         instruments.append(AffinityRecorder())
     if options.previews:
         instruments.append(Previews())
-    return [*instruments, Recorder(options, trace.runs)]
+    instruments.append(Recorder(options, trace.runs))
+    if concepts:
+        instruments.append(ConceptRecorder(concepts, options.keep))
+    return instruments
 
 
 def _origin(pipe: Any, options: Options, prompt: str | Sequence[str] | None) -> Origin:

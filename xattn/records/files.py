@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from xattn.records.atomic import aside, save_ordered
+from xattn.records.concepts import flattened, nested
 from xattn.records.folder import load_folders
 from xattn.records.format import (
     EXTRAS,
@@ -52,7 +53,7 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
         OSError: ``path`` is a folder, its folder is missing, or the file cannot be written.
     """
     _check_place(Path(path))
-    kept = [run for run in runs if run.done]
+    kept = [run for run in flattened(runs) if run.done]
     if not kept:
         raise ValueError("nothing to save: no step is complete yet")
     tensors: dict[str, torch.Tensor] = {}
@@ -101,7 +102,7 @@ def load(path: str | os.PathLike[str]) -> list[Run]:
     if not path.exists():
         raise FileNotFoundError(f"there is no recording at {path}")
     with damage_named(path):
-        return load_folders(path) if path.is_dir() else _load_file(path)
+        return load_folders(path) if path.is_dir() else nested(_load_file(path))
 
 
 # -- reading

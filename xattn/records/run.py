@@ -91,6 +91,8 @@ class Run:
             grid, and denoiser calls; None where ``affinity=True`` wasn't asked for.
         map_layers: globs of the layers that heat maps are made of by default; None for the usual
             selection, which goes by the layers' grids.
+        concepts: the maps of concepts that were asked for beside the prompt, a run for each form
+            whose token axis is that of the concepts; empty where none were.
     """
 
     prompts: tuple[Prompt, ...]
@@ -107,11 +109,12 @@ class Run:
     estimates: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
     map_layers: tuple[str, ...] | None = None
+    concepts: dict[str, Run] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Size of the maps, previews and affinities in bytes."""
-        extras = (self.estimates, self.affinity)
+        """Size of the maps, previews, affinities and concepts in bytes."""
+        extras = (self.estimates, self.affinity, *self.concepts.values())
         return self.store.nbytes + sum(extra.nbytes for extra in extras if extra is not None)
 
     def prompt(self, image: int) -> Prompt:

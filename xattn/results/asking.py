@@ -11,6 +11,7 @@ from xattn.maps import competition, select
 from xattn.maps.select import Asked, Heads, Steps
 from xattn.records.run import LayerFilter, Run
 from xattn.results import diagnosis
+from xattn.results.concepts import ConceptMaps, concept_maps
 from xattn.results.difference import Difference, difference
 from xattn.results.entropies import LayerEntropies
 from xattn.results.heatmap import HeatMap
@@ -172,6 +173,46 @@ class Asking:
             str(word): HeatMap(share, str(word), heat.meta, heat.picture)
             for word, share, heat in zip(chosen, shares, heats, strict=True)
         }
+
+    def concepts(
+        self,
+        names: str | Sequence[str] | None = None,
+        image: int = 0,
+        *,
+        form: str | None = None,
+        steps: Steps = None,
+        layers: LayerFilter = None,
+        refined: bool = False,
+    ) -> ConceptMaps:
+        """Return maps of concepts that were asked for beside the prompt, by ``also=``.
+
+        Forms: "attention" is what the concept's own text would be given by the image's queries
+        (naive: Marcos-Manchon et al. 2024; in joint attention among the concepts and the image);
+        "competition" multiplies it, in each head, by the concept's share among all concepts
+        asked; "output" is the softmax over these concepts of the products of the image's output
+        vectors with theirs (Helbling et al. 2025, section 4). By default competition in
+        cross-attention, output in joint attention.
+
+        Args:
+            names: which concepts, "background" for the empty text; all but that by default.
+            image: index of the image.
+            form: one of the two that the recording has.
+            steps: as for ``heatmap``.
+            layers: as for ``heatmap``.
+            refined: as for ``heatmap``.
+
+        Raises:
+            ValueError: no concepts were asked for, or not these.
+
+        Example:
+            >>> trace = xattn.probe(pipe, photo, "", also=["car", "lawn"])
+            >>> trace.concepts()["car"].overlay().save("car.png")
+        """
+        wanted = [names] if isinstance(names, str) else None if names is None else list(names)
+        index = select.image_index(self.run, image)
+        return concept_maps(
+            self.run, wanted, index, form=form, steps=steps, layers=layers, refined=refined
+        )
 
     def layer_entropies(self, image: int = 0, *, layers: LayerFilter = "all") -> LayerEntropies:
         """Return how undecided each layer is between the words, the most decided first.

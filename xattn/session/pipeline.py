@@ -122,6 +122,10 @@ class PipelineOrigin:
                 "exchange it first, then record(pipe)"
             )
 
+    def asked_of(self, texts: Sequence[str], result: Any) -> Asked:
+        """Return prompts and embeddings of texts that ``encode_prompt`` turned into a result."""
+        return self._asked({"prompt": list(texts)}, result)
+
     def _asked(self, given: dict[str, Any], result: Any) -> Asked:
         embeds = self.family.encoded(result)
         axes: Sequence[Axis] = self.family.axes(self.pipe, embeds.positive, given)
