@@ -14,6 +14,7 @@ from PIL import Image
 import xattn
 from tests import tiny
 from tests.tiny import transformers
+from xattn.instruments.streams import check_blocks
 from xattn.maps import daam
 from xattn.results.concepts import Segmentation
 
@@ -131,6 +132,12 @@ def test_what_was_not_asked_is_told(pair: Any) -> None:
     block = xattn.record(loop, also="boat")
     with pytest.raises(TypeError, match="also= needs a pipeline"):
         block.__enter__()
+
+
+def test_blocks_that_are_not_known_are_refused_in_a_sentence() -> None:
+    check_blocks(transformers.flux_transformer())
+    with pytest.raises(ValueError, match="also= can't be had with Linear"):
+        check_blocks(torch.nn.Linear(1, 1))
 
 
 def test_a_segmentation_becomes_masks_and_cocos_json(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import xattn
 from tests import tiny
 from tests.tiny import transformers
 from xattn.models import family_of
+from xattn.models.flux import Flux
 
 PROMPT = "a red car"
 BUILT: dict[str, Any] = {
@@ -124,10 +125,15 @@ def test_a_flow_is_noised_on_the_straight_line(photo: Image.Image) -> None:
     assert seen[0]["timestep"].tolist() == [250.0]
 
 
+class Kin(Flux):
+    """A family that inherits FLUX.1's call, which its own model doesn't take."""
+
+
+@pytest.mark.parametrize("family", [object(), Kin()])
 def test_a_family_that_cannot_be_probed_is_refused_in_a_sentence(
-    pipe: Any, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+    family: Any, pipe: Any, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xattn.api.probe.family_of_pipeline", lambda pipe: object())
+    monkeypatch.setattr("xattn.api.probe.family_of_pipeline", lambda pipe: family)
     with pytest.raises(TypeError, match="StableDiffusionPipeline can't be probed yet"):
         xattn.probe(pipe, photo, PROMPT)
 

@@ -16,7 +16,7 @@ from xattn.edits.timing import is_number
 from xattn.instruments.concepts import Concept
 from xattn.models import family_of_pipeline
 from xattn.models.family import DenoiserCall
-from xattn.models.probing import Probed, encoded_pictures
+from xattn.models.probing import encoded_pictures, probed_family
 from xattn.records.options import Options
 from xattn.records.run import Run
 from xattn.records.stores import ImageStore
@@ -85,8 +85,8 @@ def probe(
             prompt.
 
     Example:
-        >>> scene = xattn.toyland.scene(1)
-        >>> trace = xattn.probe(xattn.demo(), scene.image, scene.caption)
+        >>> from xattn.toyland import scene
+        >>> trace = xattn.probe(xattn.demo(), scene(1).image, scene(1).caption)
         >>> trace.grid().save("words.png")
     """
     options = Options.of(keep=keep, words=words, layers=layers, dtype=dtype, affinity=affinity)
@@ -126,16 +126,17 @@ class ProbeOrigin(PipelineOrigin):
 
     def __init__(self, pipe: Any, levels: Sequence[float], noises: int) -> None:
         family = family_of_pipeline(pipe)
-        if not isinstance(family, Probed):
+        probed = probed_family(family)
+        if probed is None:
             raise TypeError(
                 f"{type(pipe).__name__} can't be probed yet: its family does not say how to noise "
                 "an image's latents; probe Stable Diffusion 1, 2, XL, 3 or FLUX.1"
             )
         super().__init__(pipe)
-        self.probed = family
+        self.probed = probed
         self.levels = tuple(levels)
         self.noises = noises
-        self.at = tuple(family.level_timestep(pipe.scheduler, level) for level in levels)
+        self.at = tuple(probed.level_timestep(pipe.scheduler, level) for level in levels)
         layers = self.family.layers(self.denoiser)
         self.room = Room.of(pipe, self.denoiser, layers)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.instruments.streams import ConceptPasses, has_stream
+from xattn.instruments.streams import ConceptPasses, check_blocks, has_stream
 from xattn.models.family import AttentionLayer, DenoiserCall, choose
 from xattn.processors.call import Handler
 from xattn.processors.concepts import ConceptStream, TextKeys
@@ -86,8 +86,10 @@ class ConceptRecorder(Instrument):
 
         Raises:
             MemoryError: they would not fit; the error names options that would.
-            ValueError: the transformer is compiled, so its blocks can't be passed once more.
+            ValueError: the transformer's blocks can't be passed once more for the concepts.
         """
+        if self.streams:
+            check_blocks(sampling.denoiser)
         if self.streams and sampling.compiled:
             raise ValueError("also= can't be had with a compiled transformer")
         shape = Shape(

@@ -12,6 +12,9 @@ from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.concepts import ConceptStream
 from xattn.processors.wrapping import chain_of
 
+KNOWN = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+"""Transformers whose blocks are called by name, and whose text has one embedder and one place."""
+
 
 def has_stream(layer: AttentionLayer) -> bool:
     """Return whether a joint layer gives the text outputs, which concepts' are found by."""
@@ -19,6 +22,16 @@ def has_stream(layer: AttentionLayer) -> bool:
     out = getattr(module, "to_add_out", None)
     only = getattr(module, "context_pre_only", None)
     return layer.role == "joint" and out is not None and not only
+
+
+def check_blocks(denoiser: nn.Module) -> None:
+    """Raise ValueError unless a transformer's blocks can pass a text of their own."""
+    model: Any = getattr(denoiser, "_orig_mod", denoiser)
+    if not {kind.__name__ for kind in type(model).__mro__}.intersection(KNOWN):
+        raise ValueError(
+            f"also= can't be had with {type(model).__name__}: how its blocks pass a text of their "
+            f"own is known for {' and '.join(KNOWN)} alone"
+        )
 
 
 class ConceptPasses:
@@ -32,9 +45,6 @@ class ConceptPasses:
         streams: the handlers of its joint layers.
         call: the denoiser call about to be made.
         states: the concepts' embeddings, (concepts, channels).
-
-    Raises:
-        ValueError: the transformer embeds its text in a way of its own.
     """
 
     def __init__(
@@ -45,12 +55,7 @@ class ConceptPasses:
         states: Tensor,
     ) -> None:
         model: Any = getattr(denoiser, "_orig_mod", denoiser)
-        embedder = getattr(model, "context_embedder", None)
-        if embedder is None:
-            raise ValueError(
-                f"also= can't be had with {type(model).__name__}: it embeds its text in a way of "
-                "its own"
-            )
+        embedder = model.context_embedder
         self.rows = call.conditional[0]
         with torch.no_grad():
             self.concepts: Tensor = embedder(states.to(next(embedder.parameters()).dtype))[None]

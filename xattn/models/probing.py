@@ -35,6 +35,15 @@ class Probed(Protocol):
         """
 
 
+def probed_family(family: Any) -> Probed | None:
+    """Return a family that can be probed, or None.
+
+    Its class has a ``denoise`` of its own: one that it inherits calls another model.
+    """
+    own = "denoise" in type(family).__dict__
+    return family if own and isinstance(family, Probed) else None
+
+
 class DiffusionLevels:
     """Levels of a variance-preserving diffusion."""
 
