@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.instruments.live import LiveMaps as LiveMaps
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
+    from xattn.results.concepts import ConceptMaps as ConceptMaps
+    from xattn.results.concepts import Segmentation as Segmentation
     from xattn.results.diagnosis import Background as Background
     from xattn.results.diagnosis import Displaced as Displaced
     from xattn.results.diagnosis import Finding as Finding
@@ -41,8 +43,6 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.diagnosis import Merged as Merged
     from xattn.results.diagnosis import Neglected as Neglected
     from xattn.results.diagnosis import Thresholds as Thresholds
-    from xattn.results.concepts import ConceptMaps as ConceptMaps
-    from xattn.results.concepts import Segmentation as Segmentation
     from xattn.results.difference import Difference as Difference
     from xattn.results.edit import EditResult as EditResult
     from xattn.results.entropies import LayerEntropies as LayerEntropies
