@@ -93,6 +93,6 @@ def family_of_pipeline(pipe: Any) -> Family:
             return family_of(denoiser)
     raise TypeError(
         f"{type(pipe).__name__} has no denoiser with a text encoder that xattn knows; pass a "
-        "Stable Diffusion pipeline (1, 2, XL, 3) or FLUX.1's, or xattn.Loop(unet, tokenizer=, "
-        "prompt=) for a sampling loop of your own"
+        "pipeline of Stable Diffusion, FLUX.1 or another listed in docs/compatibility.md, or "
+        "xattn.Loop(unet, tokenizer=, prompt=) for a sampling loop of your own"
     )
