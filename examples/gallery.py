@@ -57,7 +57,7 @@ def main() -> None:
 
     with xattn.record(pipe) as trace:
         image = pipe(PROMPT, generator=noise(chosen.seed), **options).images[0]
-    small(trace.grid(["red", "car", "green", "lawn"], image), chosen.out / "words.png")
+    small(trace.grid(["red", "car", "green", "lawn"]), chosen.out / "words.png")
     small(trace.evolution("car").plot(), chosen.out / "entropy.png", 900)
 
     def edited(*edits: Any) -> Any:

@@ -92,7 +92,7 @@ def test_it_is_a_trace_as_ever(pipe: Any, photo: Image.Image, tmp_path: Path) ->
     assert trace.heatmap("red", refined=True).shape == (8, 8)
     assert trace.grid().size
     trace.report(tmp_path / "report.html")
-    trace.animate("red", None, tmp_path / "levels.gif")
+    trace.animate("red", tmp_path / "levels.gif")
     assert (tmp_path / "levels.gif").stat().st_size
 
 

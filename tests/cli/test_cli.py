@@ -25,7 +25,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 from typer.main import get_command
 
-from xattn.cli import exit_code_of, main
+from xattn.cli import exit_code_of
 from xattn.cli.commands import app
 from xattn.cli.edit import grouped, write_edit
 from xattn.cli.options import watched
@@ -42,24 +42,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
     tiny.sd1().save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture
-def xattn_command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """Gives ``run(*words)``: the exit code, stdout and stderr of a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        told = capsys.readouterr()
-        code = end.value.code
-        return (code if isinstance(code, int) else 0), told.out, told.err
-
-    return run
 
 
 def picture(path: str) -> Image.Image:
@@ -181,10 +163,10 @@ def test_the_animation_shows_the_image_as_it_forms_without_decoding_it(
     assert (code, err) == (0, "")
     assert len(decoded) == 1  # the image itself
     trace = xattn.load("xattn-record/trace.safetensors")
-    trace.animate("red", trace.run.images[0], "again.gif")
+    trace.animate("red", "again.gif")
     assert Path("again.gif").read_bytes() == Path("xattn-record/00-red.gif").read_bytes()
     trace.run.estimates = None
-    trace.animate("red", trace.run.images[0], "final.gif")
+    trace.animate("red", "final.gif")
     assert Path("final.gif").read_bytes() != Path("again.gif").read_bytes()
 
 
@@ -359,6 +341,17 @@ def test_show_makes_pictures_and_a_report(
     assert "where 'boat' acts" in out
 
 
+def test_show_draws_on_a_given_picture(xattn_command: Any, trace_file: Any) -> None:
+    Image.new("RGB", (40, 24), (0, 90, 0)).save("canvas.png")
+    more = ["--word", "boat", "--image", "1", "--on", "canvas.png"]
+    assert xattn_command("show", trace_file, *more)[0] == 0
+    assert picture("xattn-show/01-boat.png").size == (512, 307)
+    Path("text.png").write_text("no picture")
+    code, out, err = xattn_command("show", trace_file, "--on", "text.png")
+    assert (code, out) == (2, "")
+    assert "--on text.png: the file is not a picture" in err
+
+
 def test_the_layers_to_show_reach_entropy_and_animation(
     xattn_command: Any, trace_file: Any
 ) -> None:
@@ -366,7 +359,7 @@ def test_the_layers_to_show_reach_entropy_and_animation(
     assert xattn_command("show", trace_file, "--out", "some", *chosen)[0] == 0
     trace = xattn.load(trace_file)
     trace.evolution("red", layers="up_blocks.*").plot().save("entropy.png")
-    trace.animate("red", 0, "red.gif", layers="up_blocks.*")
+    trace.animate("red", "red.gif", layers="up_blocks.*")
     assert Path("some/entropy.png").read_bytes() == Path("entropy.png").read_bytes()
     assert Path("some/00-red.gif").read_bytes() == Path("red.gif").read_bytes()
     assert xattn_command("show", trace_file, "--out", "all", *chosen[:-2])[0] == 0

@@ -122,6 +122,6 @@ def test_previews_are_saved_and_animated(sd1: Any, tmp_path: Any, name: str) -> 
         trace.save(tmp_path / name)
     loaded = xattn.load(tmp_path / name)
     assert torch.equal(loaded.run.estimates, trace.run.estimates)
-    trace.animate("red", 0, tmp_path / "red.gif")
+    trace.animate("red", tmp_path / "red.gif")
     with Image.open(tmp_path / "red.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]

@@ -109,7 +109,7 @@ def test_evolution_ranks_layers_and_steps_by_their_focus() -> None:
 def test_evolution_is_asked_of_an_image_and_of_some_layers(trace: Any, picture: Any) -> None:
     images = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in range(2)]
     trace.run.images = images
-    second = trace.evolution("red", images[1], layers="up_blocks.*")
+    second = trace.evolution("red", 1, layers="up_blocks.*")
     assert second.names == (LAYERS[3].name,)
     np.testing.assert_array_equal(second.entropy[0], trace.evolution("red", 1).entropy[3])
     assert not np.array_equal(second.entropy[0], trace.evolution("red").entropy[3])
@@ -149,23 +149,51 @@ def test_a_run_that_broke_off_answers_for_its_complete_steps() -> None:
     assert "0 of 3 steps" in Trace([make_run(done=0)])._repr_html_()
 
 
-def test_images_are_indices_or_pictures(picture: Any) -> None:
+def test_images_are_chosen_by_index(picture: Any) -> None:
     own = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in (10, 20)]
     trace = Trace([make_run(images=2)])
     assert trace.heatmap("red").picture is None
     trace.run.images.extend(own)
     assert trace.heatmap("red").picture is own[0]
     assert trace.heatmap("red", 1).picture is own[1]
-    by_picture = trace.heatmap("red", own[1])
-    assert by_picture.meta["image"] == 1
-    np.testing.assert_array_equal(by_picture, trace.heatmap("red", 1))
-    with pytest.raises(ValueError, match="none of the run's 2 images"):
-        trace.heatmap("red", picture)
-    single = Trace([make_run(images=1)])
-    other = single.heatmap("red", picture)  # there is only one that it can be
-    assert (other.meta["image"], other.picture) == (0, picture)
+    assert trace.heatmap("red", image=-1).meta["image"] == 1
     with pytest.raises(ValueError, match="image: 2 is out of range, there are 2"):
         trace.heatmap("red", 2)
+
+
+def test_a_picture_as_image_is_told_where_it_belongs(
+    trace: Any, picture: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "never.gif"
+    for ask in (
+        lambda: trace.heatmap("red", picture),
+        lambda: trace.steps("red", picture),
+        lambda: trace.layers("red", picture),
+        lambda: trace.evolution("red", picture),
+        lambda: trace.grid(["red"], picture),
+        lambda: trace.report(path, picture),
+        lambda: trace.animate("red", path, picture),
+    ):
+        with pytest.raises(ValueError, match=r"index of an image, 0 to 1, got a picture; .* on="):
+            ask()
+    with pytest.raises(ValueError, match="index of an image, 0 to 1, got 'red'"):
+        trace.heatmap("red", "red")
+    for draw in (
+        lambda: trace.grid(on=1),
+        lambda: trace.report(path, 0, on="red"),
+        lambda: trace.animate("red", path, on=np.zeros((3, 3))),
+    ):
+        with pytest.raises(ValueError, match="on= must be a picture to draw on"):
+            draw()
+    assert not path.exists()
+
+
+def test_a_report_takes_a_picture_for_each_image(trace: Any, picture: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="on= has 1 pictures for 2 images"):
+        trace.report(tmp_path / "report.html", on=picture)
+    trace.report(tmp_path / "report.html", on=[picture, picture])
+    trace.report(tmp_path / "second.html", 1, on=picture)
+    assert (tmp_path / "second.html").stat().st_size < (tmp_path / "report.html").stat().st_size
 
 
 def test_the_grid_has_a_labelled_cell_for_each_word_and_step(
@@ -179,7 +207,7 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(
         return table(cells, rows, columns, **options)
 
     monkeypatch.setattr(sheets, "table", spy)
-    sheet = trace.grid(["red", "car on"], picture, steps=[0, -1])
+    sheet = trace.grid(["red", "car on"], on=picture, steps=[0, -1])
     assert seen["rows"] == ["red", "car on"]
     assert seen["columns"] == ["all steps", "step 0", "step 3"]
     assert [len(row) for row in seen["cells"]] == [3, 3]
@@ -219,7 +247,7 @@ def test_an_animation_has_a_frame_for_each_step(
     trace: Any, picture: Any, tmp_path: Path, suffix: Any
 ) -> None:
     path = tmp_path / f"red.{suffix}"
-    trace.animate("red", picture, path)
+    trace.animate("red", path, on=picture)
     with Image.open(path) as moving:
         assert moving.n_frames == 4  # type: ignore[attr-defined]
 

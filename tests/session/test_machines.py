@@ -434,7 +434,7 @@ def test_a_compiled_unet_can_not_keep_its_source(in_place: bool) -> None:
     )  # fmt: skip
     compiled(pipe, "aot_eager", in_place)
     for options in ({"keep_source": True}, {"source": kept}):
-        with pytest.raises(ValueError, match=r"compiled UNet.* without torch\.compile"):
+        with pytest.raises(ValueError, match=r"compiled denoiser.* without torch\.compile"):
             xattn.edit(pipe, PROMPT, xattn.Replace("red", "blue"), **options)
 
 

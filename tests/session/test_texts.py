@@ -10,7 +10,7 @@ import torch
 
 import xattn
 from tests import tiny
-from tests.helpers import CAR, LATENT, OTHER, SIDE, draw, picture
+from tests.helpers import CAR, LATENT, OTHER, draw
 
 
 def test_a_word_that_is_not_there_fails_before_sampling(sd1: Any) -> None:
@@ -122,11 +122,13 @@ def test_a_sliced_negative_prompt_has_its_own_maps(sd1: Any) -> None:
     torch.testing.assert_close(plain.run.maps(0), sliced.run.maps(0), atol=1e-4, rtol=0)
 
 
-def test_an_unknown_picture_is_no_image_of_several(sd1: Any) -> None:
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_half_a_character_in_a_prompt_is_refused_with_its_place(sd1: Any, name: str) -> None:
     with xattn.record(sd1) as trace:
-        sd1([CAR, OTHER], num_inference_steps=1, height=SIDE, width=SIDE)
-    with pytest.raises(ValueError, match="none of the run's"):
-        trace.heatmap("red", picture())
+        with pytest.raises(ValueError, match=rf"{name}= is .*: character 2 is a lone surrogate"):
+            sd1(**{"prompt": PROMPT, name: "a \ud800"}, num_inference_steps=1)
+        draw(sd1, steps=1)
+    assert len(trace) == 1
 
 
 def test_guidance_cut_off_leaves_the_negative_prompt_empty(sd1: Any) -> None:

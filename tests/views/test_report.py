@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.runs import LAYERS, make_run, tensors_of
 from xattn.maps import daam
+from xattn.maps.measures import MEASURES
 from xattn.records.run import Layer, Run
 from xattn.results.trace import Trace
 from xattn.text.prompt import Prompt
@@ -209,11 +210,24 @@ def test_every_image_of_a_run_can_be_chosen_and_one_can_be_asked_for(tmp_path: P
     (subject,) = data_of((tmp_path / "one.html").read_text())["subjects"]
     assert (subject["text"], subject["size"]) == ("a blue boat", [48, 32])
     single = Trace([make_run(["a red car"])])
-    single.report(tmp_path / "mine.html", Image.new("RGB", (2048, 1024)))
+    single.report(tmp_path / "mine.html", on=Image.new("RGB", (2048, 1024)))
     data = data_of((tmp_path / "mine.html").read_text())
     (subject,) = data["subjects"]
     assert subject["size"] == [1024, 512]
     assert data["pictures"][subject["picture"]].startswith("data:image/jpeg")
+
+
+def test_the_page_has_every_measure_of_each_word() -> None:
+    trace = Trace([make_run(["a red car"])])
+    data = data_of(report.page([Subject(trace.run)]))
+    (subject,) = data["subjects"]
+    assert data["measures"] == [name.replace("_", " ") for name in MEASURES]
+    assert len(subject["measures"]) == len(subject["words"]) == 3
+    for word, found in zip(subject["words"], subject["measures"], strict=True):
+        wanted = trace.heatmap(word).measure()
+        assert list(wanted) == list(MEASURES)
+        for one, two in zip(found, wanted.values(), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-3)
 
 
 def test_an_unfinished_run_shows_its_complete_steps() -> None:

@@ -104,7 +104,7 @@ def trace() -> Trace:
 @pytest.fixture
 def report(trace: Trace, tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
-    trace.report(path, Image.new("RGB", (384, 256), (40, 70, 40)))
+    trace.report(path, on=Image.new("RGB", (384, 256), (40, 70, 40)))
     return path
 
 

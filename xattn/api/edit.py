@@ -12,6 +12,7 @@ from xattn.api.arguments import Batch, refuse_unknown
 from xattn.api.editing import Session, TraceOptions, session_of
 from xattn.edits.kinds import Edits, Reweight
 from xattn.instruments.keeper import OF_ONE_CALL, Fingerprint, KeptSource
+from xattn.models import family_of_pipeline
 from xattn.results.edit import EditResult
 from xattn.session import patching
 from xattn.session.generators import Given
@@ -108,11 +109,10 @@ def edit(
 
 
 def _refuse_compiled(pipe: Any) -> None:
-    found = (getattr(pipe, name, None) for name in ("unet", "transformer"))
-    if any(isinstance(model, nn.Module) and patching.is_compiled(model) for model in found):
+    if any(map(patching.is_compiled, family_of_pipeline(pipe).denoisers(pipe))):
         raise ValueError(
-            "keep_source= and source= cannot be used with a compiled UNet: each denoiser call "
-            "would compile its own graph; use the UNet without torch.compile"
+            "keep_source= and source= cannot be used with a compiled denoiser: each of its calls "
+            "would compile its own graph; use it without torch.compile"
         )
 
 

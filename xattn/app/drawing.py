@@ -6,7 +6,6 @@ Visitors share the pipeline, which draws for one at a time. What a visitor drew 
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from xattn.app.changes import Change, make_edits
 from xattn.app.script import script
 from xattn.app.settings import Limits, Settings
 from xattn.edits.kinds import Edit, LocalBlend
+from xattn.models.sizes import size_factor, usual_size
 from xattn.results.edit import EditResult
 from xattn.results.trace import Trace
 from xattn.session.pipeline import PipelineOrigin
@@ -135,16 +135,14 @@ class Service:
 
     @property
     def factor(self) -> int:
-        """What height and width must be multiples of."""
-        return math.lcm(8, int(getattr(self.pipe, "vae_scale_factor", 8)))
+        """The number of pixels that height and width must be multiples of."""
+        return size_factor(self.pipe)
 
     @property
     def sides(self) -> tuple[int, int]:
         """The model's own (height, width), within bounds."""
-        sample = self.pipe.unet.config.sample_size
-        sides = sample if isinstance(sample, list | tuple) else (sample, sample)
         most = self.limits.side - self.limits.side % self.factor
-        height, width = (min(int(s) * int(self.pipe.vae_scale_factor), most) for s in sides)
+        height, width = (min(side, most) for side in usual_size(self.pipe))
         return height, width
 
     def draw(self, settings: Settings, progress: Progress) -> Drawing:
@@ -166,7 +164,7 @@ class Service:
         drawing = Drawing(settings, image, trace, Path(tempfile.mkdtemp(dir=self.root)))
         with _whole(drawing):
             trace.save(drawing.folder / "trace.safetensors", [image])
-            trace.report(drawing.folder / "report.html", image)
+            trace.report(drawing.folder / "report.html")
             self._write_script(drawing)
         return drawing
 

@@ -36,8 +36,8 @@ def script(
         f"    generator = torch.Generator().manual_seed({int(settings.seed)})",
         "    image = pipe(prompt, generator=generator, **options).images[0]",
         'image.save("image.png")',
-        'trace.grid(image=image).save("words.png")',
-        'trace.report("report.html", image)',
+        'trace.grid().save("words.png")',
+        'trace.report("report.html")',
     ]
     if edits:
         siblings = "".join(f"    {_source(each)},\n" for each in edits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from xattn.edits.kinds import Edit, LocalBlend, Refine, Replace, Reweight, compo
 from xattn.edits.plan import make_plan
 from xattn.edits.timing import is_number
 from xattn.maps.select import kept_positions
+from xattn.models.sizes import size_factor
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize_all
 from xattn.units import LARGEST, size_of
@@ -198,7 +198,7 @@ def check_item(item: Item, pipe: Any) -> None:
     Raises:
         ValueError: it can't, and why.
     """
-    factor = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)))
+    factor = size_factor(pipe)
     if item.size is not None and any(side % factor for side in item.size):
         raise ItemError(f"size {list(item.size)}: height and width must be multiples of {factor}")
     most = int(pipe.scheduler.config.num_train_timesteps)

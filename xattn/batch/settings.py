@@ -11,6 +11,7 @@ import torch
 
 from xattn.batch.folder import Writer
 from xattn.batch.items import Failure
+from xattn.models.sizes import denoiser_of
 from xattn.records.options import Options
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -77,7 +78,7 @@ class Settings:
             "model": str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__),
             "pipeline": type(pipe).__name__,
             "scheduler": type(pipe.scheduler).__name__,
-            "torch_dtype": str(pipe.unet.dtype).removeprefix("torch."),
+            "torch_dtype": str(denoiser_of(pipe).dtype).removeprefix("torch."),
             "keep": sorted(self.keep),
             "layers": None if self.layers is None else list(self.layers),
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -47,9 +47,9 @@ def demo(
         image = pipe(PROMPT, callback_on_step_end=watch, **request.arguments(pipe)).images[0]
     with progress.status("writing"):
         folder.picture("image.png", enlarged(image), f"{PROMPT!r}, as the model draws it")
-        folder.picture("words.png", trace.grid(WORDS, image), "where each word acts, step by step")
-        trace.animate("car", image, folder.new("car.gif", "'car' while the image forms"))
-        trace.report(folder.new("report.html", "every word, step and layer: open it"), image)
+        folder.picture("words.png", trace.grid(WORDS), "where each word acts, step by step")
+        trace.animate("car", folder.new("car.gif", "'car' while the image forms"))
+        trace.report(folder.new("report.html", "every word, step and layer: open it"))
         trace.save(folder.new("trace.safetensors", "the recording: xattn show reads it"), [image])
     edits: list[Any] = [
         [xattn.Replace("red", "blue"), xattn.LocalBlend("car")],

@@ -190,14 +190,14 @@ class Request:
         Raises:
             UsageError: the model can't draw images of the size.
         """
-        import math
-
         import torch
+
+        from xattn.models.sizes import size_factor
 
         # drawn on the CPU: the same noise on every device
         found: dict[str, Any] = {"generator": torch.Generator().manual_seed(self.seed)}
         if self.size is not None:
-            factor = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 8)))
+            factor = size_factor(pipe)
             if any(side % factor for side in self.size):
                 height, width = self.size
                 raise UsageError(f"--size {width}x{height}: both must be multiples of {factor}")

@@ -83,11 +83,11 @@ def record(
         trace.save(
             folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"), [image]
         )
-        trace.report(folder.new("report.html", "the report: open it in a browser"), image)
+        trace.report(folder.new("report.html", "the report: open it in a browser"))
         write_pictures(folder, trace, image, shown, refined=refined)
         if animate is not None:
             path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
-            trace.animate(animate, image, path)
+            trace.animate(animate, path)
     if as_json:
         facts = {"prompt": prompt, **request.facts(pipe), **extent(trace), **steered(steering)}
         print_json(
@@ -127,8 +127,7 @@ def write_pictures(
         heat = trace.heatmap(word, index, **where)
         folder.picture(f"{slug(number, word)}.png", heat.overlay(canvas), f"where {word!r} acts")
     if words and not where.get("steps"):
-        known = image if index == 0 else index
-        picture = trace.grid(words, known, layers=where.get("layers"))
+        picture = trace.grid(words, index, on=image, layers=where.get("layers"))
         folder.picture("grid.png", picture, "words x steps")
 
 

@@ -62,6 +62,12 @@ def show(
     animate: Annotated[
         str | None, typer.Option(metavar="WORD", help="Write a GIF of a word over the steps.")
     ] = None,
+    on: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A picture to draw maps on; the recorded image else."
+        ),
+    ] = None,
     refined: o.RefinedOption = False,
     entropy: Annotated[
         bool,
@@ -83,6 +89,7 @@ def show(
     console, progress = consoles(as_json)
     with progress.status("reading"):
         chosen = one_run(trace, run)
+        canvas = None if on is None else opened(on)
     layout: Any = layers[0] if layers and len(layers) == 1 else layers
     if entropy:
         with o.asked():
@@ -98,7 +105,7 @@ def show(
         numbers = figures(chosen, shown, image, **where)
         if folder is not None:
             with progress.status("writing"):
-                write(folder, chosen, shown, image, animate, where)
+                write(folder, chosen, shown, image, where, animate=animate, on=canvas)
     if as_json:
         data = {"prompt": chosen.run.prompt(image).text, "image": image, **extent(chosen)}
         files = folder.files if folder else {}
@@ -132,22 +139,43 @@ def kept_words(trace: Any, image: int) -> list[str]:
     return list(select.kept_words(trace.run, select.image_index(trace.run, image)))
 
 
+def opened(path: Path) -> Any:
+    """Read the picture of ``--on``.
+
+    Raises:
+        BadParameter: the file is not a picture.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise typer.BadParameter(f"--on {path}: the file is not a picture") from error
+
+
 def write(
-    folder: Folder, trace: Any, words: list[str], image: int, animate: str | None,
+    folder: Folder,
+    trace: Any,
+    words: list[str],
+    image: int,
     where: dict[str, Any],
-) -> None:  # fmt: skip
-    """Write pictures and report of one image of a recording."""
+    *,
+    animate: str | None = None,
+    on: Any = None,
+) -> None:
+    """Write pictures and report of one image of a recording, drawn on it or on ``on``."""
     known = trace.run.images[image] if image < len(trace.run.images) else None
     if known is not None:
         folder.picture("image.png", known, "the image")
-    write_pictures(folder, trace, known or blank(trace), words, image, **where)
+    write_pictures(folder, trace, on or known or blank(trace), words, image, **where)
     if "step" in trace.run.keep and words:
         path = folder.new("entropy.png", f"how focused {words[0]!r} is, by layer and step")
         trace.evolution(words[0], image, layers=where["layers"] or "all").plot().save(path)
     if animate is not None:
         path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
-        trace.animate(animate, image, path, layers=where["layers"])
-    trace.report(folder.new("report.html", "the report: open it in a browser"))
+        trace.animate(animate, path, image, on=on, layers=where["layers"])
+    report = folder.new("report.html", "the report: open it in a browser")
+    trace.report(report, None if on is None else image, on=on)
 
 
 def blank(trace: Any) -> Any:

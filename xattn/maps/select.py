@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from numbers import Integral
 
 from xattn.records.run import Layer, LayerFilter, Run, picks, select_layers
 from xattn.text.prompt import Prompt
@@ -137,7 +138,14 @@ def step_indices(run: Run, steps: Steps) -> list[int]:
 
 def image_index(run: Run, image: int) -> int:
     """Return the index of an image, counted from the end if negative."""
-    return _within(image, len(run.prompt_of), "image")
+    images = len(run.prompt_of)
+    if isinstance(image, bool) or not isinstance(image, Integral):
+        kind = "a picture" if hasattr(image, "convert") else repr(image)
+        raise ValueError(
+            f"image= must be the index of an image, 0 to {images - 1}, got {kind}; pass a picture "
+            "to draw on as on= to what draws: overlay(on=picture), grid(on=picture)"
+        )
+    return _within(int(image), images, "image")
 
 
 def token_index(run: Run, positions: Sequence[int]) -> list[int]:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xattn.maps import competition, select
 from xattn.maps.select import Asked, Heads, Steps
-from xattn.records.run import LayerFilter, Run
+from xattn.records.run import LayerFilter
 from xattn.results import diagnosis
 from xattn.results.concepts import ConceptMaps, concept_maps
 from xattn.results.difference import Difference, difference
 from xattn.results.entropies import LayerEntropies
 from xattn.results.heatmap import HeatMap
 from xattn.results.places import By, WordsAt, word_rows, words_at, words_at_each
+from xattn.results.recorded import Recorded
 
 if TYPE_CHECKING:
     from xattn.results.trace import Trace
 
 
-class Asking:
+class Asking(Recorded):
     """Methods of a trace about several words at once, or about several runs."""
-
-    if TYPE_CHECKING:
-
-        @property
-        def run(self) -> Run: ...  # noqa: D102
-
-        heatmap: Callable[..., HeatMap]
 
     def at(
         self,

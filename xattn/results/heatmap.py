@@ -126,19 +126,19 @@ class HeatMap:
 
     def overlay(
         self,
-        image: Image.Image | None = None,
+        on: Image.Image | None = None,
         *,
         opacity: float = colours.OPACITY,
         colormap: str = colours.COLORMAP,
     ) -> Image.Image:
-        """Return the image with the map over it, scaled to the map's own maximum.
+        """Return a picture with the map over it, scaled to the map's own maximum.
 
         Args:
-            image: what to draw on; the image recorded with the map, or grey, by default.
+            on: a picture to draw on; the image recorded with the map, or grey, by default.
             opacity: of the colours, in [0, 1].
             colormap: a name of matplotlib's.
         """
-        under = image if image is not None else self.picture
+        under = on if on is not None else self.picture
         return colours.overlay(self.array, under, opacity=opacity, colormap=colormap)
 
     def mask(self, threshold: float = 0.4) -> NDArray[np.bool_]:

@@ -5,43 +5,36 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
 from xattn import units
-from xattn.maps import daam, refine, select
-from xattn.maps.select import Asked, Heads, Steps
+from xattn.maps import daam, select
+from xattn.maps.select import Asked, Steps
 from xattn.records import files
-from xattn.records.run import LayerFilter, Run
+from xattn.records.run import LayerFilter
 from xattn.results.asking import Asking
-from xattn.results.evolution import Evolution, evolution
-from xattn.results.heatmap import HeatMap
 from xattn.views import animation, colours, sheets
 from xattn.views.report import page as report
 
-Subject = int | Image.Image | None  # an image by its index, as a picture, or the first
 
-
-@dataclass(repr=False)
 class Trace(Asking):
     """The runs that were recorded, one for each call of the pipeline.
 
     Every question goes to the latest run; ``trace[0]`` is a trace of the first alone. An
-    ``image`` is the index of an image in the order of ``pipe(...).images``, or a picture to draw
-    on, which then stands for the first image; by default the first, drawn on the picture that was
-    recorded with it, or on grey.
+    ``image`` is an index in the order of ``pipe(...).images``, the first by default. What draws
+    takes the picture that was recorded with the image, grey where there is none, or the picture
+    given as ``on``.
 
     >>> with xattn.record(pipe) as trace:
     ...     image = pipe("a red car").images[0]
-    >>> trace.heatmap("red").overlay(image)
+    >>> trace.heatmap("red").overlay(on=image)
 
     Attributes:
         runs: what each call left, the latest last.
     """
-
-    runs: list[Run] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -55,134 +48,15 @@ class Trace(Asking):
     def __bool__(self) -> bool:
         return True  # an empty trace is still a trace
 
-    # -- what it is of
-
-    @property
-    def run(self) -> Run:
-        """The latest run.
-
-        Raises:
-            ValueError: there is none yet.
-        """
-        if not self.runs:
-            raise ValueError("nothing recorded yet: call the pipeline inside the with block")
-        return self.runs[-1]
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words of the first prompt that were kept."""
-        return select.kept_words(self.run)
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The prompts as text."""
-        return tuple(prompt.text for prompt in self.run.prompts)
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        """The schedule's timestep of each step."""
-        return self.run.timesteps
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the maps of all runs take."""
-        return sum(run.nbytes for run in self.runs)
-
-    # -- maps
-
-    def heatmap(
-        self,
-        word: Asked,
-        image: Subject = None,
-        *,
-        steps: Steps = None,
-        layers: LayerFilter = None,
-        heads: Heads = None,
-        occurrence: int | None = None,
-        refined: bool = False,
-    ) -> HeatMap:
-        """Return where a word acts (Tang et al. 2023, section 3), on the latent grid.
-
-        Args:
-            word: a word or a phrase of the image's prompt, or token positions.
-            image: which image, or a picture.
-            steps: an index, a slice or several indices; summed. All by default.
-            layers: names, globs, a test of a ``Layer``, "all", or "daam" for the paper's own,
-                which are the default too.
-            heads: an index or several; averaged. All by default.
-            occurrence: which of a word that comes several times, from 0; all by default.
-            refined: lets the map flow once along the image's attention to itself, so that it
-                fills what looks alike: truer as a mask. Needs ``record(..., affinity=True)``.
-
-        Raises:
-            ValueError: something was asked for that is not in the recording.
-        """
-        run, (index, picture) = self.run, self._subject(image)
-        positions = select.word_positions(run, word, index, occurrence)
-        tokens = daam.token_maps(run, positions, index, steps=steps, layers=layers, heads=heads)
-        if refined:
-            tokens = refine.refined(run, tokens, index)
-        used = select.step_indices(run, steps) if "step" in run.keep else range(run.done)
-        return self._heat(tokens, word, index, picture, positions, steps=list(used))
-
-    def steps(
-        self,
-        word: Asked,
-        image: Subject = None,
-        *,
-        layers: LayerFilter = None,
-        heads: Heads = None,
-        occurrence: int | None = None,
-    ) -> list[HeatMap]:
-        """Return the heat map of each step that is complete."""
-        run, (index, picture) = self.run, self._subject(image)
-        positions = select.word_positions(run, word, index, occurrence)
-        stack = daam.step_token_maps(run, positions, index, layers=layers, heads=heads)
-        return [
-            self._heat(tokens, word, index, picture, positions, steps=[step])
-            for step, tokens in enumerate(stack)
-        ]
-
-    def layers(
-        self,
-        word: Asked,
-        image: Subject = None,
-        *,
-        steps: Steps = None,
-        layers: LayerFilter = "all",
-        heads: Heads = None,
-        occurrence: int | None = None,
-    ) -> dict[str, HeatMap]:
-        """Return the heat map of each layer alone, by its name, on the latent grid."""
-        run, (index, picture) = self.run, self._subject(image)
-        positions = select.word_positions(run, word, index, occurrence)
-        heats = {}
-        for n in select.layers_of(run, layers)[0]:
-            native = daam.layer_maps(run, n, positions, index, steps=steps, heads=heads)
-            tokens, name = daam.to_grid(native, run.latent), run.layers[n].name
-            heats[name] = self._heat(tokens, word, index, picture, positions, layer=name)
-        return heats
-
-    def evolution(
-        self,
-        word: Asked,
-        image: Subject = None,
-        *,
-        layers: LayerFilter = "all",
-        occurrence: int | None = None,
-    ) -> Evolution:
-        """Return the entropy of a word's map in each layer at each step."""
-        run, (index, _) = self.run, self._subject(image)
-        return evolution(run, word, index, layers=layers, occurrence=occurrence)
-
     # -- pictures
 
     def grid(
         self,
         words: Sequence[Asked] | None = None,
-        image: Subject = None,
+        image: int = 0,
         steps: Sequence[int] | None = None,
         *,
+        on: Image.Image | None = None,
         layers: LayerFilter = None,
         opacity: float = colours.OPACITY,
         colormap: str = colours.COLORMAP,
@@ -191,9 +65,10 @@ class Trace(Asking):
 
         The steps of a row share one scale; under each cell stands the value of its last colour. By
         default it takes every word, and six steps spread over the run; without a step axis the sum
-        alone.
+        alone. Maps are drawn on the picture that was recorded with the image, or on ``on``.
         """
-        run, (index, picture) = self.run, self._subject(image)
+        run, index = self.run, self._index(image)
+        picture = self._canvas(index, on)
         wanted = list(select.kept_words(run, index) if words is None else words)
         if "step" in run.keep:
             chosen = select.step_indices(run, sheets.spread(run.done) if steps is None else steps)
@@ -216,7 +91,7 @@ class Trace(Asking):
     def matrix(
         self,
         word: Asked,
-        image: Subject = None,
+        image: int = 0,
         *,
         steps: Steps = None,
         occurrence: int | None = None,
@@ -226,7 +101,7 @@ class Trace(Asking):
 
         Each map is on the layer's own grid and scaled to its own maximum, which stands under it.
         """
-        run, (index, _) = self.run, self._subject(image)
+        run, index = self.run, self._index(image)
         positions = select.word_positions(run, word, index, occurrence)
         cells, notes = [], []
         for n in range(len(run.layers)):
@@ -242,9 +117,10 @@ class Trace(Asking):
     def animate(
         self,
         word: Asked,
-        image: Subject,
         path: str | os.PathLike[str],
+        image: int = 0,
         *,
+        on: Image.Image | None = None,
         previews: Sequence[Image.Image] | None = None,
         layers: LayerFilter = None,
         occurrence: int | None = None,
@@ -256,8 +132,9 @@ class Trace(Asking):
 
         Args:
             word: whose map lies over the image.
-            image: which image, or a picture.
             path: ends in .gif, .webp, .png or .apng.
+            image: index of the image.
+            on: a picture to draw on; the one recorded with the image, or grey, by default.
             previews: the image as it forms, one for each step. By default what the denoiser took
                 it to be, where ``record(previews=True)`` kept that, else the final image.
             layers: as for ``heatmap``.
@@ -266,8 +143,9 @@ class Trace(Asking):
             colormap: a name of matplotlib's.
             milliseconds: how long a step is shown.
         """
-        index, picture = self._subject(image)
-        heats = self.steps(word, image, layers=layers, occurrence=occurrence)
+        index = self._index(image)
+        picture = self._canvas(index, on)
+        heats = self.steps(word, index, layers=layers, occurrence=occurrence)
         pictures: Sequence[Image.Image | None] = (
             previews or self._previews(index, picture) or [picture]
         )
@@ -283,20 +161,50 @@ class Trace(Asking):
             return None
         return animation.linear_previews(estimates[: self.run.done, index].float(), picture)
 
-    def report(self, path: str | os.PathLike[str], image: Subject = None) -> None:
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        image: int | None = None,
+        *,
+        on: Image.Image | Sequence[Image.Image] | None = None,
+    ) -> None:
         """Write one self-contained HTML page: words to point at, steps and layers to slide.
 
-        It shows one image where ``image`` says which, the run's first sixteen otherwise.
+        Args:
+            path: where to.
+            image: index of the only image to show; by default the run's first sixteen.
+            on: a picture to draw on for each image shown, or one picture for one image; those
+                recorded with the images, or grey, by default.
+
+        Raises:
+            ValueError: ``on`` are not as many pictures as images are shown.
         """
-        run = self.run
-        indices = (
-            [self._subject(image)[0]] if image is not None else range(min(16, len(run.prompt_of)))
-        )
-        shown = []
-        for index in indices:
-            picture = self._subject(index if image is None else image)[1]
-            shown.append(report.Subject(run, index, picture, f"image {index}"))
+        most = min(16, len(self.run.prompt_of))
+        indices = range(most) if image is None else [self._index(image)]
+        canvases: list[Any] = [None] * len(indices)
+        if on is not None:
+            canvases = list(on) if isinstance(on, list | tuple) else [on]
+        if len(canvases) != len(indices):
+            raise ValueError(
+                f"on= has {len(canvases)} pictures for {len(indices)} images: pass one for each, "
+                "or choose an image with image="
+            )
+        shown = [
+            report.Subject(self.run, index, self._canvas(index, canvas), f"image {index}")
+            for index, canvas in zip(indices, canvases, strict=True)
+        ]
         report.write(path, shown)
+
+    def _canvas(self, index: int, on: Any) -> Image.Image | None:
+        """Return the picture to draw on: the one given, or the one recorded with an image."""
+        if on is None:
+            return self._picture(index)
+        if not isinstance(on, Image.Image):
+            raise ValueError(
+                f"on= must be a picture to draw on (PIL), got {on!r}; an image of the run is "
+                "chosen by its index, image="
+            )
+        return on
 
     # -- files
 
@@ -355,36 +263,6 @@ class Trace(Asking):
         shown.thumbnail((144, 144))
         caption = f"<figcaption style='text-align:center'>{html.escape(word)}</figcaption>"
         return f"<figure style='margin:0'><img src='{sheets.data_url(shown)}'>{caption}</figure>"
-
-    # -- helpers
-
-    def _subject(self, image: Subject) -> tuple[int, Image.Image | None]:
-        """Return the index of an image, and the picture to draw on."""
-        run = self.run
-        if isinstance(image, Image.Image):
-            same = [i for i, known in enumerate(run.images) if known is image]
-            if not same and run.images and len(run.prompt_of) > 1:
-                raise ValueError(
-                    f"this picture is none of the run's {len(run.prompt_of)} images: say which is "
-                    "meant, image=0 to image="
-                    f"{len(run.prompt_of) - 1}, and pass the picture to overlay()"
-                )
-            return (same[0] if same else 0), image
-        index = select.image_index(run, image or 0)
-        return index, run.images[index] if index < len(run.images) else None
-
-    def _heat(
-        self, tokens: Any, word: Asked, index: int, picture: Image.Image | None,
-        positions: Sequence[int], **meta: Any,
-    ) -> HeatMap:  # fmt: skip
-        """Return the mean over a word's tokens, (tokens, height, width), as a heat map."""
-        about = {
-            "prompt": self.run.prompt(index).text,
-            "image": index,
-            "positions": list(positions),
-            **meta,
-        }
-        return HeatMap(tokens.mean(0).numpy(), str(word), about, picture)
 
 
 def load(path: str | os.PathLike[str]) -> Trace:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from xattn.maps import daam
+from xattn.maps import daam, measures
 from xattn.records.run import Run
 
 BUDGET = 6_760_000  # bytes of maps and their maxima; base64 adds a third
@@ -117,6 +117,27 @@ def map_blocks(
             blocks[n] += values.tobytes()
             scales[n].append(float(f"{float(top[n]):.4g}"))
     return [bytes(block) for block in blocks], scales
+
+
+def measures_of(
+    run: Run, image: int, words: Sequence[tuple[int, ...]]
+) -> list[list[float | list[float]]]:
+    """Return each word's measures, in the order of ``MEASURES``, to four significant digits.
+
+    They are those of ``HeatMap.measure()``: of the whole map, on the latents' grid.
+    """
+    if not words:
+        return []
+    tokens = sorted({position for places in words for position in places})
+    maps = daam.token_maps(run, tokens, image)
+    wholes = [maps[[tokens.index(p) for p in places]].mean(0).numpy() for places in words]
+    return [[_plain(value) for value in measures.measured(whole).values()] for whole in wholes]
+
+
+def _plain(value: measures.Value) -> float | list[float]:
+    if isinstance(value, tuple):
+        return [float(f"{each:.4g}") for each in value]
+    return float(f"{value:.4g}")
 
 
 def _shrunk(each: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -28,9 +28,10 @@ from PIL import Image
 
 from xattn import units
 from xattn.maps import select
+from xattn.maps.measures import MEASURES
 from xattn.records.run import Run
 from xattn.views import colours, sheets
-from xattn.views.report.packing import BUDGET, MOST_STEPS, fitting_grids, map_blocks
+from xattn.views.report.packing import BUDGET, MOST_STEPS, fitting_grids, map_blocks, measures_of
 
 COLORS = ("inferno", "viridis", "magma", "turbo", "gray")
 
@@ -153,6 +154,7 @@ def page(subjects: Sequence[Subject], cards: Sequence[Card] = (), plan: str = ""
             for card in cards
         ],
         "plan": plan,
+        "measures": [name.replace("_", " ") for name in MEASURES],
         "pictures": list(pictures.urls),
     }
     style, script = _asset("report.css"), _asset("report.js")
@@ -203,6 +205,7 @@ def _subject(subject: Subject, room: int, pictures: _Pictures) -> dict[str, Any]
         "grids": grids,
         "data": [_base64(block) for block in blocks],
         "scales": scales,
+        "measures": measures_of(run, image, [places for _, places in words]),
         "picture": pictures.number(picture),
         "size": [round(size[0] * shrink), round(size[1] * shrink)],
         "facts": list(_facts(run, image, len(steps))),

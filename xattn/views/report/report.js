@@ -256,6 +256,7 @@
     if (!s.steps.length) play(false);
     $("subject").value = String(n);
     words();
+    measures();
     facts();
     controls();
   }
@@ -264,6 +265,21 @@
   $("subject").addEventListener("input", () => choose(Number($("subject").value)));
 
   // -- the rest of the page
+
+  function measures() {
+    const s = subject(), head = el("tr"), top = el("thead"), body = el("tbody");
+    head.append(el("th", "word", { scope: "col" }));
+    head.append(...page.measures.map((name) => el("th", name, { scope: "col" })));
+    top.append(head);
+    body.append(...s.measures.map((values, n) => {
+      const row = el("tr");
+      row.append(el("th", s.words[n], { scope: "row" }));
+      row.append(...values.map((value) => el("td", [value].flat().join(", "))));
+      return row;
+    }));
+    $("measures").replaceChildren(top, body);
+    $("measures-box").hidden = !s.words.length;
+  }
 
   function facts() {
     $("facts").replaceChildren(...subject().facts.map(([name, value]) => {
