@@ -53,6 +53,15 @@ def test_an_element_of_the_schedulers_tensor_is_known_by_its_place() -> None:
     assert not clock.is_at(3, base[2])  # there is no such call
 
 
+def test_every_other_element_of_a_tensor_is_known_by_its_place_too() -> None:
+    made = scheduler(20.0, 20.0, 10.0)
+    made.timesteps = torch.tensor([20.0, 0.0, 20.0, 0.0, 10.0])[::2]
+    assert clock_of(made, None, made.timesteps[1]).begin == 1  # by its value it is the first, too
+    clock = Clock(Schedule.of([20.0, 20.0, 10.0]), made.timesteps, 0)
+    assert clock.is_at(2, made.timesteps[2])
+    assert not clock.is_at(2, made.timesteps[1])
+
+
 def test_places_count_from_where_a_shortened_run_begins() -> None:
     base = torch.tensor([30.0, 20.0, 10.0])
     clock = clock_of(scheduler(30.0, 20.0, 10.0), 2, torch.tensor(20.0))

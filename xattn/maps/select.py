@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from numbers import Integral
+from typing import Any
 
 from xattn.records.run import Layer, LayerFilter, Run, picks, select_layers
 from xattn.text.prompt import Prompt
@@ -136,8 +137,12 @@ def step_indices(run: Run, steps: Steps) -> list[int]:
     return chosen
 
 
-def image_index(run: Run, image: int) -> int:
-    """Return the index of an image, counted from the end if negative."""
+def image_index(run: Run, image: Any) -> int:
+    """Return the index of an image, counted from the end if negative.
+
+    Raises:
+        ValueError: ``image`` is not an index of the run's images.
+    """
     images = len(run.prompt_of)
     if isinstance(image, bool) or not isinstance(image, Integral):
         kind = "a picture" if hasattr(image, "convert") else repr(image)

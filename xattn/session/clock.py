@@ -162,6 +162,8 @@ def _place_in(base: Tensor, given: Any) -> int | None:
         return None
     if given.device != base.device or not given.untyped_storage().data_ptr():
         return None
+    if base.ndim != 1 or not all(base.stride()):  # elements that share memory can't be told apart
+        return None
     offset = given.data_ptr() - base.data_ptr()
-    place, rest = divmod(offset, base.element_size())
+    place, rest = divmod(offset, base.stride(0) * base.element_size())
     return place if rest == 0 and 0 <= place < len(base) else None

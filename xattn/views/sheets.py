@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,64 @@ def table(
     Raises:
         ValueError: there are no pictures, or something that is none, or labels for other counts.
     """
+    first = _checked(cells, rows, columns)
+    font, small = max(13, side // 11), max(11, side // 14)
+    line, gap = round(font * 1.35), max(4, side // 32)
+    width, height = fitted_size(first.size, side)
+    left = [wrap(label, font, side, max(1, height // line)) for label in rows]
+    above = [wrap(label, font, width) for label in columns]
+    room_left = max((text_width(t, font) for lines in left for t in lines), default=0)
+    room_above = max(map(len, above), default=0) * line + (gap if columns else 0)
+    corner = (
+        gap + room_left + (2 * gap if rows else 0),
+        gap + (line + gap if title else 0) + room_above,
+    )
+    layout = _Layout(corner, (width, height), gap, round(small * 1.35) if notes else 0)
+    total = layout.at(len(cells), max(map(len, cells)))
+    if title:
+        total = (max(total[0], text_width(title, font) + 2 * gap), total[1])
+    sheet = Image.new("RGB", total, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write(draw, (corner[0], gap), title, font)
+    _label(draw, layout, above, left, font)
+    for r, row in enumerate(cells):
+        for c, cell in enumerate(row):
+            if cell is not None:
+                sheet.paste(sized(cell, (width, height), smooth), layout.at(r, c))
+    for r, texts in enumerate(notes):
+        for c, text in enumerate(texts):
+            x, y = layout.at(r, c)
+            inset = (width - text_width(text, small)) / 2
+            write(draw, (x + inset, y + height + small * 0.1), text, small, FAINT)
+    return sheet
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The places of a table's cells, in pixels.
+
+    Attributes:
+        corner: (x, y) of the first cell.
+        cell: (width, height) of every cell.
+        gap: between cells.
+        below: room for a note under each cell.
+    """
+
+    corner: tuple[int, int]
+    cell: tuple[int, int]
+    gap: int
+    below: int
+
+    def at(self, row: int, column: int) -> tuple[int, int]:
+        """Return the (x, y) of a cell's upper left corner."""
+        (x0, y0), (width, height) = self.corner, self.cell
+        return x0 + column * (width + self.gap), y0 + row * (height + self.below + self.gap)
+
+
+def _checked(
+    cells: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str]
+) -> Image.Image:
+    """Return the first picture of a table, whose cells and labels are checked."""
     strange = [c for row in cells for c in row if not isinstance(c, Image.Image | None)]
     if strange:
         raise ValueError(
@@ -60,46 +119,28 @@ def table(
     ):
         if labels and len(labels) != count:
             raise ValueError(f"{name}: {len(labels)} labels for {count} {name}")
-    width, height = fitted_size(first.size, side)
-    font = max(13, side // 11)
-    line, gap = round(font * 1.35), max(4, side // 32)
-    left = [wrap(label, font, side, max(1, height // line)) for label in rows]
-    above = [wrap(label, font, width) for label in columns]
-    room_left = max((text_width(t, font) for lines in left for t in lines), default=0)
-    room_left += 2 * gap if rows else 0
-    room_above = max(map(len, above), default=0) * line + (gap if columns else 0)
-    room_title = line + gap if title else 0
-    x0, y0 = gap + room_left, gap + room_title + room_above
-    across = max(map(len, cells))
-    small = max(11, side // 14)
-    below = round(small * 1.35) if notes else 0
-    total = (x0 + across * (width + gap), y0 + len(cells) * (height + below + gap))
-    if title:
-        total = (max(total[0], text_width(title, font) + 2 * gap), total[1])
-    sheet = Image.new("RGB", total, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    write(draw, (x0, gap), title, font)
+    return first
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    layout: _Layout,
+    above: Sequence[Sequence[str]],
+    left: Sequence[Sequence[str]],
+    font: int,
+) -> None:
+    """Write the lines of the columns' labels above the table, of the rows' to its left."""
+    (x0, y0), (width, height), line = layout.corner, layout.cell, round(font * 1.35)
     for c, lines in enumerate(above):
         for n, text in enumerate(lines):
             inset = (width - text_width(text, font)) / 2
-            top = y0 - gap / 2 - (len(lines) - n) * line
-            write(draw, (x0 + c * (width + gap) + inset, top), text, font)
+            top = y0 - layout.gap / 2 - (len(lines) - n) * line
+            write(draw, (layout.at(0, c)[0] + inset, top), text, font)
     for r, lines in enumerate(left):
-        middle = y0 + r * (height + below + gap) + (height - len(lines) * line) / 2
+        middle = layout.at(r, 0)[1] + (height - len(lines) * line) / 2
         for n, text in enumerate(lines):
-            x = x0 - 2 * gap - text_width(text, font)
+            x = x0 - 2 * layout.gap - text_width(text, font)
             write(draw, (x, middle + n * line), text, font)
-    for r, row in enumerate(cells):
-        for c, cell in enumerate(row):
-            if cell is not None:
-                corner = (x0 + c * (width + gap), y0 + r * (height + below + gap))
-                sheet.paste(sized(cell, (width, height), smooth), corner)
-    for r, texts in enumerate(notes):
-        for c, text in enumerate(texts):
-            inset = (width - text_width(text, small)) / 2
-            top = y0 + r * (height + below + gap) + height + small * 0.1
-            write(draw, (x0 + c * (width + gap) + inset, top), text, small, FAINT)
-    return sheet
 
 
 def strip(
