@@ -34,13 +34,20 @@ def test_a_bundled_model_is_recorded_by_the_command(xattn_command: Any, name: st
 
 def test_a_bundled_model_draws_a_batch(xattn_command: Any, name: str) -> None:
     lines = [{"prompt": PROMPT, "steps": 1, "words": ["red"], "size": [64, 64]}]
-    lines.append({**lines[0], "size": [64, 72]})
+    lines.append({**lines[0], "size": [64, 80]})
     Path("lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
     code, out, _ = xattn_command("batch", "lines.jsonl", "--out", "runs", "--model", name, "--json")
     assert (code, json.loads(out)["drawn"]) == (0, 2)
     (first, second) = xattn.open_runs("runs")
     assert first.trace.heatmap("red").maximum > 0
-    assert second.image.size == (72, 64)
+    assert second.image.size == (80, 64)
+
+
+def test_a_folder_without_t5_is_loaded(tmp_path: Path) -> None:
+    load_pipeline("mmdit", device="cpu").save_pretrained(tmp_path / "saved")
+    pipe = load_pipeline(str(tmp_path / "saved"), device="cpu")
+    assert pipe.text_encoder_3 is None
+    assert pipe.tokenizer_3 is None
 
 
 def test_the_app_draws_with_a_bundled_model(tmp_path: Path, name: str) -> None:

@@ -276,7 +276,7 @@ def forged(path: Path, change: Any, version: str | None = None) -> None:
         (lambda run, t, h: run["prompts"][0].update(tokens=7), "damaged"),
         (lambda run, t, h: run.pop("info"), "KeyError"),
         (lambda run, t, h: run.update(timesteps="soon"), "damaged"),
-        (lambda run, t, h: t.update({"0/layer/0": t["0/layer/0"] * float("nan")}), "probabilities"),
+        (lambda run, t, h: t.update({"0/layer/0": t["0/layer/0"] + float("inf")}), "probabilities"),
         (lambda run, t, h: t.update({"0/layer/1": -t["0/layer/1"]}), "probabilities"),
         (lambda run, t, h: t.update({"more": torch.zeros(1)}), "unknown tensors: .'more'"),
         (lambda run, t, h: t.pop("0/layer/1"), "KeyError"),
@@ -294,6 +294,18 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(
     forged(path, change)
     with pytest.raises(FileError, match=message):
         load(path)
+
+
+def test_maps_of_a_model_out_of_its_range_are_saved_and_loaded(tmp_path: Path) -> None:
+    run = make_run()
+    run.store.tensors[1][1:] = float("nan")
+    run.affinity = torch.full((1, 8, 12, 8, 12), float("nan"))
+    save(tmp_path / "run.safetensors", [run])
+    (loaded,) = load(tmp_path / "run.safetensors")
+    for n in range(len(run.layers)):
+        torch.testing.assert_close(loaded.maps(n), run.maps(n), rtol=0, atol=0, equal_nan=True)
+    assert loaded.affinity is not None
+    assert loaded.affinity.isnan().all()
 
 
 def test_a_newer_version_says_so(tmp_path: Path) -> None:

@@ -291,6 +291,18 @@ class Between(Instrument):
     between_steps = True
 
 
+def test_a_last_step_that_was_left_out_is_refused_by_the_next_run() -> None:
+    origin = FakeOrigin(FIRST, NEXT, NEXT, FIRST, FIRST, known=CAR)
+    with opened(origin, [Diary(), Between()]) as block:
+        for timestep in (30, 20, 10):
+            call(origin, timestep)
+            if timestep > 10:
+                block.after_step(torch.zeros(1))
+        with pytest.raises(RuntimeError, match=r"step 2 ended .*session\.blend"):
+            call(origin, 30)
+        call(origin, 30)  # it was told once
+
+
 def test_a_step_that_was_left_out_is_refused() -> None:
     origin = FakeOrigin(FIRST, NEXT, NEXT, NEXT, known=CAR)
     with opened(origin, [Diary(), Between()]) as block:

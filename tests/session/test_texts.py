@@ -126,7 +126,7 @@ def test_a_sliced_negative_prompt_has_its_own_maps(sd1: Any) -> None:
 def test_half_a_character_in_a_prompt_is_refused_with_its_place(sd1: Any, name: str) -> None:
     with xattn.record(sd1) as trace:
         with pytest.raises(ValueError, match=rf"{name}= is .*: character 2 is a lone surrogate"):
-            sd1(**{"prompt": PROMPT, name: "a \ud800"}, num_inference_steps=1)
+            sd1(**{"prompt": CAR, name: "a \ud800"}, num_inference_steps=1)
         draw(sd1, steps=1)
     assert len(trace) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ def _named(model: str | None, dtype: Any) -> Any:
     try:
         name = str(folder) if folder.exists() else name
         with no_bars():
-            return DiffusionPipeline.from_pretrained(name, **{DTYPE: dtype})
+            return DiffusionPipeline.from_pretrained(name, **_absent(folder), **{DTYPE: dtype})
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if folder.exists():
@@ -81,3 +82,16 @@ def _named(model: str | None, dtype: Any) -> Any:
         raise ValueError(
             f"model={model!r}: it is neither a folder nor a model on the hub ({reason})"
         ) from error
+
+
+def _absent(folder: Path) -> dict[str, None]:
+    """Return the text encoders and tokenizers that a pipeline's folder was saved without.
+
+    ``from_pretrained`` asks for Stable Diffusion 3's T5 unless it is told to go without.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return {}
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    text = (name for name in entries if name.startswith(("text_encoder", "tokenizer")))
+    return {name: None for name in text if entries[name] == [None, None]}

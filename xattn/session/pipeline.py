@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
@@ -21,6 +21,7 @@ from xattn.session.origin import Following, Turn, untimely
 from xattn.session.patching import StandIn, replaced
 from xattn.session.rows import RowFinder, conditional_block
 from xattn.session.sampling import Asked
+from xattn.text.matching import check_text
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize_common
 
@@ -87,6 +88,8 @@ class PipelineOrigin:
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             self._check_denoiser()
+            given = _arguments(encode, args, kwargs)
+            _check_texts(given)
             receive(events.Asking())
             given = _arguments(encode, args, kwargs)  # Z-Image writes into a list of prompts
             result = encode(*args, **kwargs)
@@ -289,6 +292,15 @@ def _arguments(method: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict
     bound.apply_defaults()
     given = bound.arguments.items()
     return {name: list(value) if isinstance(value, list) else value for name, value in given}
+
+
+def _check_texts(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a text that no tokenizer can read."""
+    for name, value in given.items():
+        texts = value if isinstance(value, list | tuple) else [value]
+        for text in texts:
+            if isinstance(text, str):
+                check_text(text, f"{name}=")
 
 
 def _wrap(stack: ExitStack, owner: Any, name: str, call: Callable[..., Any]) -> None:

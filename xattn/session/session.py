@@ -180,6 +180,8 @@ class Block:
 
     def _begin(self, turn: Turn, call: DenoiserCall) -> None:
         asked = self._fresh if turn is Turn.FRESH else self._asked
+        if self.origin.loop and self.sampling is None:
+            self.check_stepped()  # of the run before, whose last step was not followed by a blend
         self.end()
         assert asked is not None
         self._asked, self._fresh = asked, None

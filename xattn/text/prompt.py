@@ -13,6 +13,8 @@ from operator import index
 from typing import Any
 
 from xattn.text.matching import Span, matches, words
+from xattn.text.tokens import Token as Token
+from xattn.text.tokens import Word as Word
 
 Words = str | int | Sequence[int]
 """A word: its text, or the positions of its tokens."""
@@ -20,36 +22,6 @@ Words = str | int | Sequence[int]
 
 class WordError(ValueError):
     """A word that is not in the prompt, was cut off, or covers only part of a token."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """One of a prompt's own tokens.
-
-    Attributes:
-        position: its index on the model's token axis.
-        id: its number in the tokenizer's vocabulary.
-        text: its slice of the prompt. Several byte tokens can share one character, and all vectors
-            of a textual inversion share its name.
-        start: offset of the slice in the prompt, in characters.
-        end: offset after the slice.
-    """
-
-    position: int
-    id: int
-    text: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word of a prompt: a stretch without white space, without surrounding punctuation."""
-
-    text: str
-    start: int
-    end: int
-    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
