@@ -297,7 +297,7 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(
 
 
 def test_maps_of_a_model_out_of_its_range_are_saved_and_loaded(tmp_path: Path) -> None:
-    run = make_run()
+    run: Any = make_run()
     run.store.tensors[1][1:] = float("nan")
     run.affinity = torch.full((1, 8, 12, 8, 12), float("nan"))
     save(tmp_path / "run.safetensors", [run])
