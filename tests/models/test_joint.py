@@ -22,6 +22,7 @@ from xattn.models.chat import chat_template
 from xattn.models.flux2 import Flux2
 from xattn.models.hunyuan_image import order
 from xattn.results.trace import Trace
+from xattn.text.tokenize import tokenize
 
 LAWN = "a red car on a green lawn"
 BOAT = "the blue boat"
@@ -342,6 +343,42 @@ def test_a_chat_that_does_not_write_the_prompt_is_refused() -> None:
     tok.chat_template = "{% for m in messages %}{{ m.content | upper }}x{% endfor %}{}"
     with pytest.raises(ValueError, match="write a prompt once and unchanged"):
         chat_template(tok, [{"role": "user", "content": "{}"}])
+
+
+@pytest.mark.parametrize("numbered", [False, True], ids=["Edit", "Edit Plus"])
+def test_an_edited_images_tokens_stand_in_front_of_the_words(pipes: Any, numbered: bool) -> None:
+    tok, count = pipes("Qwen-Image").tokenizer, 2 if numbered else 1
+    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    system, end = "<|im_start|>user\n", "<|im_end|>\n"
+    pipe: Any = type("Pipe", (), {"tokenizer": tok, "prompt_template_encode_start_idx": 2})()
+    pipe.prompt_template_encode = f"{system}{'' if numbered else picture}{{}}{end}"
+    shown = "".join(f"Picture {n + 1}: {picture}" for n in range(2)) if numbered else picture
+    expanded = f"{system}{shown}".replace("<|image_pad|>", "<|image_pad|>" * 5) + LAWN + end
+    read = tok(expanded).input_ids[2:]  # what the text encoder leaves to the denoiser
+    family = family_of(pipes("Qwen-Image").transformer)
+    images = [PICTURE] * count if numbered else PICTURE
+    (axis,) = family.axes(pipe, torch.zeros(1, len(read), 4), {"prompt": LAWN, "image": images})
+    prompt = tokenize(tok, LAWN, max_length=len(read), template=axis.template)
+    assert [word.text for word in prompt.words] == LAWN.split()
+    assert all(read[token.position] == token.id for token in prompt.tokens)
+
+
+def test_a_reference_of_qwen_is_behind_the_image(pipes: Any) -> None:
+    family, model = family_of(pipes("Qwen-Image").transformer), pipes("Qwen-Image").transformer
+    given = {
+        "hidden_states": torch.zeros(2, 6 + 8, 16),
+        "encoder_hidden_states": torch.zeros(2, 5, 16),
+        "timestep": torch.tensor([0.5, 0.5]),
+    }
+    for shapes in ([[(1, 3, 2), (1, 4, 2)]] * 2, [(1, 3, 2)] * 2):
+        call = family.read({**given, "img_shapes": shapes})
+        assert (call.latent, call.timestep.tolist()) == ((6, 4), [500.0, 500.0])
+        places = family.places(call, family.layers(model)[0], 19, 19)
+        assert places is not None
+        assert (places[1].queries, places[1].text) == (slice(5, 11), slice(0, 5))
+        assert places[1].image == slice(5, 19)
+    with pytest.raises(RuntimeError, match="20 queries and 20 keys where 5 of the text and 14"):
+        family.places(call, family.layers(model)[0], 20, 20)
 
 
 def test_pipelines_that_draw_several_pictures_in_one_are_refused(pipes: Any) -> None:
