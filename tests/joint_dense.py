@@ -110,6 +110,7 @@ class JointDense(Dense):
     inside_model: bool = False
     passed: bool = False
     number: int = 0
+    _now: float = -1.0
 
     def output(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One attention call's output, edited where it is joint."""
