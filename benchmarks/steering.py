@@ -56,7 +56,7 @@ class Passes:
 
 def positions(wanted: Scene) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the token positions of each object's colour and noun; each word is one token."""
-    found = []
+    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for index in range(len(wanted.things)):
         own = [(n, w.text) for n, w in enumerate(wanted.words, start=1) if w.about == index]
         noun = next(n for n, text in own if text in NOUNS)
