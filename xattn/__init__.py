@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.edit import sweep as sweep
     from xattn.api.editing import Session as Session
     from xattn.api.editing import editing as editing
+    from xattn.api.invert import inversion_cost as inversion_cost
+    from xattn.api.invert import invert as invert
     from xattn.api.live import live as live
     from xattn.api.live import supervised as supervised
     from xattn.api.probe import probe as probe
@@ -32,6 +34,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.guidance.teaching import SupervisedMaps as SupervisedMaps
     from xattn.instruments.keeper import KeptSource as KeptSource
     from xattn.instruments.live import LiveMaps as LiveMaps
+    from xattn.inversion.inversion import Inversion as Inversion
+    from xattn.inversion.inversion import load_inversion as load_inversion
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
     from xattn.results.concepts import ConceptMaps as ConceptMaps
@@ -64,6 +68,7 @@ _HOMES = {
     for module, names in {
         "api.edit": "edit sweep",
         "api.editing": "Session editing",
+        "api.invert": "inversion_cost invert",
         "api.live": "live supervised",
         "api.probe": "probe",
         "api.record": "record",
@@ -81,6 +86,7 @@ _HOMES = {
         "guidance.teaching": "SupervisedMaps",
         "instruments.keeper": "KeptSource",
         "instruments.live": "LiveMaps",
+        "inversion.inversion": "Inversion load_inversion",
         "records.format": "FileError",
         "records.run": "Layer",
         "results.concepts": "ConceptMaps Segmentation",

@@ -10,8 +10,10 @@ from torch import nn
 
 from xattn.api.arguments import Batch, refuse_unknown
 from xattn.api.editing import Session, TraceOptions, session_of
+from xattn.api.photographs import edit_photo, has_picture, inverted, photographed
 from xattn.edits.kinds import Edits, Reweight
 from xattn.instruments.keeper import OF_ONE_CALL, Fingerprint, KeptSource
+from xattn.inversion.inversion import Inversion
 from xattn.models import family_of_pipeline
 from xattn.results.edit import EditResult
 from xattn.session import patching
@@ -27,7 +29,10 @@ def edit(
     layers: str | Sequence[str] | None = None,
     trace: TraceOptions | None = None,
     keep_source: bool = False,
-    source: EditResult | None = None,
+    source: EditResult | Inversion | None = None,
+    image: Any = None,
+    method: str | None = None,
+    start: float | None = None,
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> EditResult:
@@ -59,7 +64,14 @@ def edit(
         source: a result of ``keep_source=True`` for the same prompt, model and scheduler: its
             source is not sampled again, which halves the work of a single edit. Seed and options
             are those of that run, except ``callback_on_step_end``, and nothing is recorded:
-            ``result.trace`` is None. The result can itself be a ``source=``.
+            ``result.trace`` is None. The result can itself be a ``source=``. Or an ``Inversion``,
+            or the result of editing a photograph: its inversion is used again, with any options.
+        image: a photograph to edit, a PIL image or a path, for text-to-image pipelines; the prompt
+            says what it shows. It is inverted first, as by ``invert``. Pipelines that have an
+            ``image`` of their own get it as theirs.
+        method: how to invert it, as for ``invert``; "direct" by default.
+        start: share of the run before which edited images are held to the photograph's pivots;
+            0 by default, 0.36 with "edit-friendly".
         labels: one name per sibling; by default a description of its edit.
         **options: the pipeline's own; others are refused. A negative prompt, an image, a mask
             image apply to all rows; ``latents`` are those of the source.
@@ -82,6 +94,28 @@ def edit(
     """
     if isinstance(pipe, nn.Module):
         raise TypeError("edit needs a pipeline; for a UNet in a custom loop use editing")
+    if image is not None and has_picture(pipe):
+        options["image"], image = image, None
+    if image is not None or isinstance(source, Inversion) or _is_photo(source):
+        if keep_source:
+            raise ValueError("keep_source=True: a photograph's result can be a source= as it is")
+        if image is not None and source is not None:
+            raise ValueError("image= and source= are two photographs; pass one of them")
+        given: Any = getattr(source, "inversion", source)
+        if given is not None and method not in (None, given.method):
+            raise ValueError(f"method={method!r}: source was inverted by {given.method!r}")
+        names = _labels(edits, labels)
+        inversion = given or inverted(pipe, prompt, image, method, options)
+        session, output, batch = edit_photo(
+            pipe, prompt, edits, inversion, side=side, trace=trace, generator=generator,
+            start=start, options=options,
+        )  # fmt: skip
+        images = _by_prompt(output.images, batch.images)
+        found = _result(session, images[0], images[1:], names, None)
+        return photographed(found, inversion)
+    for name, value in (("method", method), ("start", start)):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is for photographs: pass image= or an inversion")
     if keep_source or source is not None:
         _refuse_compiled(pipe)
     if source is not None:
@@ -106,6 +140,10 @@ def edit(
     if kept is not None:
         kept.pictures = images[0]
     return _result(session, images[0], images[1:], _labels(edits, labels), kept)
+
+
+def _is_photo(source: Any) -> bool:
+    return isinstance(source, EditResult) and source.inversion is not None
 
 
 def _refuse_compiled(pipe: Any) -> None:

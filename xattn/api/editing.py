@@ -55,7 +55,7 @@ class Session:
     @property
     def must_blend(self) -> bool:
         """Whether ``blend`` has anything to do."""
-        return self._blender.between_steps
+        return any(instrument.between_steps for instrument in self._block.instruments)
 
     def blend(self, latents: Tensor) -> Tensor:
         """Return the latents after a scheduler step, with LocalBlends applied.
@@ -161,16 +161,18 @@ def session_of(
     trace: TraceOptions = True,
     kept: KeptSource | None = None,
     reads: bool = False,
+    holding: Callable[[EditPlan], Instrument] | None = None,
 ) -> Iterator[Session]:
-    """Open an editing session that keeps its source, or reuses a kept one."""
+    """Open an editing session that keeps its source, reuses a kept one, or holds it to pivots."""
     side, scale = _whole(side, "side"), _whole(scale, "scale")
     options = Options.of_trace(trace)
-    alone = kept is not None and not reads
+    alone = holding is not None or (kept is not None and not reads)
     origin, plan = _planned(pipe, prompt, edits, alone=alone)
     scale = scale or int(getattr(pipe, "vae_scale_factor", 8))
     editor = Editor(plan, side=side, kept=kept if reads else None, layers=layers)
     blender = Blender(plan, side=side, scale=scale, kept=kept, reads=reads)
-    instruments: list[Instrument] = [editor, blender]
+    held = [] if holding is None else [holding(plan)]
+    instruments: list[Instrument] = [editor, *held, blender]
     if kept is not None and not reads:
         prompts, tokens = len(plan.prompts), plan.length
         instruments.insert(0, Keeper(kept, prompts=prompts, tokens=tokens, side=side))

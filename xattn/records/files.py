@@ -27,6 +27,7 @@ from xattn.records.format import (
     EXTRAS,
     add_extra,
     check,
+    check_place,
     check_tensor,
     checksum,
     damage_named,
@@ -52,7 +53,7 @@ def save(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
         ValueError: no run has a complete step.
         OSError: ``path`` is a folder, its folder is missing, or the file cannot be written.
     """
-    _check_place(Path(path))
+    check_place(Path(path))
     kept = [run for run in flattened(runs) if run.done]
     if not kept:
         raise ValueError("nothing to save: no step is complete yet")
@@ -142,18 +143,3 @@ def _read_run(file: Any, header: Mapping[str, Any], number: int, path: Path) -> 
         if entry[name] is not None:
             add_extra(run, entry, name, read(name), path)
     return run
-
-
-def _check_place(path: Path) -> None:
-    """Raise an error unless a file can be written at ``path``, before the work starts."""
-    folder = path.parent
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: choose another path, such as one inside it")
-    if folder.is_dir():
-        return
-    if any(place.exists() and not place.is_dir() for place in path.parents):
-        raise NotADirectoryError(f"{folder} passes through a file: choose another path")
-    raise FileNotFoundError(
-        f"the folder {folder} for {path.name} does not exist: make it first with "
-        f"Path({str(folder)!r}).mkdir(parents=True), or choose another path"
-    )

@@ -233,6 +233,21 @@ def sealed_header(header: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def check_place(path: Path) -> None:
+    """Raise an error unless a file can be written at ``path``, before the work starts."""
+    folder = path.parent
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: choose another path, such as one inside it")
+    if folder.is_dir():
+        return
+    if any(place.exists() and not place.is_dir() for place in path.parents):
+        raise NotADirectoryError(f"{folder} passes through a file: choose another path")
+    raise FileNotFoundError(
+        f"the folder {folder} for {path.name} does not exist: make it first with "
+        f"Path({str(folder)!r}).mkdir(parents=True), or choose another path"
+    )
+
+
 def kept_steps(keep: frozenset[str], done: int) -> int:
     """Return the number of stored steps: those done, or 1 for their mean."""
     return done if "step" in keep else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
@@ -13,8 +13,12 @@ from torch import Tensor
 from xattn.edits.plan import EditPlan
 from xattn.instruments.keeper import KeptSource
 from xattn.results.trace import Trace
-from xattn.views import sheets
+from xattn.views import pasting, sheets
+from xattn.views.pasting import Fidelity, fidelity
 from xattn.views.report import page as report
+
+if TYPE_CHECKING:
+    from xattn.inversion.inversion import Inversion
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,6 +43,7 @@ class EditResult:
             found in the trace.
         of: how many seeds there are.
         kept: what ``edit(..., source=result)`` needs; ``kept.nbytes`` says how much that is.
+        inversion: that of the photograph it is an edit of; None without one.
     """
 
     source: Any
@@ -52,6 +57,7 @@ class EditResult:
     seed: int = 0
     of: int = 1
     kept: KeptSource | None = None
+    inversion: Inversion | None = None
 
     @property
     def seeds(self) -> tuple[EditResult, ...]:
@@ -65,6 +71,56 @@ class EditResult:
     def __getitem__(self, seed: int) -> EditResult:
         """Return the result of a seed."""
         return self.seeds[seed]
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """PSNR of the source to a photograph and its reconstruction; None without a photograph."""
+        if self.inversion is None:
+            return None
+        return fidelity(self.source, self.inversion.reconstruction, self.inversion.photo)
+
+    def paste(
+        self,
+        edit: int = 0,
+        *,
+        original: Image.Image | None = None,
+        mask: Any = None,
+        feather: float = 1.0,
+    ) -> Image.Image:
+        """Put an edit's places back into the full-size photograph.
+
+        What lies further than the feathered edge from the mask stays bit for bit, at any size.
+
+        Args:
+            edit: which of the edits.
+            original: the photograph; the one that was passed by default.
+            mask: (height, width) on any grid, bool, numbers or a picture: the places; by default
+                those where LocalBlend let the edit through at the last step.
+            feather: width of the soft edge, in cells of the mask's grid.
+
+        Returns:
+            RGB, or RGBA where the photograph is transparent somewhere.
+
+        Raises:
+            ValueError: there is no photograph, or no mask.
+
+        Example:
+            >>> blue = [xattn.Replace("red", "blue"), xattn.LocalBlend("car")]
+            >>> result = xattn.edit(pipe, prompt, blue, image=photo)
+            >>> result.paste().save("blue.png")
+        """
+        if original is None:
+            original = None if self.inversion is None else self.inversion.original
+        if original is None:
+            raise ValueError("there is no photograph to paste into: pass original=")
+        places = self.masks[edit] if mask is None else mask
+        if places is None:
+            raise ValueError(
+                f"edit {edit} has no LocalBlend that says where it is: pass mask=, or edit with one"
+            )
+        if mask is None:
+            places = places[-1]
+        return pasting.pasted(original, self.images[edit], pasting.as_mask(places), feather)
 
     def labelled(self, *labels: str) -> EditResult:
         """Return the same result with other names for its siblings.

@@ -1,0 +1,187 @@
+"""Photographs, inverted and edited, on the tiny pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xattn
+from tests import tiny
+from xattn.api.invert import native_pivots
+
+PROMPT = "a red car on a lawn"
+STEPS = 3
+
+
+def picture(side: int = 64) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.sd1()
+
+
+@pytest.fixture(scope="module")
+def inversion(pipe: Any) -> Any:
+    return xattn.invert(pipe, picture(), PROMPT, steps=STEPS)
+
+
+class Seen:
+    """A callback that keeps the latents of every step."""
+
+    def __init__(self) -> None:
+        self.latents: list[torch.Tensor] = []
+
+    def __call__(self, pipe: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self.latents.append(tensors["latents"].clone())
+        return {}
+
+
+def test_the_sources_latents_are_the_pivots_bit_for_bit_and_an_empty_edit_too(
+    pipe: Any, inversion: Any
+) -> None:
+    seen = Seen()
+    result = xattn.edit(
+        pipe, PROMPT, xattn.Replace("red", "blue"), [], source=inversion,
+        callback_on_step_end=seen, output_type="latent",
+    )  # fmt: skip
+    for step, latents in enumerate(seen.latents):
+        assert torch.equal(latents[0], inversion.pivots[step + 1, 0])
+        assert torch.equal(latents[2], inversion.pivots[step + 1, 0])
+        assert not torch.equal(latents[1], inversion.pivots[step + 1, 0])
+    assert torch.equal(result.source, inversion.pivots[-1, 0])
+    assert torch.equal(result.images[1], result.source)
+
+
+def test_outside_a_hard_mask_the_latents_are_the_pivots(pipe: Any, inversion: Any) -> None:
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[4:12, 8:20] = True
+    seen = Seen()
+    blend = xattn.LocalBlend(mask=mask, start=0)
+    result = xattn.edit(
+        pipe, PROMPT, [xattn.Replace("red", "blue"), blend], source=inversion,
+        callback_on_step_end=seen, generator=[torch.Generator(), torch.Generator()],
+    )  # fmt: skip
+    for step, latents in enumerate(seen.latents):
+        for row in latents[2:]:  # two images of the source, two of the edit
+            assert torch.equal(row[:, ~mask], inversion.pivots[step + 1, 0][:, ~mask])
+            assert not torch.equal(row[:, mask], inversion.pivots[step + 1, 0][:, mask])
+    assert len(result) == 2
+    assert result[1].inversion is inversion
+    pasted = np.asarray(result.paste(feather=0))
+    outside = ~np.kron(mask, np.ones((2, 2), dtype=bool))
+    np.testing.assert_array_equal(pasted[outside], np.asarray(picture())[outside])
+
+
+def test_a_photo_is_inverted_and_edited_in_one_call_and_then_again(pipe: Any) -> None:
+    before = dict(pipe.__dict__)
+    result = xattn.edit(
+        pipe, PROMPT, xattn.Replace("red", "blue"), image=picture(100), num_inference_steps=2
+    )
+    assert result.fidelity is not None
+    assert result.fidelity.to_reconstruction > 60
+    assert result.source.size == (64, 64)
+    assert result.inversion is not None
+    assert result.inversion.original.size == (100, 100)
+    again = xattn.edit(pipe, PROMPT, xattn.Reweight("red", 2.0), source=result, guidance_scale=3)
+    assert again.inversion is result.inversion
+    with pytest.raises(ValueError, match="no LocalBlend that says where it is: pass mask="):
+        result.paste()
+    assert pipe.__dict__ == before
+
+
+@pytest.mark.parametrize("make", [lambda: tiny.sd2("dpm++2m"), lambda: tiny.sdxl("euler")])
+def test_other_predictions_and_schedules_are_held_too(make: Any) -> None:
+    pipe, seen = make(), Seen()
+    inversion = xattn.invert(pipe, picture(), PROMPT, steps=2)
+    xattn.edit(
+        pipe, PROMPT, xattn.Replace("red", "blue"), source=inversion, callback_on_step_end=seen,
+        output_type="latent", trace=False,
+    )  # fmt: skip
+    wanted = native_pivots(pipe, inversion)
+    assert torch.equal(seen.latents[0][:1], wanted[1])
+    assert torch.equal(seen.latents[1][:1], inversion.pivots[-1])
+
+
+@pytest.mark.parametrize("method", ["negative", "null-text", "edit-friendly"])
+def test_methods_keep_more_of_a_photo_than_plain_ddim(pipe: Any, method: str) -> None:
+    def source(name: str) -> torch.Tensor:
+        found = xattn.invert(pipe, picture(), PROMPT, method=name, steps=STEPS, measure=False)
+        result = xattn.edit(pipe, PROMPT, source=found, output_type="latent", trace=False)
+        return (result.source - found.pivots[-1, 0]).square().mean()
+
+    states = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    assert source(method) < source("ddim")
+    assert all(torch.equal(value, states[name]) for name, value in pipe.unet.state_dict().items())
+    assert all(weight.requires_grad for weight in pipe.unet.parameters())
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_an_inversion_is_saved_and_loaded_whole(inversion: Any, tmp_path: Path) -> None:
+    inversion.save(tmp_path / "photo.safetensors")
+    loaded = xattn.load_inversion(tmp_path / "photo.safetensors")
+    assert torch.equal(loaded.pivots, inversion.pivots)
+    assert (loaded.prompt, loaded.method, loaded.timesteps, loaded.maker) == (
+        inversion.prompt, inversion.method, inversion.timesteps, inversion.maker
+    )  # fmt: skip
+    assert loaded.fidelity == inversion.fidelity
+    data = bytearray((tmp_path / "photo.safetensors").read_bytes())
+    data[-50] ^= 1
+    (tmp_path / "photo.safetensors").write_bytes(data)
+    with pytest.raises(xattn.FileError, match="has changed"):
+        xattn.load_inversion(tmp_path / "photo.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no inversion at"):
+        xattn.load_inversion(tmp_path / "none.safetensors")
+
+
+def test_an_inversion_fits_no_other_prompt_schedule_or_model(pipe: Any, inversion: Any) -> None:
+    blue = xattn.Replace("red", "blue")
+    with pytest.raises(ValueError, match="inverted with the prompt 'a red car on a lawn', not"):
+        xattn.edit(pipe, "a red car", blue, source=inversion)
+    with pytest.raises(ValueError, match="num_inference_steps= cannot be had with an inverted"):
+        xattn.edit(pipe, PROMPT, blue, source=inversion, num_inference_steps=5)
+    with pytest.raises(ValueError, match="with DDIMScheduler, and the pipeline has PNDMScheduler"):
+        xattn.edit(tiny.sd1("pndm"), PROMPT, blue, source=inversion)
+    with pytest.raises(ValueError, match="one with other weights or LoRAs"):
+        xattn.edit(tiny.sd1(seed=1), PROMPT, blue, source=inversion)
+
+
+def test_what_a_photo_cannot_be_is_refused_before_anything_runs(pipe: Any) -> None:
+    blue = xattn.Replace("red", "blue")
+    with pytest.raises(ValueError, match="'rf-solver' needs a flow-matching model"):
+        xattn.edit(pipe, PROMPT, blue, image=picture(), method="rf-solver")
+    with pytest.raises(ValueError, match="start from the words that say what it shows"):
+        xattn.edit(pipe, "", blue, image=picture())
+    with pytest.raises(ValueError, match="image= and source= are two photographs"):
+        xattn.edit(pipe, PROMPT, blue, image=picture(), source=_result_of(pipe))
+    with pytest.raises(ValueError, match="method='direct' is for photographs"):
+        xattn.edit(pipe, PROMPT, blue, method="direct")
+    with pytest.raises(ValueError, match="negative pass of guidance, so it needs more than 1"):
+        xattn.invert(pipe, picture(), PROMPT, method="null-text", steps=2, guidance_scale=1.0)
+    with pytest.raises(TypeError, match="draws over a picture of its own accord"):
+        xattn.invert(tiny.sd1_img2img(), picture(), PROMPT)
+
+
+def _result_of(pipe: Any) -> Any:
+    return xattn.edit(pipe, PROMPT, keep_source=True, num_inference_steps=1)
+
+
+def test_an_interrupted_inversion_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
+    def interrupt(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    before, hooks = dict(pipe.__dict__), len(pipe.unet._forward_hooks)
+    for method in ("direct", "null-text"):
+        with pytest.raises(KeyboardInterrupt):
+            xattn.invert(
+                pipe, picture(), PROMPT, method=method, steps=2, callback_on_step_end=interrupt
+            )
+    assert pipe.__dict__ == before
+    assert len(pipe.unet._forward_hooks) == hooks

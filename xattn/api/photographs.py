@@ -1,0 +1,132 @@
+"""Edits of a photograph: the source starts from its inversion, and is held to it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from xattn.api.arguments import Batch, refuse_unknown
+from xattn.api.editing import TraceOptions, session_of
+from xattn.api.invert import FIXED, default_guidance, invert, native_pivots
+from xattn.api.photos import Pictures
+from xattn.edits.kinds import Edits
+from xattn.edits.plan import EditPlan
+from xattn.instruments.pivots import Pivots
+from xattn.inversion.inversion import Inversion
+from xattn.inversion.methods import DEFAULT, METHODS
+from xattn.results.edit import EditResult
+from xattn.session.generators import Given
+
+
+def has_picture(pipe: Any) -> bool:
+    """Return whether a pipeline has an ``image`` option of its own."""
+    return "image" in inspect.signature(type(pipe).__call__).parameters
+
+
+OF_INVERT = ("size", "control_image")
+
+
+def inverted(
+    pipe: Any, prompt: str, image: Pictures, method: str | None, options: dict[str, Any]
+) -> Inversion:
+    """Return a photograph's inversion for one edit; its own options are taken out of ``options``.
+
+    Raises:
+        ValueError: there is nothing to start from: no prompt.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(
+            f"prompt={prompt!r}: edits of a photograph start from the words that say what it "
+            "shows; pass them, or let a captioning model write them"
+        )
+    known = {name: options.pop(name) for name in OF_INVERT if name in options}
+    steps = options.pop("num_inference_steps", None) or 50
+    passed = {name: each for name, each in options.items() if name not in _OF_EDITS}
+    return invert(
+        pipe, image, prompt, method=method or DEFAULT, steps=int(steps), measure=False,
+        guidance_scale=options.get("guidance_scale"), **known, **passed,
+    )  # fmt: skip
+
+
+_OF_EDITS = (
+    "guidance_scale", "negative_prompt", "negative_prompt_2", "guidance_rescale",
+    "num_images_per_prompt", "output_type", "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
+)  # fmt: skip
+"""Options of the edits alone: the inversion itself has no guidance, or its own."""
+
+
+def edit_photo(
+    pipe: Any,
+    prompt: str,
+    edits: Sequence[Edits],
+    inversion: Inversion,
+    *,
+    side: int | None,
+    trace: TraceOptions | None,
+    generator: Given,
+    start: float | None,
+    options: dict[str, Any],
+) -> tuple[Any, Any, Batch]:
+    """Draw a photograph's source and its siblings; return the session, the images, the batch.
+
+    Raises:
+        ValueError: the inversion is of another prompt, model, schedule or guidance.
+    """
+    _check(pipe, prompt, inversion, options)
+    method = METHODS[inversion.method]
+    drawn = {"guidance_scale": _guidance(pipe, inversion), **inversion.options, **options}
+    records = True if trace is None else trace
+    held = method.start if start is None else _share(start)
+    refuse_unknown(pipe, drawn)
+    with method.replayed(pipe, inversion, drawn):
+        first, *after = native_pivots(pipe, inversion)
+
+        def holding(plan: EditPlan) -> Pivots:
+            return Pivots(plan, after, start=held, pinned=method.pinned)
+
+        with session_of(pipe, prompt, edits, side=side, trace=records, holding=holding) as session:
+            drawn.update(latents=first, num_inference_steps=inversion.steps)
+            rows = Batch.of(pipe, session.prompts, generator, drawn)
+            output = pipe(**rows.arguments(pipe, session, drawn))
+            rows.generators.leave()
+    return session, output, rows
+
+
+def photographed(result: EditResult, inversion: Inversion) -> EditResult:
+    """Return a result that knows its photograph, for each of its seeds."""
+    others = tuple(replace(other, inversion=inversion) for other in result.others)
+    return replace(result, inversion=inversion, others=others)
+
+
+def _guidance(pipe: Any, inversion: Inversion) -> float:
+    found = inversion.guidance_scale
+    return default_guidance(pipe) if found is None else found
+
+
+def _share(start: Any) -> float:
+    if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < 1:
+        raise ValueError(f"start={start!r} must be a share of the run in [0, 1)")
+    return float(start)
+
+
+def _check(pipe: Any, prompt: str, inversion: Inversion, options: dict[str, Any]) -> None:
+    if prompt != inversion.prompt:
+        raise ValueError(
+            f"the photograph was inverted with the prompt {inversion.prompt!r}, not with {prompt!r}"
+        )
+    for name in (*FIXED, "num_inference_steps"):
+        if options.get(name) is not None and name not in ("num_images_per_prompt", "output_type"):
+            raise ValueError(
+                f"{name}= cannot be had with an inverted photograph, whose inversion decides it; "
+                "leave it out"
+            )
+    wanted, scale = options.get("guidance_scale"), inversion.guidance_scale
+    if scale is not None and wanted is not None and float(wanted) != scale:
+        raise ValueError(
+            f"the photograph was inverted for guidance_scale={scale:g}, not for {wanted:g}: "
+            f"{inversion.method} inversion depends on it; leave it out, or invert again with it"
+        )
+    inversion.maker.check(pipe)

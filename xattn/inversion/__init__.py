@@ -1,0 +1,1 @@
+"""Inversion of photographs: a method a file."""
