@@ -270,6 +270,22 @@ def test_edit_draws_a_sibling_for_each_edit(xattn_command: Any, model: Any, gene
     assert Path("xattn-edit/edits.png").is_file()
 
 
+def test_a_photograph_is_inverted_and_edited(xattn_command: Any, model: Any) -> None:
+    Image.new("RGB", (64, 64), "red").save("photo.png")
+    code, out, err = xattn_command(
+        "invert", "photo.png", PROMPT, "--model", model, "--steps", "2", "--json"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out)["calls"] == 2
+    code, out, err = xattn_command(
+        "edit", PROMPT, "--image", "xattn-invert/inversion.safetensors", "--model", model,
+        "--replace", "red=blue", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert json.loads(out)["edits"][0]["prompt"] == "a blue car on a lawn"
+    assert Path("xattn-edit/source.png").is_file()
+
+
 def test_sweep_takes_negative_weights(xattn_command: Any, model: Any) -> None:
     code, out, err = xattn_command(
         "sweep", PROMPT, "red", "--model", model, *FAST, "--weights", "-1,0,1.5", "--json"

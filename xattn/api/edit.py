@@ -105,14 +105,15 @@ def edit(
         if given is not None and method not in (None, given.method):
             raise ValueError(f"method={method!r}: source was inverted by {given.method!r}")
         names = _labels(edits, labels)
-        inversion = given or inverted(pipe, prompt, image, method, options)
+        inversion = given or inverted(pipe, prompt, image, method, generator, options)
         session, output, batch = edit_photo(
-            pipe, prompt, edits, inversion, side=side, trace=trace, generator=generator,
-            start=start, options=options,
+            pipe, prompt, edits, inversion, reach={"side": side, "layers": layers}, trace=trace,
+            generator=generator, start=start, options=options,
         )  # fmt: skip
         images = _by_prompt(output.images, batch.images)
         found = _result(session, images[0], images[1:], names, None)
         return photographed(found, inversion)
+    assert not isinstance(source, Inversion)
     for name, value in (("method", method), ("start", start)):
         if value is not None:
             raise ValueError(f"{name}={value!r} is for photographs: pass image= or an inversion")

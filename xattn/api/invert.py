@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from xattn.api.arguments import refuse_unknown
 from xattn.api.photos import Pictures, Room, fitted, photos
+from xattn.instruments.keeper import OF_ONE_CALL
 from xattn.inversion.inversion import Inversion
 from xattn.inversion.maker import Maker
 from xattn.inversion.method import DIFFUSION, FLOW, Asked, Method
@@ -107,7 +108,7 @@ def invert(
         extra=None if found.extra is None else found.extra.cpu(),
         original=photo.image,
         calls=cost.calls,
-        options=options,
+        options={name: each for name, each in options.items() if name not in OF_ONE_CALL},
     )
     if chosen.pinned:
         return replace(inversion, replay=inversion.reconstruction)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from xattn.api.arguments import Batch, refuse_unknown
 from xattn.api.editing import TraceOptions, session_of
 from xattn.api.invert import FIXED, default_guidance, invert, native_pivots
@@ -29,7 +31,12 @@ OF_INVERT = ("size", "control_image")
 
 
 def inverted(
-    pipe: Any, prompt: str, image: Pictures, method: str | None, options: dict[str, Any]
+    pipe: Any,
+    prompt: str,
+    image: Pictures,
+    method: str | None,
+    generator: Given,
+    options: dict[str, Any],
 ) -> Inversion:
     """Return a photograph's inversion for one edit; its own options are taken out of ``options``.
 
@@ -46,7 +53,9 @@ def inverted(
     passed = {name: each for name, each in options.items() if name not in _OF_EDITS}
     return invert(
         pipe, image, prompt, method=method or DEFAULT, steps=int(steps), measure=False,
-        guidance_scale=options.get("guidance_scale"), **known, **passed,
+        guidance_scale=options.get("guidance_scale"),
+        generator=generator if isinstance(generator, torch.Generator) else None,
+        **known, **passed,
     )  # fmt: skip
 
 
@@ -64,7 +73,7 @@ def edit_photo(
     edits: Sequence[Edits],
     inversion: Inversion,
     *,
-    side: int | None,
+    reach: dict[str, Any],
     trace: TraceOptions | None,
     generator: Given,
     start: float | None,
@@ -87,7 +96,7 @@ def edit_photo(
         def holding(plan: EditPlan) -> Pivots:
             return Pivots(plan, after, start=held, pinned=method.pinned)
 
-        with session_of(pipe, prompt, edits, side=side, trace=records, holding=holding) as session:
+        with session_of(pipe, prompt, edits, trace=records, holding=holding, **reach) as session:
             drawn.update(latents=first, num_inference_steps=inversion.steps)
             rows = Batch.of(pipe, session.prompts, generator, drawn)
             output = pipe(**rows.arguments(pipe, session, drawn))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from xattn.cli import UsageError
 from xattn.cli import options as o
 from xattn.cli.output import Folder, consoles, print_json, tell
 from xattn.edits import codec
@@ -156,6 +158,16 @@ def edit(
             help="How tight --blend is, of the maximum; 0.3 by default.",
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            "--image",
+            help="A photograph that the prompt describes, or an inversion of one, as "
+            "xattn invert writes it.",
+            rich_help_panel=EDITS,
+        ),
+    ] = None,
+    method: o.MethodOption = None,
     out: o.OutOption = Path("xattn-edit"),
     model: o.ModelOption = None,
     device: o.DeviceOption = None,
@@ -175,7 +187,7 @@ def edit(
     with o.asked():
         edits = read_edits(ctx.meta["xattn.edits"], values, timing, threshold)
     request = o.Request(model, device, dtype, offload, seed, steps, size, guidance, negative)
-    draw(request, out, as_json, prompt, edits)
+    draw(request, out, as_json, prompt, edits, photo=Photo.of(image, method))
 
 
 def sweep(
@@ -240,6 +252,7 @@ def draw(
     prompt: str,
     edits: Sequence[Sequence[Any]],
     labels: Sequence[str] | None = None,
+    photo: Photo | None = None,
 ) -> None:
     """Draw the source and its siblings, and write pictures, report and trace."""
     import xattn
@@ -248,12 +261,17 @@ def draw(
     folder = Folder(out)
     pipe = request.pipeline(progress)
     arguments = request.arguments(pipe)
+    if photo is not None:
+        with o.asked():
+            arguments = photo.arguments(arguments)
     with o.watched(progress, f"drawing {len(edits) + 1} images") as watch:
         result = xattn.edit(pipe, prompt, *edits, callback_on_step_end=watch, **arguments)
     with progress.status("writing"):
         if labels is not None:
             result = result.labelled(*labels)
         write_edit(folder, result)
+        if photo is not None:
+            write_pasted(folder, result)
     if as_json:
         done = result.trace.run.done if result.trace is not None else request.steps
         facts = {"prompt": prompt, **request.facts(pipe), "steps": done}
@@ -262,7 +280,53 @@ def draw(
             for label, text in zip(result.labels, result.prompts[1:], strict=True)
         ]
         print_json({**facts, "edits": siblings, "files": folder.files})
-    tell(folder, console)
+    tell(folder, console, "" if result.fidelity is None else f"the source: {result.fidelity}")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph to edit, from the command line.
+
+    Attributes:
+        path: a picture, or an inversion.
+        method: how to invert a picture.
+    """
+
+    path: Path
+    method: str | None
+
+    @classmethod
+    def of(cls, path: Path | None, method: str | None) -> Photo | None:
+        """Return what was given, or None.
+
+        Raises:
+            UsageError: there is a method and no picture.
+        """
+        if path is None and method is not None:
+            raise UsageError(f"--method {method} is for --image, and there is none")
+        return None if path is None else cls(path, method)
+
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of ``xattn.edit``."""
+        import xattn
+
+        found = dict(arguments)
+        size = found.pop("height", None), found.pop("width", None)
+        if self.path.suffix == ".safetensors":
+            found["source"] = xattn.load_inversion(self.path)
+            return found
+        found |= {"image": self.path, "method": self.method}
+        return found if size[0] is None else {**found, "size": size}
+
+
+def write_pasted(folder: Folder, result: Any) -> None:
+    """Write each blended edit, put back into the photograph at its full size."""
+    if result.inversion is None or result.inversion.original is None:
+        return
+    for number, (mask, label) in enumerate(zip(result.masks, result.labels, strict=True), 1):
+        if mask is not None:
+            name, text = f"photo-{number:02d}.png", f"{label}, in the photograph"
+            folder.picture(name, result.paste(number - 1), text)
 
 
 def write_edit(folder: Folder, result: Any) -> None:

@@ -131,6 +131,13 @@ NegativeOption = Annotated[
     str | None,
     typer.Option("--negative", help="The negative prompt.", rich_help_panel=RUN, callback=_text),
 ]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="How to invert it: direct (the default), ddim, negative, null-text, "
+        "fixed-point, edit-friendly.",
+    ),
+]  # fmt: skip
 OutOption = Annotated[
     Path, typer.Option("--out", help="The folder for results.", rich_help_panel=OUTPUT)
 ]
