@@ -12,6 +12,7 @@ from PIL import Image
 
 import xattn
 from tests import tiny
+from tests.tiny.transformers import sd3
 from xattn.api.invert import native_pivots
 
 PROMPT = "a red car on a lawn"
@@ -130,6 +131,19 @@ def test_methods_keep_more_of_a_photo_than_plain_ddim(pipe: Any, method: str) ->
     assert all(torch.equal(value, states[name]) for name, value in pipe.unet.state_dict().items())
     assert all(weight.requires_grad for weight in pipe.unet.parameters())
     assert not pipe.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize("method", ["direct", "rf-solver"])
+def test_photographs_of_flow_matching_models_are_edited_too(method: str) -> None:
+    pipe, seen = sd3(t5=False), Seen()
+    inversion = xattn.invert(pipe, picture(), PROMPT, method=method, steps=2, measure=False)
+    xattn.edit(
+        pipe, PROMPT, xattn.Replace("red", "blue"), source=inversion, callback_on_step_end=seen,
+        output_type="latent", trace=False,
+    )  # fmt: skip
+    assert len(seen.latents) == inversion.calls
+    same = torch.equal(seen.latents[-1][:1], inversion.pivots[-1])
+    assert same == (method == "direct")
 
 
 def test_an_inversion_is_saved_and_loaded_whole(inversion: Any, tmp_path: Path) -> None:

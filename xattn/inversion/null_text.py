@@ -191,7 +191,7 @@ def watched(denoiser: nn.Module) -> Iterator[dict[str, Any]]:
     latest: dict[str, Any] = {}
 
     def before(arguments: dict[str, Any]) -> None:
-        latest["arguments"] = arguments
+        latest["arguments"] = {k: each for k, each in arguments.items() if k != "self"}
 
     def after(output: Any) -> None:
         latest["output"] = output[0] if isinstance(output, tuple) else output.sample
