@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / "photographs.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
     columns = ["photo", "source", *chosen[0].edits]
     labels = [names[n % len(names)] for n in range(len(rows))]
-    sheets.table(rows, columns, labels, side=128).save(options.out / "photographs.png")
+    sheets.table(rows, labels, columns, side=128).save(options.out / "photographs.png")
     for name, figure in whole["figures"].items():
         print(f"{name}: {figure}")
 

@@ -303,7 +303,7 @@ def native_pivots(pipe: Any, inversion: Inversion) -> list[Tensor]:
     """
     device, dtype = torch.device(pipe._execution_device), denoiser_of(pipe).dtype
     found = [pivot.to(device) for pivot in inversion.pivots]
-    if float(pipe.scheduler.init_noise_sigma) != 1:
+    if float(getattr(pipe.scheduler, "init_noise_sigma", 1.0)) != 1:
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(inversion.steps)
         path = Path.of(scheduler)
