@@ -64,7 +64,8 @@ def draw(
     pipe: Any, case: Case, steps: int, shares: Sequence[float]
 ) -> tuple[Image.Image, dict[Key, Image.Image]]:
     """Return the source of a case, and its edits."""
-    asked, latents = edits_of(case, shares), []
+    asked = edits_of(case, shares)
+    latents: list[Any] = []
     keys: list[Key] = []
     for name, layers in reaches(pipe).items():
         result = xattn.edit(
