@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xattn.models.loading import load_pipeline
-from xattn.toyland.bundle import MODELS, WEIGHTS, demo, shared_autoencoder
+from xattn.toyland.bundle import MODELS, WEIGHTS, Model, demo, shared_autoencoder
 from xattn.toyland.scenes import scene
 from xattn.toyland.training import train
 from xattn.toyland.training.autoencoder import build_autoencoder, encode, normalise_latents
@@ -19,7 +19,12 @@ from xattn.toyland.training.dataset import training_scene
 from xattn.toyland.training.denoiser import build_scheduler, build_text_encoder, snr_weights
 from xattn.toyland.training.loop import Batch, tokenize
 from xattn.toyland.training.progress import Progress
-from xattn.toyland.training.recipes import RECIPES, assemble_joint, start_from_bundled
+from xattn.toyland.training.recipes import (
+    RECIPES,
+    assemble_joint,
+    go_on_from_bundled,
+    start_from_bundled,
+)
 from xattn.toyland.training.teacher import Lesson, Lessons, Teacher
 from xattn.toyland.training.team import ALONE
 from xattn.toyland.training.transformer import Transformer, lesson_of
@@ -285,6 +290,16 @@ def test_the_contextual_model_starts_from_the_bundled_unet() -> None:
     own, base = model.text_encoder.state_dict(), bundled.text_encoder.state_dict()
     assert torch.equal(own[words], base[words])
     assert len(own) > len(base)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bundled_model_can_be_trained_further(name: Model) -> None:
+    model = RECIPES[name].build()
+    go_on_from_bundled(model, name)
+    pipe: Any = demo(name, device="cpu")
+    for part, module in model.named_children():
+        bundled = getattr(pipe, part).state_dict()
+        assert all(torch.equal(value, bundled[key]) for key, value in module.state_dict().items())
 
 
 def test_a_mixture_has_hard_scenes_at_odd_seeds() -> None:

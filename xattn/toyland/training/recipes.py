@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from xattn.toyland.bundle import WEIGHTS, Model
+from xattn.toyland.bundle import WEIGHTS, Model, folder_of
 from xattn.toyland.vocabulary import LENGTH, build_tokenizer
 
 from .denoiser import Denoiser, build_contextual_encoder, build_scheduler, build_text_encoder
@@ -68,6 +68,15 @@ def start_from_bundled(model: Denoiser) -> None:
     encoder = CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder", local_files_only=True)
     own = model.text_encoder.state_dict()
     model.text_encoder.load_state_dict({**own, **encoder.float().state_dict()})
+
+
+@torch.no_grad()
+def go_on_from_bundled(model: Trainable, name: Model) -> None:
+    """Copy the weights bundled under a model's name into it, to train them further."""
+    for part, module in model.named_children():
+        kind: Any = type(module)
+        bundled = kind.from_pretrained(folder_of(name) / part, local_files_only=True)
+        module.load_state_dict(bundled.float().state_dict())
 
 
 def assemble(autoencoder: AutoencoderKL, model: Denoiser) -> StableDiffusionPipeline:

@@ -3,8 +3,9 @@
 The UNet's stages are: draw the scenes, train the autoencoder, encode the scenes, train the
 denoiser with its text encoder, fit the decoder again to slightly noisy latents, and write the
 pipeline. The other models take the bundled autoencoder and train on easy and hard scenes in turn;
-the contextual one starts from the bundled UNet unless told to start `--from-nothing`. Each stage
-keeps what it made in the work folder and goes on from there when started again.
+the contextual one starts from the bundled UNet unless told to start `--from-nothing`, and the
+joint-attention one learns from both UNets' predictions. Each stage keeps what it made in the work
+folder and goes on from there when started again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from .autoencoder import encode, normalise_latents, refine_decoder, train_autoen
 from .dataset import dataset
 from .denoiser import Denoiser
 from .loop import Examples, Trainable, tokenize, train
-from .recipes import RECIPES, Recipe, prompt_tokenizer, start_from_bundled
+from .recipes import (
+    RECIPES,
+    Recipe,
+    go_on_from_bundled,
+    prompt_tokenizer,
+    start_from_bundled,
+)
 from .sheets import HARD_SHEET, SHEET, plot_losses, tile
 from .teacher import Teacher
 from .team import Team
@@ -80,6 +87,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=MODELS, default="unet")
     parser.add_argument(
         "--from-nothing", action="store_true", help="contextual: not from the bundled UNet"
+    )
+    parser.add_argument(
+        "--go-on", action="store_true", help="train the weights bundled under this name further"
     )
     parser.add_argument("--work", type=Path, help="work folder; .work/toyland/MODEL by default")
     parser.add_argument("--out", type=Path, help="where the pipeline goes; the bundle by default")
@@ -154,7 +164,9 @@ def run(options: argparse.Namespace, team: Team) -> None:
 
     torch.manual_seed(0)
     model = recipe.build()
-    if options.model == "contextual" and not options.from_nothing:
+    if options.go_on:
+        go_on_from_bundled(model, options.model)
+    elif options.model == "contextual" and not options.from_nothing:
         assert isinstance(model, Denoiser)
         start_from_bundled(model)
     if recipe.taught:
