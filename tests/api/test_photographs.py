@@ -19,7 +19,7 @@ PROMPT = "a red car on a lawn"
 STEPS = 3
 
 
-def picture(side: int = 64) -> Image.Image:
+def picture(side: int = tiny.SIDE) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -70,8 +70,8 @@ def test_the_sources_latents_are_the_pivots_bit_for_bit_and_an_empty_edit_too(
 
 
 def test_outside_a_hard_mask_the_latents_are_the_pivots(pipe: Any, inversion: Any) -> None:
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[4:12, 8:20] = True
+    mask = np.zeros((tiny.LATENT, tiny.LATENT), dtype=bool)
+    mask[2:6, 4:10] = True
     seen = Seen()
     blend = xattn.LocalBlend(mask=mask, start=0)
     result = xattn.edit(
@@ -96,7 +96,7 @@ def test_a_photo_is_inverted_and_edited_in_one_call_and_then_again(pipe: Any) ->
     )
     assert result.fidelity is not None
     assert result.fidelity.to_reconstruction > 60
-    assert result.source.size == (64, 64)
+    assert result.source.size == (tiny.SIDE, tiny.SIDE)
     assert result.inversion is not None
     assert result.inversion.original.size == (100, 100)
     again = xattn.edit(pipe, PROMPT, xattn.Reweight("red", 2.0), source=result, guidance_scale=3)
