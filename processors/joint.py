@@ -17,14 +17,15 @@ and image keys, its own text keys and all of its own values (Shin et al. 2025, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from xattn.processors.call import AttentionCall, Handler, Place
+from xattn.processors.call import AttentionCall
 from xattn.processors.forms import EditedRows
+from xattn.processors.joint_source import JointSource, cut, shared_place
 from xattn.processors.probabilities import (
     Tokens,
     fused_attention,
@@ -57,141 +58,6 @@ class JointStep:
     keeps: bool
 
 
-@dataclass(frozen=True)
-class JointSource:
-    """A source's part of a joint call.
-
-    Attributes:
-        query: the image's queries, (images, heads, queries, channels).
-        text: the text's keys, (images, heads, tokens, channels).
-        image: the image's keys.
-        sums: logarithms of the softmax's sums, float32 (images, heads, queries).
-        mask: the call's mask for the text's keys, or None.
-    """
-
-    query: Tensor
-    text: Tensor
-    image: Tensor
-    sums: Tensor
-    mask: Tensor | None = None
-
-    @classmethod
-    def of(cls, call: AttentionCall, rows: slice, sums: Tensor | None = None) -> JointSource:
-        """Read some rows of a call.
-
-        Args:
-            call: the model's own call.
-            rows: the source's rows, whose text and image stand at the same places.
-            sums: logarithms of the softmax's sums of all queries, where they are known.
-        """
-        place, mask = _place(call, rows.start), call.mask_of(rows)
-        query, key = call.query[rows], call.key[rows]
-        if sums is None:
-            sums = log_sums(
-                query[:, :, place.queries], key, cut(mask, place.queries, None), call.scale
-            )
-        else:
-            sums = sums[:, :, place.queries]
-        return cls(
-            query[:, :, place.queries],
-            picked(key, place.text, 2),
-            key[:, :, place.image],
-            sums,
-            cut(mask, place.queries, place.text),
-        )
-
-    def to(self, like: Tensor) -> JointSource:
-        """Return it on a call's device."""
-        query, text, image = (t.to(like) for t in (self.query, self.text, self.image))
-        return JointSource(query, text, image, self.sums.to(like.device))
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What has to be kept of it."""
-        return self.query, self.text, self.image, self.sums
-
-
-class KeptJoints:
-    """The source's part in one layer, kept from an earlier run.
-
-    Attributes:
-        parts: for each denoiser call the tensors of a ``JointSource``.
-        number: index of the current call.
-    """
-
-    def __init__(self, parts: Sequence[tuple[Tensor, ...]]) -> None:
-        self.parts = parts
-        self.number = 0
-
-    def read(self, call: AttentionCall) -> JointSource:
-        """Return the part of the current call.
-
-        Raises:
-            RuntimeError: the call has a mask.
-        """
-        refuse_masked(call)
-        return JointSource(*self.parts[self.number]).to(call.query)
-
-
-def refuse_masked(call: AttentionCall) -> None:
-    """Raise RuntimeError if a source cannot be kept or reused in a joint call."""
-    if call.mask is not None:
-        raise RuntimeError("a source cannot be kept with masked attention")
-
-
-def cut(mask: Tensor | None, queries: slice | None, keys: Tokens | None) -> Tensor | None:
-    """Return a mask's part for some queries and keys; an axis of length 1 stands for all."""
-    if mask is None:
-        return None
-    if queries is not None and mask.shape[-2] > 1:
-        mask = mask[..., queries, :]
-    return mask if keys is None or mask.shape[-1] == 1 else picked(mask, keys, -1)
-
-
-def _place(call: AttentionCall, row: int) -> Place:
-    places = call.places
-    if places is None:
-        raise RuntimeError("a joint call without places of text and image cannot be edited")
-    return places[row]
-
-
-def _shared_place(call: AttentionCall, rows: EditedRows) -> Place:
-    """Return the place that the edited rows share with their sources.
-
-    Raises:
-        RuntimeError: text and image stand at different places in them.
-    """
-    place = _place(call, rows.bounds.start)
-    others = (call.places or ())[min(rows.span.start, rows.bounds.start) : rows.bounds.stop]
-    if any(other.key != place.key for other in others):
-        raise RuntimeError(
-            "the model gives prompts of different lengths places of their own; edits need "
-            "prompts of one length"
-        )
-    return place
-
-
-def followed(call: AttentionCall, rows: EditedRows, source: JointSource) -> AttentionCall:
-    """Return a call whose following rows have their source's image queries and image keys."""
-    place = _shared_place(call, rows)
-    query, key = rows.chosen(call.query), rows.chosen(call.key)
-    query = _exchanged(query, place.queries, rows.spread(source.query))
-    key = _exchanged(key, place.image, rows.spread(source.image))
-    return AttentionCall(
-        rows.joined(call.query, query),
-        rows.joined(call.key, key),
-        call.value,
-        call.mask,
-        call.scale,
-        call.own,
-        call.locate,
-    )
-
-
-def _exchanged(tensor: Tensor, span: slice, other: Tensor) -> Tensor:
-    return torch.cat([tensor[:, :, : span.start], other, tensor[:, :, span.stop :]], 2)
-
-
 class JointCall(AttentionCall):
     """A layer's joint attention with the text's columns of some rows edited.
 
@@ -216,7 +82,7 @@ class JointCall(AttentionCall):
         self.before = before
         self.step = step
         self.given = given
-        self.place = _shared_place(before, step.rows)
+        self.place = shared_place(before, step.rows)
         self._chosen: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
         self._rest: AttentionCall | None = None  # rows that keep the model's own call
         self._source: JointSource | None = None
@@ -414,65 +280,3 @@ def _with_mass(values: Tensor, mass: Tensor) -> Tensor:
     """Return values with their tokens' mass as a further channel, (rows, heads, tokens, n + 1)."""
     mass = mass[:, None, :, None].expand(*values.shape[:3], 1)
     return torch.cat([values, mass.to(values.dtype)], -1)
-
-
-class JointEditing(Handler):
-    """Edit one layer's joint attention: its layout, its text's columns, or both.
-
-    Attributes:
-        step: the step's edit of the text's columns; None if there is none.
-        follow: the rows whose layout follows their source; None if there are none.
-        kept: the source kept from an earlier run; None if it is in the batch.
-    """
-
-    edits = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.step: JointStep | None = None
-        self.follow: EditedRows | None = None
-        self.kept: KeptJoints | None = None
-
-    def transform(self, call: AttentionCall) -> AttentionCall:
-        """Return the call in effect.
-
-        Raises:
-            RuntimeError: its processor computes explicit probabilities.
-        """
-        if call.own is None:
-            raise RuntimeError("joint attention with explicit probabilities cannot be edited")
-        source = None if self.kept is None else self.kept.read(call)
-        if self.follow is not None:
-            part = source or _layout(call, self.follow.span)
-            call = followed(call, self.follow, part)
-        return call if self.step is None else JointCall(call, self.step, source)
-
-
-def _layout(call: AttentionCall, rows: slice) -> JointSource:
-    """Return a source's image queries and keys; its sums, which cost, are left out."""
-    place = _place(call, rows.start)
-    query, key = call.query[rows][:, :, place.queries], call.key[rows][:, :, place.image]
-    return JointSource(query, key[:, :, :0], key, query.new_zeros(0))
-
-
-class JointKeeping(Handler):
-    """Keep the source's part of one joint layer for later edits.
-
-    Attributes:
-        calls: the list to append to, the tensors of a ``JointSource`` per denoiser call.
-        rows: the source's rows of the batch.
-    """
-
-    edits = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Tensor, ...]] = []
-        self.rows = slice(None)
-
-    def observe(self, call: AttentionCall) -> None:
-        """Keep a call's image queries, its keys, and its softmax's sums."""
-        refuse_masked(call)
-        call.prepare()
-        part = JointSource.of(call, self.rows, call.sums(self.rows))
-        self.calls.append(tuple(t.detach().clone() for t in part.tensors))

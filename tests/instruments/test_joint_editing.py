@@ -24,7 +24,9 @@ from xattn.edits.plan import EditPlan, make_plan
 from xattn.edits.timing import JOINT
 from xattn.processors.call import AttentionCall, Place
 from xattn.processors.forms import EditedRows
-from xattn.processors.joint import JointEditing, JointKeeping, JointStep, KeptJoints
+from xattn.processors.joint import JointStep
+from xattn.processors.joint_editing import JointEditing, JointKeeping
+from xattn.processors.joint_source import KeptJoints
 from xattn.results.edit import EditResult
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize

@@ -23,8 +23,7 @@ from xattn.text.tokenize import tokenize_all
 from xattn.units import LARGEST, size_of
 
 _NAME = re.compile(r"([\w-]+/)*[\w-][\w.-]*")
-_SEEDS = 2**63
-_SIDES = 8192
+_SEEDS, _SIDES = 2**63, 8192
 _STRENGTH = f"a number from {-LARGEST:g} to {LARGEST:g}"
 
 

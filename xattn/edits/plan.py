@@ -25,13 +25,8 @@ from xattn.text.align import mapping_of
 from xattn.text.prompt import Prompt, WordError
 
 Window = tuple[float, float]
-
-
 Tokenize = Callable[[str], Prompt]
-
-
 Positions = tuple[int, ...] | Tensor
-
 
 NEVER: Window = (0.0, 0.0)
 

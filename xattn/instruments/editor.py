@@ -15,7 +15,9 @@ from xattn.models.family import AttentionLayer, DenoiserCall, Family, choose, na
 from xattn.processors.call import Handler
 from xattn.processors.editing import CrossEditing, KeptCalls, SelfEditing
 from xattn.processors.forms import CrossStep, EditedRows
-from xattn.processors.joint import JointEditing, JointStep, KeptJoints
+from xattn.processors.joint import JointStep
+from xattn.processors.joint_editing import JointEditing
+from xattn.processors.joint_source import KeptJoints
 from xattn.processors.wrapping import innermost
 from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling

@@ -16,7 +16,7 @@ from xattn.models import family_of_pipeline
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.call import Handler
 from xattn.processors.editing import Keeping
-from xattn.processors.joint import JointKeeping
+from xattn.processors.joint_editing import JointKeeping
 from xattn.records.room import check_room_for
 from xattn.session.clock import Schedule
 from xattn.session.instrument import Instrument
