@@ -85,4 +85,4 @@ def test_sizes_follow_one_rule() -> None:
 def test_a_models_room_is_its_own_size_in_whole_cells() -> None:
     pipe = tiny.sd1()
     layers = family_of(pipe.unet).layers(pipe.unet)
-    assert Room.of(pipe, pipe.unet, layers) == Room(64 * 64, 8)
+    assert Room.of(pipe, pipe.unet, layers) == Room(32 * 32, 8)

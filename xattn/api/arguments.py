@@ -102,7 +102,7 @@ _UNNAMED = ("callback", "callback_steps")  # older options that pipelines read f
 
 def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
     """Raise ValueError if the pipeline lacks an option and would silently ignore it."""
-    known = _parameters(type(pipe))
+    known = list(options_of(type(pipe)))
     for name in options:
         if name in known:
             continue
@@ -113,18 +113,18 @@ def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}= is not an option of {type(pipe).__name__}{advice}")
 
 
-def _parameters(kind: type) -> list[str]:
-    """Return the names of a pipeline's options, including those of its base classes."""
-    found: dict[str, None] = {}
+def options_of(kind: type) -> dict[str, Any]:
+    """Return a pipeline class's options with their defaults, those of its base classes included."""
+    found: dict[str, Any] = {}
     for each in kind.__mro__:
         call = each.__dict__.get("__call__")
         parameters = inspect.signature(call).parameters if callable(call) else {}
         for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
-                found.update(dict.fromkeys(_UNNAMED))
+                found = {**dict.fromkeys(_UNNAMED), **found}
             elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
-                found[name] = None
-    return list(found)
+                found.setdefault(name, parameter.default)
+    return found
 
 
 def _composed(session: Session, options: Mapping[str, Any]) -> dict[str, Any]:

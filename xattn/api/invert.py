@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xattn.api.arguments import refuse_unknown
+from xattn.api.arguments import options_of, refuse_unknown
 from xattn.api.photos import Pictures, Room, fitted, photos
 from xattn.instruments.keeper import OF_ONE_CALL
 from xattn.inversion.inversion import Inversion
@@ -165,8 +164,7 @@ def checked(pipe: Any, prompt: str, name: str, steps: int, options: Mapping[str,
         if options.get(option) is not None:
             raise ValueError(f"{option}= cannot be had with a photograph; leave it out")
     refuse_unknown(pipe, with_control(pipe, options))
-    known = inspect.signature(type(pipe).__call__).parameters
-    if "strength" in known:
+    if "strength" in options_of(type(pipe)):
         raise TypeError(
             f"{type(pipe).__name__} draws over a picture of its own accord; to invert a "
             "photograph use its text-to-image pipeline (AutoPipelineForText2Image.from_pipe)"
@@ -177,7 +175,7 @@ def checked(pipe: Any, prompt: str, name: str, steps: int, options: Mapping[str,
 def with_control(pipe: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with a ControlNet's picture under the pipeline's own name for it."""
     found = dict(options)
-    if "control_image" in found and "image" in inspect.signature(type(pipe).__call__).parameters:
+    if "control_image" in found and "image" in options_of(type(pipe)):
         found["image"] = found.pop("control_image")
     return found
 
@@ -242,7 +240,7 @@ def denoiser_of(pipe: Any) -> Any:
 
 def default_guidance(pipe: Any) -> float:
     """Return the guidance scale that a pipeline has by default."""
-    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
+    return float(options_of(type(pipe))["guidance_scale"])
 
 
 # -- the autoencoder

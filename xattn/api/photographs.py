@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from xattn.api.arguments import Batch, refuse_unknown
+from xattn.api.arguments import Batch, options_of, refuse_unknown
 from xattn.api.editing import TraceOptions, session_of
 from xattn.api.invert import FIXED, default_guidance, invert, native_pivots
 from xattn.api.photos import Pictures
@@ -24,7 +23,7 @@ from xattn.session.generators import Given
 
 def has_picture(pipe: Any) -> bool:
     """Return whether a pipeline has an ``image`` option of its own."""
-    return "image" in inspect.signature(type(pipe).__call__).parameters
+    return "image" in options_of(type(pipe))
 
 
 OF_INVERT = ("size", "control_image")
