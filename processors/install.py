@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from xattn.processors.chain import Chain
@@ -14,6 +15,9 @@ from xattn.processors.wrapping import (
     wrap,
 )
 
+_lock = threading.Lock()
+"""Held while a processor is read, wrapped and set: two threads can share a model."""
+
 
 def install(module: Any, chain: Chain) -> None:
     """Wrap the processor of an attention module; do nothing if it already has the chain.
@@ -21,13 +25,14 @@ def install(module: Any, chain: Chain) -> None:
     Raises:
         TypeError: the processor computes attention out of xattn's reach.
     """
-    processor = module.processor
-    while is_wrapped(processor):
-        if chain_of(processor) is chain:
-            refuse_unseen(innermost(processor))  # a backend can be set inside the block, too
-            return
-        processor = unwrap(processor)
-    _set_processor(module, wrap(module.processor, chain))
+    with _lock:
+        processor = module.processor
+        while is_wrapped(processor):
+            if chain_of(processor) is chain:
+                refuse_unseen(innermost(processor))  # a backend can be set inside the block, too
+                return
+            processor = unwrap(processor)
+        _set_processor(module, wrap(module.processor, chain))
 
 
 def remove(module: Any, chain: Chain) -> None:
@@ -37,9 +42,10 @@ def remove(module: Any, chain: Chain) -> None:
     """
     chain.over = True
     chain.sleep()
-    restored = _without_ended(module.processor)
-    if restored is not module.processor:
-        _set_processor(module, restored)
+    with _lock:
+        restored = _without_ended(module.processor)
+        if restored is not module.processor:
+            _set_processor(module, restored)
 
 
 def remove_stored(model: Any) -> None:

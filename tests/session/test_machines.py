@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -480,10 +481,10 @@ def test_two_threads_with_two_pipelines_record_right() -> None:
         )
 
 
-@pytest.mark.xfail(strict=False, reason="a rare race: maps were mixed once in three full runs")
 def test_two_threads_sharing_one_unet_are_right_or_refused_never_mixed() -> None:
     pipe = small()
-    twin = type(pipe).from_pipe(pipe)
+    # a tokenizer keeps its padding between calls: shared, it would give threads each other's
+    twin = type(pipe).from_pipe(pipe, tokenizer=copy.deepcopy(pipe.tokenizer))
     twin.set_progress_bar_config(disable=True)
     expected = recorded(small())
     for found in in_threads(lambda: recorded(pipe), lambda: recorded(twin)):
@@ -491,5 +492,6 @@ def test_two_threads_sharing_one_unet_are_right_or_refused_never_mixed() -> None
             assert "another thread" in str(found)
             continue
         for a, b in zip(recorded_maps(found.run), recorded_maps(expected.run), strict=True):
-            assert torch.equal(a, b)
+            # within the other's wrapper the softmax takes another form, equal to float32's rounding
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
     assert all(type(p).__name__ == "AttnProcessor2_0" for p in pipe.unet.attn_processors.values())

@@ -264,8 +264,9 @@ class Block:
 
     def end(self) -> None:
         """Complete the current run, whether finished or cut short."""
-        self._asked, self._fresh = self.origin.asked(), None
+        # in this order: another thread's call is refused for as long as prompts are known
         sampling, self.sampling, self._following = self.sampling, None, None
+        self._asked, self._fresh = self.origin.asked(), None
         if sampling is None:
             return
         for chain in self.chains.values():
