@@ -10,7 +10,6 @@ from PIL import Image
 
 from tests import tiny
 from xattn.api.photos import Photo, Room, fitted, photos, rgb
-from xattn.models import family_of
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -84,5 +83,4 @@ def test_sizes_follow_one_rule() -> None:
 
 def test_a_models_room_is_its_own_size_in_whole_cells() -> None:
     pipe = tiny.sd1()
-    layers = family_of(pipe.unet).layers(pipe.unet)
-    assert Room.of(pipe, pipe.unet, layers) == Room(32 * 32, 8)
+    assert Room.of(pipe) == Room(32 * 32, 8)

@@ -5,18 +5,16 @@ A family is a row of the table below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 import xattn
+from tests.models.attending import dense
 from tests.tiny import crossed, streams
 from xattn.models import family_of
 from xattn.results.trace import Trace
@@ -210,63 +208,13 @@ def recorded(
     return trace, image
 
 
-class Dense(TorchFunctionMode):
-    """Compute the probabilities of each attention call in float64, from its queries and keys.
-
-    They have gone through the model's own projections, norms and rotary embeddings.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = ""
-        self.found: dict[str, list[Tensor]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and self.name:
-            self.found.setdefault(self.name, []).append(self.softmax(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
-
-    def softmax(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **other: Any
-    ) -> Tensor:
-        scale = other.get("scale") or query.shape[-1] ** -0.5
-        logits = query.double() @ key.double().transpose(-1, -2) * scale
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            logits = logits.masked_fill(~attn_mask, float("-inf"))
-        elif attn_mask is not None:
-            logits = logits + attn_mask
-        weights = (logits - logits.amax(-1, keepdim=True)).exp()
-        return weights / weights.sum(-1, keepdim=True)
-
-
-@contextmanager
-def dense(pipe: Any, names: set[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Compute the layers' probabilities during a plain run, (rows, heads, queries, keys) a call."""
-    mode = Dense()
-
-    def into(name: str) -> Any:
-        return lambda *_: setattr(mode, "name", name)
-
-    hooks = []
-    for name, module in modules(pipe):
-        if name in names:
-            hooks.append(module.register_forward_pre_hook(into(name)))
-            hooks.append(module.register_forward_hook(into("")))
-    try:
-        with mode:
-            yield mode.found
-    finally:
-        for each in hooks:
-            each.remove()
-
-
-def modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
-    (denoiser,) = family_of(pipe.transformer).denoisers(pipe)
-    yield from denoiser.named_modules()
+def denoiser(pipe: Any) -> nn.Module:
+    (found,) = family_of(pipe.transformer).denoisers(pipe)
+    return found
 
 
 def processors(pipe: Any) -> dict[str, Any]:
-    return {n: m.processor for n, m in modules(pipe) if hasattr(m, "processor")}
+    return {n: m.processor for n, m in denoiser(pipe).named_modules() if hasattr(m, "processor")}
 
 
 def spans(case: Case, pipe: Any, text: str) -> tuple[slice, slice]:
@@ -289,7 +237,7 @@ def test_maps_are_the_dense_softmaxs_and_the_image_is_unchanged(
     layers = family_of(pipe.transformer).layers(pipe.transformer)
     names = {layer.name for layer in layers if layer.reads_text}
     before = processors(pipe)
-    with dense(pipe, names) as truth:
+    with dense(denoiser(pipe), names) as truth:
         plain = draw(pipe, case, **options)
     how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(case.text)}
     trace, image = recorded(pipe, case, record=how, **options)
@@ -337,7 +285,7 @@ def test_texts_of_several_lengths_have_places_of_their_own(pipes: Any, name: str
     # Lumina 2's pipeline gives images of one prompt the masks of several
     images = 2 if name == "Z-Image" else 1
     (*_, layer) = family_of(pipe.transformer).layers(pipe.transformer)
-    with dense(pipe, {layer.name}) as truth:
+    with dense(denoiser(pipe), {layer.name}) as truth:
         plain = draw(pipe, case, list(texts), num_images_per_prompt=images)
     how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(case.text)}
     trace, image = recorded(pipe, case, list(texts), record=how, num_images_per_prompt=images)

@@ -22,6 +22,7 @@ from xattn.inversion.methods import DEFAULT, Cost, cost_of, method_of
 from xattn.inversion.path import KNOWN, Path
 from xattn.models import family_of_pipeline
 from xattn.models.probing import encoded_pictures
+from xattn.models.sizes import denoiser_of
 from xattn.records.room import check_room_for
 
 FIXED = (
@@ -85,7 +86,7 @@ def invert(
     chosen = checked(pipe, prompt, method, steps, options)
     options = with_control(pipe, options)
     [photo] = only_one(image)
-    shown = fitted(photo, sized(photo.image.size, size, room_of(pipe)))
+    shown = fitted(photo, Room.of(pipe).sized(photo.image.size, size))
     clean = encoded(pipe, shown.image)
     latents = clean.to(denoiser_of(pipe).dtype)
     cost = _cost(pipe, chosen, steps, latents.numel())
@@ -131,7 +132,7 @@ def inversion_cost(
     Example:
         >>> print(xattn.inversion_cost(xattn.demo(), method="direct", steps=20))
     """
-    chosen, room = method_of(method, kind_of(pipe), type(pipe).__name__), room_of(pipe)
+    chosen, room = method_of(method, kind_of(pipe), type(pipe).__name__), Room.of(pipe)
     side = round(math.sqrt(room.area))
     height, width = size or (side, side)
     scale = int(getattr(pipe, "vae_scale_factor", 8))
@@ -213,29 +214,6 @@ def only_one(image: Pictures) -> list[Any]:
     if len(found) != 1:
         raise ValueError(f"image has {len(found)} pictures; pass one, and call again for others")
     return found
-
-
-def sized(given: tuple[int, int], size: tuple[int, int] | None, room: Room) -> tuple[int, int]:
-    """Return the (width, height) to resize a picture to."""
-    if size is None:
-        return room.fitted(given)
-    height, width = size
-    if min(size) < 1 or height % room.unit or width % room.unit:
-        raise ValueError(
-            f"size={size!r}: height and width must be multiples of {room.unit} for this model"
-        )
-    return width, height
-
-
-def room_of(pipe: Any) -> Room:
-    """Return the sizes of pictures that a pipeline's model takes."""
-    denoiser = denoiser_of(pipe)
-    return Room.of(pipe, denoiser, family_of_pipeline(pipe).layers(denoiser))
-
-
-def denoiser_of(pipe: Any) -> Any:
-    """Return the pipeline's denoiser."""
-    return family_of_pipeline(pipe).denoisers(pipe)[0]
 
 
 def default_guidance(pipe: Any) -> float:

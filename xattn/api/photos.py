@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from xattn.models.family import AttentionLayer
+from xattn.models import family_of_pipeline
+from xattn.models.sizes import denoiser_of, usual_size
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the files that are read of a folder."""
@@ -119,13 +120,13 @@ class Room:
     unit: int
 
     @classmethod
-    def of(cls, pipe: Any, denoiser: Any, layers: Sequence[AttentionLayer]) -> Room:
+    def of(cls, pipe: Any) -> Room:
         """Return a pipeline's room: its default size, and a whole cell of its coarsest grid."""
-        scale = int(getattr(pipe, "vae_scale_factor", 8))
-        side = getattr(pipe, "default_sample_size", None) or denoiser.config.sample_size
-        tall, wide = (side, side) if isinstance(side, int) else tuple(side)
+        height, width = usual_size(pipe)
+        layers = family_of_pipeline(pipe).layers(denoiser_of(pipe))
         cells = [math.lcm(layer.patch, 2**layer.depth) for layer in layers]
-        return cls(int(tall * wide) * scale**2, scale * math.lcm(*cells))
+        scale = int(getattr(pipe, "vae_scale_factor", 8))
+        return cls(height * width, scale * math.lcm(*cells))
 
     def takes(self, size: tuple[int, int]) -> bool:
         """Return whether a size is taken as it is: whole cells, half to twice the area."""
@@ -142,6 +143,25 @@ class Room:
             return size
         scale = math.sqrt(self.area / (size[0] * size[1]))
         width, height = (max(1, round(side * scale / self.unit)) * self.unit for side in size)
+        return width, height
+
+    def sized(self, given: tuple[int, int], size: tuple[int, int] | None) -> tuple[int, int]:
+        """Return the (width, height) that a picture of size ``given`` is resized to.
+
+        Args:
+            given: its own (width, height).
+            size: the (height, width) asked for, or None for what fits.
+
+        Raises:
+            ValueError: the size asked for is not whole cells.
+        """
+        if size is None:
+            return self.fitted(given)
+        height, width = size
+        if min(size) < 1 or height % self.unit or width % self.unit:
+            raise ValueError(
+                f"size={size!r}: height and width must be multiples of {self.unit} for this model"
+            )
         return width, height
 
 

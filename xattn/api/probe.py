@@ -96,7 +96,8 @@ def probe(
     given = photos(image)
     texts = _one_each("prompt", prompt, len(given))
     starts = _one_each("seed", seed, len(given))
-    shown = [_sized(photo, size, origin.room) for photo in given]
+    room = Room.of(pipe)
+    shown = [fitted(photo, room.sized(photo.image.size, size)) for photo in given]
     concepts = encoded_concepts(pipe, names) if names else []
     trace = Trace(runs=[])
     for group in _groups(shown, _whole("batch", batch)):
@@ -137,8 +138,6 @@ class ProbeOrigin(PipelineOrigin):
         self.levels = tuple(levels)
         self.noises = noises
         self.at = tuple(probed.level_timestep(pipe.scheduler, level) for level in levels)
-        layers = self.family.layers(self.denoiser)
-        self.room = Room.of(pipe, self.denoiser, layers)
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
         """Return a run of all levels, each noise a call of its step."""
@@ -231,17 +230,6 @@ def _one_each(name: str, given: Any, count: int) -> list[Any]:
     if len(given) != count:
         raise ValueError(f"{name} has {len(given)} entries for {count} images; give one for each")
     return list(given)
-
-
-def _sized(photo: Photo, size: tuple[int, int] | None, room: Room) -> Photo:
-    if size is None:
-        return fitted(photo, room.fitted(photo.image.size))
-    height, width = size
-    if min(size) < 1 or height % room.unit or width % room.unit:
-        raise ValueError(
-            f"size={size!r}: height and width must be multiples of {room.unit} for this model"
-        )
-    return fitted(photo, (width, height))
 
 
 def _groups(shown: Sequence[Photo], batch: int) -> list[list[int]]:

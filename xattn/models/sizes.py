@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
-
 from xattn.models import family_of_pipeline
 
 
-def denoiser_of(pipe: Any) -> nn.Module:
+def denoiser_of(pipe: Any) -> Any:
     """Return a pipeline's denoiser, the first of several.
 
     Raises:
@@ -31,7 +29,7 @@ def size_factor(pipe: Any) -> int:
 
 def usual_size(pipe: Any) -> tuple[int, int]:
     """Return the (height, width) in pixels of the images that a model was made for."""
-    config: Any = denoiser_of(pipe).config
+    config = denoiser_of(pipe).config
     side = getattr(pipe, "default_sample_size", None) or config.sample_size
     height, width = (side, side) if isinstance(side, int) else tuple(side)
     scale = int(getattr(pipe, "vae_scale_factor", 8))
