@@ -28,7 +28,7 @@ ALLOWED = ("test_attention_processor_dict",)
 
 
 def passed(checkout: Path, files: list[str], plugin: bool) -> tuple[set[str], int]:
-    """Gives the names of the tests that pass, and how many were run."""
+    """Return the names of the tests that pass, and how many were run."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q"]

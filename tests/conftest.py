@@ -47,7 +47,7 @@ def few_threads() -> Iterator[None]:
 
 @pytest.fixture
 def generator() -> Callable[..., torch.Generator]:
-    """Gives ``generator(seed=0)``, a fresh CPU generator for each call."""
+    """Return ``generator(seed=0)``, a fresh CPU generator for each call."""
     return lambda seed=0: torch.Generator().manual_seed(seed)
 
 

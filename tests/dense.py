@@ -219,7 +219,7 @@ class Dense:
         self.masks: list[list[Tensor]] = [[] for _ in self.siblings for _ in range(self.images)]
 
     def attend(self, probs: Tensor, is_cross: bool) -> Tensor:
-        """Gives (batch, heads, queries, tokens) edited."""
+        """Return (batch, heads, queries, tokens) edited."""
         rows = (len(self.siblings) + 1) * self.images
         first = rows if self.guided else 0
         step = self.step_of_call(self.call)
@@ -244,7 +244,7 @@ class Dense:
         return result
 
     def heat(self, step: int) -> Tensor:
-        """Gives the maps of the middle resolution up to a step, (rows, queries, tokens)."""
+        """Return the maps of the middle resolution up to a step, (rows, queries, tokens)."""
         queries = min(self.maps[step], key=lambda n: abs(log(n / self.most)))
         layers = len(self.maps[step][queries]) // self.calls_of_step(step)
         total = sum(torch.stack(self.maps[s][queries]).sum(0) for s in range(step + 1)) / layers
@@ -252,7 +252,7 @@ class Dense:
         return total
 
     def where(self, heat: Tensor, tokens: Sequence[int], threshold: float) -> Tensor:
-        """Gives where some tokens act in a row's (queries, tokens)."""
+        """Return where some tokens act in a row's (queries, tokens)."""
         if not tokens:
             return torch.zeros(self.latent, dtype=torch.bool)
         scale = round((self.latent[0] * self.latent[1] / len(heat)) ** 0.5)
@@ -283,7 +283,7 @@ class Dense:
         return torch.stack(out)
 
     def run(self, pipe: Any, prompts: list[str], *seeds: int, **kwargs: Any) -> Tensor:
-        """Gives the latents of the source and its siblings; a seed for each image."""
+        """Return the latents of the source and its siblings; a seed for each image."""
         self.call = -1
         before = dict(pipe.unet.attn_processors)
         pipe.unet.set_attn_processor({name: Explicit(self) for name in before})

@@ -226,7 +226,7 @@ class Diary(Instrument):
 
 
 class FakeOrigin:
-    """Says of each call what a test wants to hear.
+    """An answer to each call, as a test wants it.
 
     Args:
         turns: of the calls, one after another.

@@ -19,7 +19,7 @@ LAYERS = (
 
 
 def prompt(text: str, length: int = 77) -> Prompt:
-    """Gives a prompt with one token for each word."""
+    """Return a prompt with one token for each word."""
     tokens, at = [], 0
     for position, word in enumerate(text.split(), start=1):
         start = text.index(word, at)
@@ -42,7 +42,7 @@ def make_run(
     seed: int = 0,
     **other: Any,
 ) -> Run:
-    """Gives a run of random probabilities; ``images`` for each prompt."""
+    """Return a run of random probabilities; ``images`` for each prompt."""
     g = torch.Generator().manual_seed(seed)
     prompts = tuple(prompt(text) for text in texts)
     prompt_of = tuple(p for p in range(len(prompts)) for _ in range(images))

@@ -17,7 +17,7 @@ NAMES = ["amplify", "custom_loop", "local_mask", "own_picture", "recolour", "ref
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path]]:
-    """Gives ``run(name, *options)``, which runs an example and gives what it wrote."""
+    """Return ``run(name, *options)``, which runs an example and returns what it wrote."""
 
     def run(name: str, *options: str) -> list[Path]:
         out = tmp_path / f"{name}.png"

@@ -337,7 +337,7 @@ class Page:
         return self.all("#words label")
 
     def picture(self, css: str = "#map img") -> bytes:
-        """Gives the pixels of an image as PNG."""
+        """Return the pixels of an image as PNG."""
         url = self.browser.execute_async_script(
             "const [css, done] = arguments; const i = document.querySelector(css);"
             "const c = document.createElement('canvas');"

@@ -568,7 +568,7 @@ def test_a_group_that_fails_stops_no_other(pipe: Any, tmp_path: Path) -> None:
 
 
 def with_room_for(most: int, error: Exception, *, never: str = "-") -> Any:
-    """Gives a pipeline that has no memory for more images than so many, nor for one prompt."""
+    """Return a pipeline that has no memory for more images than so many, nor for one prompt."""
     pipe = tiny.sd1()
     encode, decode = pipe.encode_prompt, pipe.vae.decode
     prompts: list[Any] = []

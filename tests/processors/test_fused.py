@@ -21,7 +21,7 @@ SCALE = 0.3
 
 
 def parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives a query, key and value laid out as a layer's projections are."""
+    """Return a query, key and value laid out as a layer's projections are."""
     random = torch.Generator().manual_seed(0)
     shapes = ((2, 64, 4, 16), (2, 77, 4, 16), (2, 77, 4, 16))
     drawn = [torch.randn(shape, generator=random) * 2 for shape in shapes]

@@ -27,7 +27,7 @@ EXACT = "exact"
 
 
 def small() -> Any:
-    """Gives a pipeline of one down block, middle and one up block: quick to run."""
+    """Return a pipeline of one down block, middle and one up block: quick to run."""
     blocks: dict[str, Any] = {
         "block_out_channels": (32,),
         "down_block_types": ("CrossAttnDownBlock2D",),
@@ -37,7 +37,7 @@ def small() -> Any:
 
 
 def smallest() -> Any:
-    """Gives a pipeline that attends in the middle block alone: quick to compile."""
+    """Return a pipeline that attends in the middle block alone: quick to compile."""
     blocks: dict[str, Any] = {
         "block_out_channels": (32,),
         "down_block_types": ("DownBlock2D",),
@@ -316,7 +316,7 @@ def recorded_maps(run: Any) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def graphs() -> Iterator[Callable[[], int]]:
-    """Gives a function that counts the graphs compiled so far, from a clean start."""
+    """Return a function that counts the graphs compiled so far, from a clean start."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()

@@ -42,7 +42,7 @@ def test_schedules_group_calls_into_steps() -> None:
 
 
 def called_at(pipe: Any, **kwargs: Any) -> list[float]:
-    """Gives the timesteps at which a pipeline calls its denoiser."""
+    """Return the timesteps at which a pipeline calls its denoiser."""
     seen: list[float] = []
     handle = pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(float(args[1])))
     draw(pipe, **kwargs)

@@ -24,7 +24,7 @@ def read(text: str, **options: Any) -> Prompt:
 
 
 def axis(prompt: Prompt) -> list[int]:
-    """Gives the token ids that the pipeline hands to the text encoder."""
+    """Return the token ids that the pipeline hands to the text encoder."""
     return TOKENIZER(
         prompt.text, padding="max_length", max_length=prompt.length, truncation=True
     ).input_ids

@@ -62,7 +62,7 @@ LATENT = 16
 
 
 def make_scheduler(name: str = "ddim", **config: Any) -> Any:
-    """Gives one of SCHEDULERS with Stable Diffusion's noise schedule."""
+    """Return one of SCHEDULERS with Stable Diffusion's noise schedule."""
     shared: dict[str, Any] = {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
@@ -79,7 +79,7 @@ def make_scheduler(name: str = "ddim", **config: Any) -> Any:
 
 
 def tokenizer(**options: Any) -> CLIPTokenizer:
-    """Gives the CLIP tokenizer of the vocabulary in this folder."""
+    """Return the CLIP tokenizer of the vocabulary in this folder."""
     vocab = json.loads((HERE / "vocab.json").read_text(encoding="utf-8"))
     lines = (HERE / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     merges = [tuple(line.split(" ")) for line in lines]
@@ -119,7 +119,7 @@ def vae(seed: int = 0) -> AutoencoderKL:
 
 
 def unet(seed: int = 0, **config: Any) -> UNet2DConditionModel:
-    """Gives a UNet of SD1's shape; its attention is sharper than random weights leave it."""
+    """Return a UNet of SD1's shape; its attention is sharper than random weights leave it."""
     torch.manual_seed(seed)
     shared: dict[str, Any] = {
         "sample_size": LATENT,
@@ -165,7 +165,7 @@ def _quiet(pipe: Any) -> Any:
 
 
 def sd1(scheduler: str = "ddim", *, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
-    """Gives a pipeline of Stable Diffusion 1's structure: four heads everywhere."""
+    """Return a pipeline of Stable Diffusion 1's structure: four heads everywhere."""
     parts = _sd_parts(unet(seed), make_scheduler(scheduler), seed) | _UNSAFE | parts
     return _quiet((cls or StableDiffusionPipeline)(**parts))
 
@@ -179,12 +179,12 @@ def sd1_inpaint(scheduler: str = "ddim", **options: Any) -> Any:
 
 
 def pag(scheduler: str = "ddim", *, layers: str | list[str] = "mid", **options: Any) -> Any:
-    """Gives a pipeline with perturbed-attention guidance; call it with ``pag_scale=3.0``."""
+    """Return a pipeline with perturbed-attention guidance; call it with ``pag_scale=3.0``."""
     return sd1(scheduler, cls=StableDiffusionPAGPipeline, pag_applied_layers=layers, **options)
 
 
 def sd2(scheduler: str = "ddim", *, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
-    """Gives SD 2's structure: v-prediction, attention upcast, linear projections, heads of 16."""
+    """Return SD 2's structure: v-prediction, attention upcast, linear projections, heads of 16."""
     model = unet(
         seed,
         attention_head_dim=(2, 4, 4),
@@ -198,7 +198,7 @@ def sd2(scheduler: str = "ddim", *, seed: int = 0, cls: Any = None, **parts: Any
 
 
 def sdxl(scheduler: str = "euler", *, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
-    """Gives SDXL's structure: two text encoders, no text at the finest grid."""
+    """Return SDXL's structure: two text encoders, no text at the finest grid."""
     model = unet(
         seed,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -235,7 +235,7 @@ def sdxl_inpaint(scheduler: str = "euler", **options: Any) -> Any:
 
 
 def controlnet(scheduler: str = "ddim", *, seed: int = 0, **options: Any) -> Any:
-    """Gives SD1 with a ControlNet whose zero convolutions aren't zero: it has an effect."""
+    """Return SD1 with a ControlNet whose zero convolutions aren't zero: it has an effect."""
     model = unet(seed)
     net = ControlNetModel.from_unet(model, conditioning_embedding_out_channels=(16, 32)).eval()
     torch.manual_seed(seed + 1)
@@ -253,7 +253,7 @@ def controlnet(scheduler: str = "ddim", *, seed: int = 0, **options: Any) -> Any
 
 
 def added_kv_unet(seed: int = 0) -> UNet2DConditionModel:
-    """Gives a UNet of DeepFloyd IF's kind: text keys and image keys in one attention call."""
+    """Return a UNet of DeepFloyd IF's kind: text keys and image keys in one attention call."""
     return unet(
         seed,
         block_out_channels=(32, 64),
@@ -273,7 +273,7 @@ IP_WIDTH = 24
 
 
 def ip_adapter_weights(model: UNet2DConditionModel, seed: int = 7) -> dict[str, Any]:
-    """Gives a random IP-Adapter (four image tokens) in the layout of the published files."""
+    """Return a random IP-Adapter (four image tokens) in the layout of the published files."""
     rand = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:

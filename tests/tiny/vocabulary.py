@@ -24,7 +24,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_letters() -> list[str]:
-    """Gives the printable letter that byte-level BPE writes for each of the 256 bytes."""
+    """Return the printable letter that byte-level BPE writes for each of the 256 bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters, spare = {}, 0x100
     for byte in range(256):
@@ -37,7 +37,7 @@ def byte_letters() -> list[str]:
 
 
 def merged(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Gives the pieces that the merges leave of a word, best rank first."""
+    """Return the pieces that the merges leave of a word, best rank first."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     while pairs := [p for p in pairwise(pieces) if p in ranks]:
         left, right = min(pairs, key=ranks.__getitem__)
@@ -52,7 +52,7 @@ def merged(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def build() -> tuple[dict[str, int], list[str]]:
-    """Gives the vocabulary and the merges."""
+    """Return the vocabulary and the merges."""
     letters = byte_letters()
     ranks: dict[tuple[str, str], int] = {}
     for word in WORDS:

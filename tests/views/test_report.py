@@ -34,7 +34,7 @@ def data_of(page: str) -> dict:
 
 
 def unpacked(subject: dict, word: int) -> list[np.ndarray]:
-    """Gives every map of a word, in the page's order, back in its own unit."""
+    """Return every map of a word, in the page's order, back in its own unit."""
     grids = subject["grids"]
     order = [grids["total"], *grids["layers"], *grids["steps"], *grids["fine"]]
     order += [grid for layer in grids["heads"] for grid in layer]

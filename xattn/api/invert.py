@@ -21,6 +21,7 @@ from xattn.inversion.method import DIFFUSION, FLOW, Asked, Method
 from xattn.inversion.methods import DEFAULT, Cost, cost_of, method_of
 from xattn.inversion.path import KNOWN, Path
 from xattn.models import family_of_pipeline
+from xattn.models.denoisers import INVERTED
 from xattn.models.probing import encoded_pictures
 from xattn.models.sizes import denoiser_of
 from xattn.records.room import check_room_for
@@ -190,7 +191,7 @@ def kind_of(pipe: Any) -> str:
     """
     family = family_of_pipeline(pipe)
     classes = family.classes
-    if not {"UNet2DConditionModel", "SD3Transformer2DModel"}.intersection(classes):
+    if not set(INVERTED).intersection(classes):
         raise TypeError(
             f"{type(pipe).__name__}'s photographs can't be inverted yet: {classes[0]} is neither a "
             "UNet nor Stable Diffusion 3's transformer"

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.models.denoisers import STREAMED
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.concepts import ConceptStream
 from xattn.processors.wrapping import chain_of
-
-KNOWN = ("SD3Transformer2DModel", "FluxTransformer2DModel")
-"""Transformers whose blocks are called by name, and whose text has one embedder and one place."""
 
 
 def has_stream(layer: AttentionLayer) -> bool:
@@ -27,10 +25,10 @@ def has_stream(layer: AttentionLayer) -> bool:
 def check_blocks(denoiser: nn.Module) -> None:
     """Raise ValueError unless a transformer's blocks can pass a text of their own."""
     model: Any = getattr(denoiser, "_orig_mod", denoiser)
-    if not {kind.__name__ for kind in type(model).__mro__}.intersection(KNOWN):
+    if not {kind.__name__ for kind in type(model).__mro__}.intersection(STREAMED):
         raise ValueError(
             f"also= can't be had with {type(model).__name__}: how its blocks pass a text of their "
-            f"own is known for {' and '.join(KNOWN)} alone"
+            f"own is known for {' and '.join(STREAMED)} alone"
         )
 
 

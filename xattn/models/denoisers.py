@@ -31,6 +31,12 @@ RECORDED: dict[str, str] = {
 }
 """What each class draws whose attention is recorded exactly."""
 
+INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel")
+"""Classes whose photographs can be inverted."""
+
+STREAMED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+"""Transformers whose blocks can pass a text of their own beside the prompt's."""
+
 _LATER = "its layout is not described yet"
 _VIDEO = "it draws videos, and only images are recorded yet"
 _SOUND = "it makes sound"
