@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.toyland import interval, kind_of
+import xattn
+from benchmarks.toyland import LEVELS, interval, kind_of
 from xattn.maps.daam import to_grid
 from xattn.records.run import Layer, Run
 from xattn.toyland.scenes import Scene
@@ -66,7 +67,7 @@ class Recorded:
 
 
 Read = Callable[[Any, Sequence[Scene]], tuple[list[Case], Run]]
-"""A function from a pipeline and a batch of scenes to their words and the recorded run."""
+"""A function from a pipeline and a batch of scenes to their words and a recorded run."""
 
 Way = Callable[[Case], Array]
 """A way to make a map of one word, (height, width)."""
@@ -81,6 +82,21 @@ def record_scenes(pipe: Any, scenes: Sequence[Scene], read: Read, batch: int = 2
     return Recorded(cases, run.layers, run.latent)
 
 
+def probed(pipe: Any, scenes: Sequence[Scene], keep: Sequence[str]) -> xattn.Trace:
+    """Probe scenes at `LEVELS`, each with noise of its own; a run for each, with affinity."""
+    return xattn.probe(
+        pipe,
+        [one.image for one in scenes],
+        [one.caption for one in scenes],
+        levels=[level / 1000 for level in LEVELS],
+        seed=[one.seed for one in scenes],
+        batch=len(scenes),
+        keep=keep,
+        affinity=True,
+        dtype=torch.float32,
+    )
+
+
 def words_of(one: Scene) -> list[tuple[str, str, Mask]]:
     """Return the words of a scene that are somewhere in it: (word, class, mask)."""
     return [
@@ -91,9 +107,9 @@ def words_of(one: Scene) -> list[tuple[str, str, Mask]]:
 
 
 def by_layer(run: Run) -> Tensor:
-    """Return the maps on the latent grid, (levels, images, layers, tokens, height, width)."""
-    each = [to_grid(run.maps(i), run.latent) for i in range(len(run.layers))]
-    return torch.stack([maps.mean(2) for maps in each], dim=2)
+    """Return a picture's maps on the latent grid, (levels, layers, tokens, height, width)."""
+    each = [to_grid(run.maps(i)[:, 0], run.latent) for i in range(len(run.layers))]
+    return torch.stack([maps.mean(1) for maps in each], dim=1)
 
 
 def _kind(word: str, about: Any) -> str:

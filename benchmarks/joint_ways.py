@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import xattn
 from benchmarks.grounding import (
     Array,
     Case,
@@ -19,6 +18,7 @@ from benchmarks.grounding import (
     by_layer,
     choose_layers,
     part,
+    probed,
     words_of,
 )
 from benchmarks.toyland import LEVELS
@@ -81,62 +81,36 @@ def read_joint(pipe: Any, scenes: Sequence[Scene]) -> tuple[list[Case], Run]:
     maps "default", "refined", "twice" (refined, then refined again).
     """
     with watched(pipe.transformer) as seen:
-        trace = probe_joint(pipe, scenes)
-    run, cases = trace.run, []
-    whole = by_layer(run)  # (levels, images, blocks, tokens, height, width)
-    grid = run.layers[0].grid
+        traces = probed(pipe, scenes, ("step", "layer"))
+    grid, latent = traces.run.layers[0].grid, traces.run.latent
     back, outputs = (
-        to_grid(torch.stack(seen[name]).unflatten(-1, grid), run.latent)
+        to_grid(torch.stack(seen[name]).unflatten(-1, grid), latent)
         .unflatten(0, (len(LEVELS), -1))
-        .transpose(1, 2)
+        .transpose(1, 2)  # (levels, images, blocks, tokens, height, width)
         for name in ("back", "outputs")
     )
-    where = {p: i for i, p in enumerate(run.positions)}
-    for image, one in enumerate(scenes):
-        words = [token.position for token in run.prompt(image).tokens]
-        tokens = [where[position] for position in words]
+    cases = []
+    for image, (one, trace) in enumerate(zip(scenes, traces, strict=True)):
+        run, whole = trace.run, by_layer(trace.run)
+        where = {p: i for i, p in enumerate(run.positions)}
+        words = [token.position for token in run.prompt(0).tokens]
         said = outputs[:, image][:, :, words]
-        scaled = said / said.std((-3, -2, -1), keepdim=True).clamp_min(1e-9)
-        concepts = scaled.softmax(2)
+        concepts = (said / said.std((-3, -2, -1), keepdim=True).clamp_min(1e-9)).softmax(2)
         for word, kind, mask in words_of(one):
-            (place,) = run.prompt(image).positions(word)
-            flowed = trace.heatmap(word, image, refined=True)
+            (place,) = run.prompt(0).positions(word)
+            flowed = trace.heatmap(word, refined=True)
             parts = {
                 "back": back[:, image, :, place],
                 "outputs": outputs[:, image, :, place],
                 "concepts": concepts[:, :, words.index(place)],
-                "total": whole[:, image][:, :, tokens].sum(2),
-                "default": trace.heatmap(word, image),
+                "total": whole[:, :, [where[position] for position in words]].sum(2),
+                "default": trace.heatmap(word),
                 "refined": flowed,
-                "twice": refined(run, torch.tensor(flowed.array)[None], image)[0],
+                "twice": refined(run, torch.tensor(flowed.array)[None], 0)[0],
             }
             arrays = {name: np.asarray(each) for name, each in parts.items()}
-            maps = whole[:, image, :, where[place]].numpy()
-            cases.append(Case(one.seed, kind, mask, maps, arrays))
+            cases.append(Case(one.seed, kind, mask, whole[:, :, where[place]].numpy(), arrays))
     return cases, run
-
-
-def probe_joint(pipe: Any, scenes: Sequence[Scene]) -> xattn.Trace:
-    """Noise scenes to some levels, and record one call of the transformer at each."""
-    captions = [one.caption for one in scenes]
-    text, _, pooled, _ = pipe.encode_prompt(
-        captions, None, None, device="cpu", do_classifier_free_guidance=False
-    )
-    pixels = torch.cat([pipe.image_processor.preprocess(one.image) for one in scenes])
-    clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
-    seeds = [torch.Generator().manual_seed(one.seed) for one in scenes]
-    loop = xattn.Loop(pipe.transformer, tokenizer=pipe.tokenizer, prompt=captions)
-    with xattn.record(loop, keep=("step", "layer"), affinity=True, dtype=torch.float32) as trace:
-        for level in sorted(LEVELS, reverse=True):
-            noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in seeds])
-            noisy = torch.lerp(clean, noise, level / 1000)
-            pipe.transformer(
-                hidden_states=noisy,
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-                timestep=torch.full((len(noisy),), float(level)),
-            )
-    return trace
 
 
 def joint_ways(recorded: Recorded, others: Recorded) -> tuple[dict[str, Way], dict[str, Any]]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+import xattn
 from benchmarks import joint_ways, unet_ways
 from benchmarks.grounding import better, ceiling, record_scenes, score, summary
 from benchmarks.toyland import CHOICE_SEED, GROUND_SEED, LEVELS
 from xattn import toyland
+from xattn.records.run import Run
 from xattn.toyland.bundle import MODELS, Model
-from xattn.toyland.scenes import scene
+from xattn.toyland.scenes import Scene, scene
 
 
 def measure(
@@ -80,13 +82,13 @@ def untrained(pipe: Any) -> Any:
 def measure_precision(pipe: Any, count: int = 8) -> dict[str, Any]:
     """Compare maps of half-precision models with float32's, layer by layer."""
     scenes = [scene(GROUND_SEED + n) for n in range(count)]
-    exact = unet_ways.probe_unet(pipe, scenes, [500]).run
+    exact = _half_run(pipe, scenes)
     result: dict[str, Any] = {}
     for dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         try:
             pipe.unet.to(dtype)
-            run = unet_ways.probe_unet(pipe, scenes, [500]).run
+            run = _half_run(pipe, scenes)
         except RuntimeError as error:
             result[name] = {"failed": str(error).splitlines()[0]}
             continue
@@ -104,3 +106,21 @@ def measure_precision(pipe: Any, count: int = 8) -> dict[str, Any]:
             }
         result[name] = figures
     return result
+
+
+def _half_run(pipe: Any, scenes: Sequence[Scene]) -> Run:
+    """Record one call of the UNet at level 500; the UNet alone may be in half precision."""
+    captions = [one.caption for one in scenes]
+    ids = pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    text = pipe.text_encoder(ids)[0].to(pipe.unet.dtype)
+    pixels = torch.cat([pipe.image_processor.preprocess(one.image) for one in scenes])
+    clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    seeds = [torch.Generator().manual_seed(one.seed) for one in scenes]
+    unet = pipe.unet
+    loop = xattn.Loop(unet, tokenizer=pipe.tokenizer, prompt=captions)
+    axes = ("step", "layer", "head")
+    with xattn.record(loop, keep=axes, dtype=torch.float32) as trace:
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in seeds])
+        noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor([500]))
+        unet(noisy.to(unet.dtype), 500, text)
+    return trace.run

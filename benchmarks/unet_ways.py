@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import xattn
 from benchmarks.grounding import (
     Array,
     Case,
@@ -18,6 +17,7 @@ from benchmarks.grounding import (
     choose_layers,
     enlarged,
     part,
+    probed,
     words_of,
     worth,
 )
@@ -36,49 +36,27 @@ def read_unet(pipe: Any, scenes: Sequence[Scene]) -> tuple[list[Case], Run]:
     summed over all words of the prompt; and the heat maps "default", "refined", "twice" (refined,
     then refined again), "all" (layers).
     """
-    trace = probe_unet(pipe, scenes)
-    run, cases = trace.run, []
-    whole = by_layer(run)
-    single = [to_grid(run.maps(i), run.latent).mean(0) for i in range(len(run.layers))]
-    heads = torch.cat(single, dim=1)  # (images, heads, tokens, height, width)
-    where = {p: i for i, p in enumerate(run.positions)}
-    for image, one in enumerate(scenes):
-        tokens = [where[t.position] for t in run.prompt(image).tokens]
+    cases = []
+    for one, trace in zip(scenes, probed(pipe, scenes, ("step", "layer", "head")), strict=True):
+        run, whole = trace.run, by_layer(trace.run)
+        single = [to_grid(run.maps(i)[:, 0], run.latent).mean(0) for i in range(len(run.layers))]
+        heads = torch.cat(single)  # (heads, tokens, height, width)
+        where = {p: i for i, p in enumerate(run.positions)}
+        tokens = [where[t.position] for t in run.prompt(0).tokens]
         for word, kind, mask in words_of(one):
-            (place,) = run.prompt(image).positions(word)
-            flowed = trace.heatmap(word, image, refined=True)
+            (place,) = run.prompt(0).positions(word)
+            flowed = trace.heatmap(word, refined=True)
             parts = {
-                "heads": heads[image, :, where[place]],
-                "total": whole[:, image][:, :, tokens].sum(2),
-                "default": trace.heatmap(word, image),
+                "heads": heads[:, where[place]],
+                "total": whole[:, :, tokens].sum(2),
+                "default": trace.heatmap(word),
                 "refined": flowed,
-                "twice": refined(run, torch.tensor(flowed.array)[None], image)[0],
-                "all": trace.heatmap(word, image, layers="all"),
+                "twice": refined(run, torch.tensor(flowed.array)[None], 0)[0],
+                "all": trace.heatmap(word, layers="all"),
             }
             arrays = {name: np.asarray(each) for name, each in parts.items()}
-            cases.append(
-                Case(one.seed, kind, mask, whole[:, image, :, where[place]].numpy(), arrays)
-            )
+            cases.append(Case(one.seed, kind, mask, whole[:, :, where[place]].numpy(), arrays))
     return cases, run
-
-
-def probe_unet(pipe: Any, scenes: Sequence[Scene], levels: Sequence[int] = LEVELS) -> xattn.Trace:
-    """Noise scenes to some levels, and record one call of the UNet at each."""
-    captions = [one.caption for one in scenes]
-    ids = pipe.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-    text = pipe.text_encoder(ids)[0].to(pipe.unet.dtype)
-    pixels = torch.cat([pipe.image_processor.preprocess(one.image) for one in scenes])
-    clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
-    seeds = [torch.Generator().manual_seed(one.seed) for one in scenes]
-    unet = pipe.unet
-    loop = xattn.Loop(unet, tokenizer=pipe.tokenizer, prompt=captions)
-    axes = ("step", "layer", "head")
-    with xattn.record(loop, keep=axes, affinity=True, dtype=torch.float32) as trace:
-        for level in sorted(levels, reverse=True):
-            noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in seeds])
-            noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor([level]))
-            unet(noisy.to(unet.dtype), level, text)
-    return trace
 
 
 # -- ways to combine recorded maps into one
