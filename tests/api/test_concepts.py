@@ -153,6 +153,9 @@ def test_a_segmentation_becomes_masks_and_cocos_json(tmp_path: Path) -> None:
     assert car["segmentation"] == {"size": [2, 3], "counts": [2, 3, 1]}  # by columns
     assert sky["segmentation"]["counts"] == [1, 1, 4]
     assert found.overlay().width > found.overlay(legend=False).width == 3
+    with pytest.raises(ValueError, match=r"a folder of masks; for one picture use .overlay\(\)"):
+        found.save(tmp_path / "masks.png")
+    assert not list(tmp_path.iterdir())
     found.save(tmp_path / "masks")
     assert json.loads((tmp_path / "masks/coco.json").read_text())["annotations"] == [car, sky]
     with Image.open(tmp_path / "masks/labels.png") as picture:

@@ -129,8 +129,17 @@ class Segmentation:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write labels.png (a palette picture), a PNG mask of each concept, and coco.json."""
+        """Write labels.png (a palette picture), a PNG mask of each concept, and coco.json.
+
+        Raises:
+            ValueError: the folder has the name of a picture.
+        """
         place = Path(folder)
+        if place.suffix.lower() in Image.registered_extensions():
+            raise ValueError(
+                f"folder={str(folder)!r} names a picture, and a segmentation is saved as a folder "
+                "of masks; for one picture use .overlay().save(...)"
+            )
         place.mkdir(parents=True, exist_ok=True)
         labels = Image.fromarray(self.labels, mode=None).convert("P")
         labels.putpalette([0, 0, 0, *(c for n in range(len(self.names)) for c in _colour(n))])
