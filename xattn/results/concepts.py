@@ -106,8 +106,8 @@ class Segmentation:
         shown = Image.composite(painted, under.convert("RGB"), mask)
         if not legend:
             return shown
-        patches = [Image.new("RGB", (24, 24), _colour(n)) for n in range(len(self.names))]
-        beside = sheets.table([[patch] for patch in patches], self.names, side=24)
+        bars = [Image.new("RGB", (120, 24), _colour(n)) for n in range(len(self.names))]
+        beside = sheets.table([[bar] for bar in bars], self.names, side=120)  # labels as wide
         whole = (shown.width + beside.width, max(shown.height, beside.height))
         sheet = Image.new("RGB", whole, beside.getpixel((0, 0)))
         sheet.paste(shown, (0, 0))
