@@ -51,6 +51,17 @@ def test_resize_takes_height_before_width(heat: Any) -> None:
         heat.resize((0, 3))
 
 
+def test_an_overlay_can_stand_beside_the_picture_with_its_scale(heat: Any) -> None:
+    under = Image.new("RGB", (96, 64), (200, 30, 30))
+    alone = np.asarray(heat.overlay(under))
+    both = np.asarray(heat.overlay(under, beside=True, colorbar=True))
+    assert np.array_equal(both[:, :96], np.asarray(under))
+    assert np.array_equal(both[:, 104:200], alone)
+    ramp = both[:, 200:].reshape(-1, 3).astype(int)  # what is right of it holds both end colours
+    for colour in ((0, 0, 4), (252, 255, 164)):  # inferno's first and last
+        assert (np.abs(ramp - colour).max(1) <= 16).any()
+
+
 def test_mask_is_on_the_grid_of_the_map(heat: Any) -> None:
     assert heat.mask(1.0).sum() == 1
     assert heat.mask(1.0)[2, 9]

@@ -225,6 +225,29 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(
     assert seen["columns"] == ["all steps"]
 
 
+def test_a_grid_of_layers_has_the_plain_picture_first(
+    trace: Any, picture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    table = sheets.table
+    monkeypatch.setattr(
+        sheets, "table",
+        lambda c, r, k, **o: seen.update(cells=c, columns=k, **o) or table(c, r, k, **o),
+    )  # fmt: skip
+    sheet = trace.grid(["red"], on=picture, layers="all")
+    layers = trace.layers("red")
+    assert seen["columns"] == ["picture", "all of them", *sheets.shortened(list(layers))]
+    row = seen["cells"][0]
+    assert np.array_equal(np.asarray(row[0]), np.asarray(picture))
+    for cell, heat in zip(row[2:], layers.values(), strict=True):
+        assert np.array_equal(np.asarray(cell), np.asarray(heat.overlay(picture)))
+    most = [trace.heatmap("red", layers="all"), *layers.values()]
+    assert seen["notes"][0] == ["", *(f"0 to {heat.maximum:.3g}" for heat in most)]
+    assert trace.grid(["red"], layers="all", colorbar=True).width > sheet.width
+    trace.grid(["red"], plain=True, steps=[1])
+    assert seen["columns"] == ["picture", "all steps", "step 1"]
+
+
 def test_the_matrix_needs_the_heads_and_says_what_each_is_scaled_to(
     trace: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,9 @@ def write_pictures(
         folder.picture(f"{slug(number, word)}.png", heat.overlay(canvas), f"where {word!r} acts")
     if words and not where.get("steps"):
         picture = trace.grid(words, index, on=image, layers=where.get("layers"))
-        folder.picture("grid.png", picture, "words x steps")
+        folder.picture(
+            "grid.png", picture, "words x layers" if where.get("layers") else "words x steps"
+        )
 
 
 def steered(steering: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xattn.results.heatmap import HeatMap
-from xattn.views import colours, diverging, sheets
+from xattn.views import bars, colours, diverging, sheets
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Difference:
         drawn = diverging.overlay(self.array, under, opacity=opacity)
         if not colorbar:
             return drawn
-        return diverging.barred(drawn, -self.extreme, self.extreme, diverging.table())
+        return bars.barred(drawn, -self.extreme, self.extreme, diverging.table())
 
 
 def difference(mine: HeatMap, other: HeatMap, steps: tuple[int, int]) -> Difference:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xattn.maps import daam, measures
-from xattn.views import colours, sheets
+from xattn.views import bars, colours, sheets
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +130,8 @@ class HeatMap:
         *,
         opacity: float = colours.OPACITY,
         colormap: str = colours.COLORMAP,
+        colorbar: bool = False,
+        beside: bool = False,
     ) -> Image.Image:
         """Return a picture with the map over it, scaled to the map's own maximum.
 
@@ -137,9 +139,20 @@ class HeatMap:
             on: a picture to draw on; the image recorded with the map, or grey, by default.
             opacity: of the colours, in [0, 1].
             colormap: a name of matplotlib's.
+            colorbar: whether to draw the scale to the right, from 0 to the maximum.
+            beside: whether to put the plain picture to the left.
+
+        Example:
+            >>> trace.heatmap("red").overlay(colorbar=True, beside=True).save("red.png")
         """
         under = on if on is not None else self.picture
-        return colours.overlay(self.array, under, opacity=opacity, colormap=colormap)
+        drawn = colours.overlay(self.array, under, opacity=opacity, colormap=colormap)
+        if beside:
+            drawn = sheets.side_by_side(colours.picture(under, self.shape), drawn)
+        if colorbar:
+            ramp = colours.color_table(colormap)
+            drawn = bars.barred(drawn, 0, self.maximum, ramp, self.word)
+        return drawn
 
     def mask(self, threshold: float = 0.4) -> NDArray[np.bool_]:
         """Return where the map reaches a share of its maximum, (height, width) bool.

@@ -15,6 +15,7 @@ from xattn.maps import daam, select
 from xattn.maps.select import Asked, Steps
 from xattn.records import files
 from xattn.records.run import LayerFilter
+from xattn.results import grids
 from xattn.results.asking import Asking
 from xattn.views import animation, colours, sheets
 from xattn.views.report import page as report
@@ -58,35 +59,40 @@ class Trace(Asking):
         *,
         on: Image.Image | None = None,
         layers: LayerFilter = None,
+        plain: bool | None = None,
+        colorbar: bool = False,
         opacity: float = colours.OPACITY,
         colormap: str = colours.COLORMAP,
     ) -> Image.Image:
-        """Draw a row for each word: the sum over the steps, then each of some steps.
+        """Draw a row for each word, with steps or layers as columns.
 
-        The steps of a row share one scale; under each cell stands the value of its last colour. By
-        default it takes every word, and six steps spread over the run; without a step axis the sum
-        alone. Maps are drawn on the picture that was recorded with the image, or on ``on``.
+        Without ``layers`` it is the sum over the steps, then each of some steps, which share one
+        scale; with it the mean of these layers, then each of them on a scale of its own. Under
+        each cell stands the value of its last colour.
+
+        Args:
+            words: every word by default.
+            image: index of the image.
+            steps: those shown, six spread over the run by default; with ``layers`` those summed.
+            on: a picture to draw on; the one recorded with the image, or grey, by default.
+            layers: names, globs, a test of a ``Layer``, "all" or "daam".
+            plain: whether the first column is the plain picture; by default where layers are.
+            colorbar: whether to draw the colours' scale to the right.
+            opacity: of the colours.
+            colormap: a name of matplotlib's.
+
+        Example:
+            >>> trace.grid(["red", "car"], layers="all", colorbar=True).save("layers.png")
         """
-        run, index = self.run, self._index(image)
-        picture = self._canvas(index, on)
-        wanted = list(select.kept_words(run, index) if words is None else words)
-        if "step" in run.keep:
-            chosen = select.step_indices(run, sheets.spread(run.done) if steps is None else steps)
+        index = self._index(image)
+        wanted = list(select.kept_words(self.run, index) if words is None else words)
+        with_picture = layers is not None if plain is None else plain
+        grid = grids.Grid(self._canvas(index, on), opacity, colormap, with_picture)
+        if layers is None:
+            grids.by_step(self, grid, wanted, index, steps)
         else:
-            chosen = select.step_indices(run, steps)[:0]
-        cells, notes = [], []
-        for word in wanted:
-            whole = self.heatmap(word, index, layers=layers)
-            heats = [self.heatmap(word, index, layers=layers, steps=[s]) for s in chosen]
-            top = max((heat.maximum for heat in heats), default=0.0)
-            tops = [whole.maximum, *[top] * len(heats)]
-            cells.append([
-                colours.overlay(heat, picture, opacity=opacity, colormap=colormap, top=most)
-                for heat, most in zip([whole, *heats], tops, strict=True)
-            ])  # fmt: skip
-            notes.append([f"0 to {units.number_text(most)}" for most in tops])
-        columns = ["all steps", *(f"step {s}" for s in chosen)]
-        return sheets.table(cells, [str(word) for word in wanted], columns, notes=notes)
+            grids.by_layer(self, grid, wanted, index, steps, layers)
+        return grid.drawn([str(word) for word in wanted], colorbar)
 
     def matrix(
         self,

@@ -303,6 +303,14 @@ def shortened(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
+def side_by_side(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:
+    """Return two pictures of one height next to each other."""
+    sheet = Image.new("RGB", (left.width + gap + right.width, left.height), PAPER)
+    sheet.paste(left.convert("RGB"), (0, 0))
+    sheet.paste(right.convert("RGB"), (left.width + gap, 0))
+    return sheet
+
+
 def png(image: Image.Image) -> bytes:
     """Return an image as PNG."""
     buffer = io.BytesIO()
