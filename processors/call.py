@@ -247,7 +247,9 @@ class AttentionCall:
             sums = log_sums(query, key, mask, self.scale)
         if mask is not None and mask.shape[-2] > 1:
             mask = mask[..., queries, :]
-        return kept_maps(query[:, :, queries], key, self.scale, sums[:, :, queries], keys, mask)
+        if queries != slice(None):
+            query, sums = query[:, :, queries], sums[:, :, queries]
+        return kept_maps(query, key, self.scale, sums, keys, mask)
 
 
 class ScoresCall(AttentionCall):

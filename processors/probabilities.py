@@ -8,6 +8,7 @@ queries x keys.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ Tokens = slice | Tensor
 
 _FLASH = 1  # SDPBackend.FLASH_ATTENTION
 _CHUNK = 2**24  # logits at a time if only their sums are needed: 64 MB
+# one overload: resolving it at each call would take as long as a small layer's softmax
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def fused_attention(
@@ -50,9 +53,8 @@ def fused_attention(
         return None
     if torch._fused_sdp_choice(query, key, value, mask, scale=own.scale) != _FLASH:
         return None
-    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, attn_mask=_additive(mask, query.dtype), scale=own.scale
-    )
+    extra = {} if mask is None else {"attn_mask": _additive(mask, query.dtype)}
+    output, sums = _flash(query, key, value, scale=own.scale, **extra)
     return output, sums.detach().float()  # double if the queries are
 
 
@@ -86,7 +88,7 @@ def kept_maps(
     """
     key = picked(key, tokens, 2)
     rows = len(key)
-    with torch.autocast(query.device.type, enabled=False):
+    with _exact(query.device.type):
         query, key = query.float().flatten(0, 1), key.float().flatten(0, 1)
         sums = sums.float().flatten(0, 1)[:, None]  # (rows x heads, 1, queries)
         logits = torch.baddbmm(sums, key, query.transpose(1, 2), beta=-1, alpha=scale)
@@ -108,7 +110,7 @@ def kept_probs(
     Returns:
         (..., queries, kept tokens)
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with _exact(query.device.type):
         logits = _logits(precise(query), precise(key), mask, scale)
         probs = logits.softmax(-1)
     return picked(probs, tokens, -1)
@@ -123,13 +125,20 @@ def log_sums(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> T
     rows, heads, queries = query.shape[:3]
     step = max(1, _CHUNK // max(1, rows * heads * key.shape[2]))
     parts = []
-    with torch.autocast(query.device.type, enabled=False):
+    with _exact(query.device.type):
         keys = precise(key)
         for start in range(0, queries, step):
             span = slice(start, start + step)
             part = mask if mask is None or mask.shape[-2] == 1 else mask[..., span, :]
             parts.append(_logits(precise(query[:, :, span]), keys, part, scale).logsumexp(-1))
     return torch.cat(parts, -1)
+
+
+def _exact(device: str) -> AbstractContextManager[Any]:
+    """Return a block without autocast, which would turn float32 into half precision."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def precise(tensor: Tensor) -> Tensor:
