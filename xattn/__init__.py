@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.steer import initial_noise as initial_noise
     from xattn.api.steer import steer as steer
     from xattn.api.vital import vital as vital
+    from xattn.attribution.attribute import attribute as attribute
+    from xattn.attribution.attribute import attribution_cost as attribution_cost
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
     from xattn.edits.kinds import Refine as Refine
@@ -38,6 +40,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.inversion.inversion import load_inversion as load_inversion
     from xattn.records.format import FileError as FileError
     from xattn.records.run import Layer as Layer
+    from xattn.results.attribution import Attribution as Attribution
     from xattn.results.concepts import ConceptMaps as ConceptMaps
     from xattn.results.concepts import Segmentation as Segmentation
     from xattn.results.diagnosis import Background as Background
@@ -51,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.edit import EditResult as EditResult
     from xattn.results.entropies import LayerEntropies as LayerEntropies
     from xattn.results.evolution import Evolution as Evolution
+    from xattn.results.faithfulness import Faithfulness as Faithfulness
     from xattn.results.heatmap import HeatMap as HeatMap
     from xattn.results.places import WordsAt as WordsAt
     from xattn.results.trace import Trace as Trace
@@ -74,6 +78,7 @@ _HOMES = {
         "api.record": "record",
         "api.steer": "initial_noise steer",
         "api.vital": "vital",
+        "attribution.attribute": "attribute attribution_cost",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
@@ -89,12 +94,14 @@ _HOMES = {
         "inversion.inversion": "Inversion load_inversion",
         "records.format": "FileError",
         "records.run": "Layer",
+        "results.attribution": "Attribution",
         "results.concepts": "ConceptMaps Segmentation",
         "results.difference": "Difference",
         "results.diagnosis": "Background Displaced Finding Leaked Merged Neglected Thresholds",
         "results.edit": "EditResult",
         "results.entropies": "LayerEntropies",
         "results.evolution": "Evolution",
+        "results.faithfulness": "Faithfulness",
         "results.heatmap": "HeatMap",
         "results.places": "WordsAt",
         "results.trace": "Trace load",

@@ -1,4 +1,4 @@
-"""The command line: ``xattn demo``, ``record``, ``edit``, ``sweep``, ``show`` and others."""
+"""The command line: ``xattn demo``, ``record``, ``why``, ``edit``, ``show`` and others."""
 
 from __future__ import annotations
 

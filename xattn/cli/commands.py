@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from xattn import __version__
-from xattn.cli import demo, edit, invert, probe, record, show
+from xattn.cli import demo, edit, invert, probe, record, show, why
 from xattn.cli.app import register
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def top(
     """See and steer what the words of a prompt do inside a text-to-image diffusion model."""
 
 
-for module in (demo, record, probe, edit, invert, show):
+for module in (demo, record, probe, why, edit, invert, show):
     module.register(app)
 if find_spec("xattn.cli.batch") is not None:
     import_module("xattn.cli.batch").register(app)

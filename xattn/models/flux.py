@@ -118,8 +118,8 @@ class Flux(FlowLevels):
         """Raise ValueError: previews don't know packed latents."""
         raise ValueError("previews=True can't be had with FLUX's packed latents; leave it out")
 
-    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
-        """Call the transformer with packed latents, at the pipeline's guidance of 3.5.
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> Tensor:
+        """Return the transformer's output for packed latents, at the pipeline's guidance of 3.5.
 
         Raises:
             ValueError: the transformer takes more than noised latents.
@@ -135,7 +135,7 @@ class Flux(FlowLevels):
         grid = torch.cartesian_prod(torch.arange(height // _PATCH), torch.arange(width // _PATCH))
         ids = torch.cat([torch.zeros(len(grid), 1), grid], dim=1).to(latents)
         times = torch.full((rows,), timestep / 1000).to(latents)
-        pipe.transformer(
+        found: Tensor = pipe.transformer(
             hidden_states=packed,
             timestep=times,
             guidance=torch.full_like(times, 3.5).float() if config.guidance_embeds else None,
@@ -144,7 +144,12 @@ class Flux(FlowLevels):
             txt_ids=encoded[2],
             img_ids=ids,
             return_dict=False,
-        )
+        )[0]
+        cells = found.unflatten(2, (channels, _PATCH, _PATCH))  # (rows, places, channels, 2, 2)
+        grid_of = (height // _PATCH, width // _PATCH)
+        apart = cells.unflatten(1, grid_of).permute(0, 3, 1, 4, 2, 5)
+        whole: Tensor = apart.reshape(rows, channels, height, width)
+        return whole
 
 
 _grids: Any = WeakIdKeyDictionary()  # reading ids waits for the device: once for each run

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from xattn.models.noise import clean_latents
+
 
 @runtime_checkable
 class Probed(Protocol):
@@ -24,8 +26,14 @@ class Probed(Protocol):
     def noised(self, scheduler: Any, clean: Tensor, noise: Tensor, level: float) -> Tensor:
         """Return clean latents noised to a level."""
 
-    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
-        """Call the denoiser once.
+    def estimate(self, scheduler: Any, sample: Tensor, output: Tensor, level: float) -> Tensor:
+        """Return the clean latents that an output at a level means, float32."""
+
+    def signal(self, scheduler: Any, level: float) -> float:
+        """Return the signal-to-noise ratio at a level."""
+
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> Tensor:
+        """Return the denoiser's output, (images, channels, height, width), by one call.
 
         Args:
             pipe: the pipeline.
@@ -69,6 +77,15 @@ class DiffusionLevels:
         mixed: Tensor = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
         return mixed
 
+    def estimate(self, scheduler: Any, sample: Tensor, output: Tensor, level: float) -> Tensor:
+        """Return the clean latents of a predicted noise, velocity or sample."""
+        return clean_latents(scheduler, sample, output, self.level_timestep(scheduler, level))
+
+    def signal(self, scheduler: Any, level: float) -> float:
+        """Return a / (1 - a)."""
+        alpha = float(scheduler.alphas_cumprod[int(self.level_timestep(scheduler, level))])
+        return alpha / (1 - alpha)
+
 
 class FlowLevels:
     """Levels of flow matching."""
@@ -80,6 +97,33 @@ class FlowLevels:
     def noised(self, scheduler: Any, clean: Tensor, noise: Tensor, level: float) -> Tensor:
         """Return (1 - s) x + s e, s being the level."""
         return (1 - level) * clean + level * noise
+
+    def estimate(self, scheduler: Any, sample: Tensor, output: Tensor, level: float) -> Tensor:
+        """Return x - s v, s being the level."""
+        return sample.float() - level * output.float()
+
+    def signal(self, scheduler: Any, level: float) -> float:
+        """Return ((1 - s) / s) squared."""
+        return ((1 - level) / level) ** 2
+
+
+def decoded_pictures(pipe: Any, latents: Tensor) -> Tensor:
+    """Return clean latents as pictures, (images, 3, height, width) in [0, 1], differentiable.
+
+    Args:
+        pipe: a pipeline with a ``vae``.
+        latents: (images, channels, height, width), scaled as the denoiser sees them.
+    """
+    vae = pipe.vae
+    config, found = vae.config, latents.float()
+    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        shift, scale = (found.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+        found = found * scale / config.scaling_factor + shift
+    else:
+        found = found / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
+    drawn: Tensor = vae.decode(found.to(vae.dtype), return_dict=False)[0]
+    return (drawn.float() / 2 + 0.5).clamp(0, 1)
 
 
 def encoded_pictures(pipe: Any, pixels: Tensor) -> Tensor:

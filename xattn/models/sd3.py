@@ -101,15 +101,16 @@ class SD3(FlowLevels):
         """Return the clean latents that a velocity means."""
         return clean_of_flow(scheduler, sample, output, timestep)
 
-    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
-        """Call the transformer with the prompts' states and pooled text."""
-        pipe.transformer(
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> Tensor:
+        """Return the transformer's output for the prompts' states and pooled text."""
+        found: Tensor = pipe.transformer(
             hidden_states=latents,
             timestep=torch.full((len(latents),), timestep, device=latents.device),
             encoder_hidden_states=encoded[0],
             pooled_projections=encoded[2],
             return_dict=False,
-        )
+        )[0]
+        return found
 
 
 def _layer(model: Any, name: str, module: Any, component: str) -> AttentionLayer:

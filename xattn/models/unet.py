@@ -96,8 +96,8 @@ class UNets(DiffusionLevels):
         """Return the clean latents implied by a predicted noise, velocity or sample."""
         return clean_latents(scheduler, sample, output, timestep)
 
-    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> None:
-        """Call the UNet, with SDXL's pooled text and sizes where it takes them.
+    def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> Tensor:
+        """Return the UNet's output, called with SDXL's pooled text and sizes where it takes them.
 
         Raises:
             ValueError: the UNet takes more than noised latents.
@@ -116,7 +116,8 @@ class UNets(DiffusionLevels):
             more["timestep_cond"] = pipe.get_guidance_scale_embedding(
                 scales, embedding_dim=config.time_cond_proj_dim
             ).to(latents)
-        pipe.unet(latents, int(timestep), encoded[0], return_dict=False, **more)
+        found: Tensor = pipe.unet(latents, int(timestep), encoded[0], return_dict=False, **more)[0]
+        return found
 
 
 def _added(pipe: Any, latents: Tensor, pooled: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Attribution: which word, or which input, causes what is drawn; a method a file."""

@@ -1,0 +1,249 @@
+"""``attribute(pipe, trace)``: what each word of a prompt causes in its picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from xattn.api.invert import encoded
+from xattn.api.record import record
+from xattn.attribution.asking import Asking
+from xattn.attribution.method import Found, Method
+from xattn.attribution.methods import method_of
+from xattn.attribution.players import Player, players_of
+from xattn.attribution.states import States
+from xattn.attribution.store import EstimateStore
+from xattn.attribution.targets import Target, target_of
+from xattn.attribution.texts import ABSENT, Texts
+from xattn.models import family_of_pipeline
+from xattn.models.family import Family
+from xattn.models.probing import Probed, probed_family
+from xattn.results.attribution import Attribution
+from xattn.results.trace import Trace
+from xattn.session.pipeline import reader
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attribution takes, at most.
+
+    Attributes:
+        how: the method.
+        words: how many words or phrases.
+        states: how many noised pictures, levels times noises.
+        calls: rows of the denoiser.
+    """
+
+    how: str
+    words: int
+    states: int
+    calls: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.how} of {self.words} words at {self.states} noised pictures: "
+            f"{self.calls} denoiser rows"
+        )
+
+
+def attribution_cost(
+    pipe: Any,
+    prompt: str,
+    *,
+    of: str | Sequence[str] = "words",
+    how: Any = "occlusion",
+    levels: float | Sequence[float] | None = None,
+    noises: int = 1,
+) -> Cost:
+    """Return what an attribution takes at most, before it is made: rows of the denoiser.
+
+    Args:
+        pipe: the pipeline.
+        prompt: the text.
+        of: as for ``attribute``.
+        how: as for ``attribute``.
+        levels: as for ``attribute``.
+        noises: as for ``attribute``.
+
+    Raises:
+        ValueError: the method is unknown, or a phrase is not in the prompt.
+
+    Example:
+        >>> print(xattn.attribution_cost(xattn.demo(), "a red car", how="shapley"))
+        shapley of 3 words at 1 noised pictures: 8 denoiser rows
+    """
+    method = method_of(how)
+    words = len(players_of(reader(family_of_pipeline(pipe).axes(pipe))(prompt), of))
+    states = len(_levels(levels, method)) * noises
+    return Cost(method.name, words, states, states * method.rows(words))
+
+
+@torch.no_grad()
+def attribute(
+    pipe: Any,
+    what: Trace | str,
+    *,
+    of: str | Sequence[str] = "words",
+    how: Any = "occlusion",
+    target: Any = "image",
+    image: int = 0,
+    absent: str = "removed",
+    levels: float | Sequence[float] | None = None,
+    noises: int = 1,
+    seed: int = 0,
+    batch: int = 16,
+    cache: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Attribution:
+    """Measure what each word of a prompt causes in its picture, by taking words away.
+
+    The picture is noised to a level of the schedule, and the denoiser asked, without guidance,
+    what it takes the clean picture to be, with words and without. Attention tells where a word's
+    value is read; this tells what it does. A progress bar counts the rows of the denoiser, and
+    ``attribution_cost`` tells them before.
+
+    Args:
+        pipe: a pipeline of Stable Diffusion 1, 2, XL, 3, or FLUX.1.
+        what: a trace, of ``record`` or of ``probe``, whose picture is explained; or a prompt,
+            which is drawn and recorded first.
+        of: "words", or phrases of the prompt, each of which is one thing that can be absent.
+        how: "occlusion" (without each word), "shapley" (the mean over all orders of words),
+            "information" (nats; Kong et al. 2024), "surrogate" (a local linear model; LIME),
+            "gradient" (integrated gradients), or a method with settings of your own, such as
+            ``xattn.attribution.shapley.Shapley(orders=64)``.
+        target: what is explained: "image" for the squared change of the clean estimate; a mask
+            (height, width) of a region for the change there; or a function from pictures,
+            (rows, 3, height, width) in [0, 1], to a number each, such as a classifier's.
+        image: index of the trace's image.
+        absent: what takes the place of an absent word: "removed" encodes the text without it,
+            "padding" puts the empty prompt's embedding at its positions, "mean" the words' mean.
+        levels: shares of the noise schedule in (0, 1); the method's own by default.
+        noises: how many noises to average at each level.
+        seed: of the noise.
+        batch: rows of one denoiser call.
+        cache: a folder that keeps every answer of the denoiser, so that an attribution that was
+            interrupted goes on where it was.
+        **options: of the pipeline's call, where a prompt is drawn: ``generator``, steps ...
+
+    Raises:
+        TypeError: the model's family can't be asked at a level.
+        ValueError: an option is out of its range, the trace has no picture, or a phrase is not in
+            the prompt.
+
+    Example:
+        >>> why = xattn.attribute(xattn.demo(), "a red car on a green lawn")
+        >>> why.bar().save("words.png")
+        >>> print(why.table())
+    """
+    method, family = method_of(how), family_of_pipeline(pipe)
+    probed = askable(pipe, family)
+    shares = _levels(levels, method)
+    trace = _traced(pipe, what, options)
+    prompt, picture = trace.run.prompt(trace._index(image)), _picture(trace, image)
+    players = players_of(prompt, of)
+    texts = Texts(pipe, family, prompt, players, absent)
+    aim = target_of(target, pipe)
+    clean = encoded(pipe, picture)
+    states = States.noised(pipe.scheduler, probed, clean, shares, noises, seed)
+    store = None if cache is None else EstimateStore(cache)
+    ask = Asking(probed, texts, states, batch, store)
+    found = method.find(ask, aim)
+    pipe.maybe_free_model_hooks()
+    beside = _attention(trace, players, image)
+    return _result(method, ask, aim, found, beside, picture)
+
+
+def askable(pipe: Any, family: Family) -> Probed:
+    """Return a family whose denoiser can be asked at a level.
+
+    Raises:
+        TypeError: it can't.
+    """
+    probed = probed_family(family)
+    if probed is None:
+        raise TypeError(
+            f"{type(pipe).__name__} can't be asked what a word does yet: its family does not say "
+            "how to noise an image's latents; use Stable Diffusion 1, 2, XL, 3 or FLUX.1"
+        )
+    return probed
+
+
+def _traced(pipe: Any, what: Any, options: dict[str, Any]) -> Trace:
+    if isinstance(what, Trace):
+        if options:
+            raise ValueError(
+                f"{next(iter(options))}= is an option of drawing, and a trace is drawn already; "
+                "leave it out, or pass the prompt"
+            )
+        return what
+    if not isinstance(what, str):
+        raise ValueError(f"attribute() explains a trace or a prompt, one text; got {what!r}")
+    with record(pipe, keep=()) as trace:
+        pipe(what, **options)
+    return trace
+
+
+def _picture(trace: Trace, image: int) -> Image.Image:
+    picture = trace._picture(trace._index(image))
+    if not isinstance(picture, Image.Image):
+        raise ValueError(
+            "the trace has no picture to explain: draw with output_type='pil', the default, or "
+            "use xattn.probe(pipe, picture, prompt)"
+        )
+    return picture
+
+
+def _levels(given: Any, method: Method) -> tuple[float, ...]:
+    if given is None:
+        return method.levels
+    several = [given] if isinstance(given, float | int) else list(given)
+    if not several or not all(0 < float(level) < 1 for level in several):
+        raise ValueError(f"levels={given!r}: a level is a share of the noise schedule in (0, 1)")
+    return tuple(sorted(map(float, several), reverse=True))
+
+
+def _attention(trace: Trace, players: Sequence[Player], image: int) -> NDArray[np.float64] | None:
+    """Return the mean of each word's map, where all of them were recorded."""
+    with suppress(ValueError):
+        means = [trace.heatmap(list(player.positions), image).mean for player in players]
+        return np.array(means, dtype=np.float64)
+    return None
+
+
+def _result(
+    method: Method,
+    ask: Asking,
+    target: Target,
+    found: Found,
+    attention: NDArray[np.float64] | None,
+    picture: Image.Image,
+) -> Attribution:
+    @torch.no_grad()
+    def values(present: NDArray[np.bool_]) -> NDArray[np.float64]:
+        estimates = ask.estimates(torch.from_numpy(np.ascontiguousarray(present)))
+        return target.values(estimates, ask.full).double().numpy()
+
+    return Attribution(
+        words=tuple(player.name for player in ask.texts.players),
+        values=found.scores.detach().double().numpy(),
+        maps=None if found.maps is None else found.maps.float().numpy(),
+        intervals=None if found.intervals is None else found.intervals.double().numpy(),
+        attention=attention,
+        prompt=ask.texts.prompt.text,
+        how=method.name,
+        target=target.name,
+        absent=ABSENT[ask.texts.absent],
+        calls=ask.asked,
+        levels=tuple(dict.fromkeys(ask.states.levels)),
+        facts=found.facts,
+        picture=picture,
+        ask=values,
+    )
