@@ -119,11 +119,11 @@ def test_a_recording_around_it_or_inside_it_sees_what_was_steered(pipe: Any) -> 
     one, two = (torch.as_tensor(trace.heatmap("boat").array.copy()) for trace in (outer, inner))
     torch.testing.assert_close(one, two)
     run = outer.run
-    finest = [n for n, layer in enumerate(run.layers) if layer.grid == (16, 16)]
+    judged = [n for n, layer in enumerate(run.layers) if layer.grid == (4, 4)]  # a quarter
     place = run.positions.index(run.prompts[0].positions("boat")[0])
-    maps = [torch.as_tensor(run.store.read(n, [0]))[0, 0].mean(0)[place] for n in finest]
+    maps = [torch.as_tensor(run.store.read(n, [0]))[0, 0].mean(0)[place] for n in judged]
     heat = torch.stack(maps).mean(0)
-    share = float(heat[:, :8].sum() / heat.sum())
+    share = float(heat[:, :2].sum() / heat.sum())
     assert steering.losses[str(LEFT)][0][0] == pytest.approx((1 - share) ** 2, rel=1e-3)
 
 

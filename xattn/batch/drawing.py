@@ -12,6 +12,7 @@ from PIL import Image
 from xattn.api.edit import edit
 from xattn.api.probe import probe
 from xattn.api.record import record
+from xattn.api.steer import steer
 from xattn.batch.items import Numbered, positions_of
 from xattn.batch.settings import Settings
 from xattn.records.run import MemoryStore, Run
@@ -56,15 +57,16 @@ def draw(pipe: Any, group: Sequence[Numbered], settings: Settings) -> Drawn:
     seeds = [torch.Generator().manual_seed(item.seed or 0) for item in items]
     if first.edits:
         options["negative_prompt"] = first.negative_prompt
-        result = edit(
-            pipe, first.prompt, *first.edits, generator=seeds[0], trace=recording, **options
-        )
+        with steer(pipe, *first.goals):
+            result = edit(
+                pipe, first.prompt, *first.edits, generator=seeds[0], trace=recording, **options
+            )
         assert result.trace is not None
         whole = _part(result.trace.run, range(len(result.prompts)), positions[0])
         return Drawn([[result.source, *result.images]], [whole], [["source", *result.labels]])
     if first.negative_prompt is not None:
         options["negative_prompt"] = [item.negative_prompt for item in items]
-    with record(pipe, **recording) as trace:
+    with record(pipe, **recording) as trace, steer(pipe, *first.goals):
         images = pipe(prompt=[item.prompt for item in items], generator=seeds, **options).images
     parts = [_part(trace.run, [i], own) for i, own in enumerate(positions)]
     return Drawn([[image] for image in images], parts, [["source"] for _ in items])

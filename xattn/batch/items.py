@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from xattn.api.photos import photos
+from xattn.batch.goals import Boxes, Lists, Pairs, goals_of
+from xattn.batch.lines import ItemError, decoded, lines_of
 from xattn.edits.codec import from_json, texts_of
 from xattn.edits.kinds import Edit, LocalBlend, Refine, Replace, Reweight, composed
 from xattn.edits.plan import make_plan
 from xattn.edits.timing import is_number
+from xattn.guidance.goal import Goal
 from xattn.maps.select import kept_positions
 from xattn.models.sizes import size_factor
 from xattn.text.prompt import Prompt
@@ -24,11 +26,8 @@ from xattn.units import LARGEST, size_of
 
 _NAME = re.compile(r"([\w-]+/)*[\w-][\w.-]*")
 _SEEDS, _SIDES = 2**63, 8192
+_LATER = ("image", "present", "bind", "place", "apart")  # not in older batches' digests
 _STRENGTH = f"a number from {-LARGEST:g} to {LARGEST:g}"
-
-
-class ItemError(ValueError):
-    """An item that can't be drawn, and why."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,10 @@ class Item:
         name: of the image's file, without its ending and relative to the folder of images; the
             item's number by default.
         image: the path of a picture to probe with the prompt; nothing is drawn then.
+        present: a word or several that should be there: steered by ``Present``.
+        bind: attribute -> noun: steered by ``Bind``.
+        place: word -> a side's name or a box (left, top, right, bottom): steered by ``Place``.
+        apart: words that should be in different places: steered by ``Apart``.
 
     Raises:
         ItemError: something has the wrong type or is out of its range.
@@ -63,6 +66,10 @@ class Item:
     guidance_scale: float | None = None
     name: str | None = None
     image: str | None = None
+    present: Lists | None = None
+    bind: Pairs | None = None
+    place: Boxes | None = None
+    apart: Lists | None = None
 
     def __post_init__(self) -> None:
         _need(isinstance(self.prompt, str), "prompt", "a text", self.prompt)
@@ -82,6 +89,7 @@ class Item:
         object.__setattr__(self, "edits", _edits(self.edits))
         if self.name is not None:
             _check_name(self.name)
+        _ = self.goals  # they check themselves
         if self.image is not None:
             self._check_probed()
 
@@ -92,6 +100,8 @@ class Item:
                 raise ItemError(f"{field} is of no use with image: leave it out")
         if self.edits:
             raise ItemError("edits cannot be made with image: leave them out")
+        if self.goals:
+            raise ItemError("a picture given as image cannot be steered: leave the goals out")
 
     @classmethod
     def from_json(cls, data: Any) -> Item:
@@ -114,16 +124,28 @@ class Item:
     @property
     def digest(self) -> str:
         """Hash of every field, by which a resumed batch knows the item."""
-        said = repr(self)
-        if self.image is None:  # as it was before items had pictures
-            said = said.removesuffix(", image=None)") + ")"
+        said = ", ".join(
+            f"{field.name}={value!r}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None or field.name not in _LATER
+        )
+        said = f"Item({said})"
         return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """What it is steered towards.
+
+        Raises:
+            ItemError: a field is not of its form.
+        """
+        return goals_of(self.present, self.bind, self.place, self.apart)
 
     @property
     def settings(self) -> tuple[Any, ...]:
         """Settings that the items of one call of the pipeline share."""
         drawn = (self.steps, self.size, self.guidance_scale, self.negative_prompt is None)
-        return (*drawn, self.image is None)
+        return (*drawn, self.image is None, *map(repr, self.goals))
 
 
 @dataclass(frozen=True)
@@ -164,12 +186,12 @@ def read_items(items: Items) -> tuple[list[Numbered], list[Failure]]:
     found: list[Numbered] = []
     failures: list[Failure] = []
     names: dict[str, int] = {}
-    given = _lines(Path(items)) if isinstance(items, str | os.PathLike) else items
+    given = lines_of(Path(items)) if isinstance(items, str | os.PathLike) else items
     for line, data in enumerate(given, start=1):
         if isinstance(data, bytes) and not data.strip():
             continue
         try:
-            raw = _decoded(data) if isinstance(data, bytes) else data
+            raw = decoded(data) if isinstance(data, bytes) else data
             item = raw if isinstance(raw, Item) else Item.from_json(raw)
             if item.seed is None:
                 item = replace(item, seed=line - 1)
@@ -225,39 +247,9 @@ def positions_of(item: Item, pipe: Any) -> tuple[int, ...]:
 
     source = tokenize(item.prompt)
     asked = make_plan(source, item.edits, tokenize).prompts if item.edits else (source,)
+    for goal in item.goals:
+        kept_positions(asked, [word for word in goal.words if isinstance(word, str)])
     return kept_positions(asked, item.words)
-
-
-# -- reading
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield from file
-
-
-def _decoded(data: bytes) -> Any:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ItemError(f"not UTF-8: {error.reason} at byte {error.start}") from None
-    try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise ItemError(f"not JSON: {error.msg} at character {error.colno}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ItemError(f"{twice!r} is given twice")
-    return found
-
-
-def _constant(name: str) -> Any:
-    raise ItemError(f"{name} is not a number in JSON; give a finite one, or leave the field out")
 
 
 # -- checking

@@ -8,18 +8,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from xattn.guidance.goal import Goal, ImageMaps, check_word, distribution
+from xattn.guidance.goal import Goal, ImageMaps, check_word
 from xattn.text.prompt import Words
 
 
-def divergence(one: Tensor, two: Tensor) -> Tensor:
-    """Return the symmetric Kullback-Leibler divergence of two maps, each divided by its sum.
+def divergences(maps: Tensor) -> Tensor:
+    """Return the symmetric Kullback-Leibler divergences of maps, each divided by its sum.
 
-    Half of KL(one | two) + KL(two | one), in nats (Rassin et al. 2023, equation 1).
+    Half of KL(p | q) + KL(q | p), in nats (Rassin et al. 2023, equation 1).
+
+    Args:
+        maps: (words, height, width).
+
+    Returns:
+        (words, words), symmetric, zeros on its diagonal.
     """
-    p, q = distribution(one).flatten(), distribution(two).flatten()
-    log = (p.clamp_min(1e-12) / q.clamp_min(1e-12)).log()
-    return 0.5 * ((p - q) * log).sum()
+    flat = maps.flatten(1)
+    shares = flat / flat.sum(1, keepdim=True).clamp_min(1e-12)
+    logs = shares.clamp_min(1e-12).log()
+    own, cross = (shares * logs).sum(1), shares @ logs.T
+    return 0.5 * (own[:, None] + own - cross - cross.T)
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,10 @@ class Bind(Goal):
 
     def parts(self, maps: ImageMaps) -> tuple[Tensor, Tensor]:
         """Return D(a, n), and the mean divergence of both from the other words."""
-        attribute, noun = maps.of(self.attribute), maps.of(self.noun)
-        apart = [
-            0.5 * (divergence(attribute, maps.of(u)) + divergence(maps.of(u), noun))
-            for u in self._others(maps)
-        ]
-        far = torch.stack(apart).mean() if apart else attribute.new_zeros(())
-        return divergence(attribute, noun), far
+        words: list[Words] = [self.attribute, self.noun, *self._others(maps)]
+        between = divergences(torch.stack([maps.of(word) for word in words]))
+        far = between[:2, 2:]
+        return between[0, 1], far.mean() if far.numel() else between.new_zeros(())
 
     def loss(self, maps: ImageMaps) -> Tensor:
         """Return the positive part less the negative part, in nats."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,7 +113,8 @@ def box_of(given: str | Sequence[float]) -> tuple[float, float, float, float]:
         if given not in SIDES:
             raise ValueError(f"box={given!r} is not a place; the places are: {', '.join(SIDES)}")
         return SIDES[given]
-    numbers = tuple(float(n) for n in given)
+    listed = list(given) if isinstance(given, Iterable) else []
+    numbers = tuple(float(n) for n in listed)
     if (
         len(numbers) != 4
         or not (0 <= numbers[0] < numbers[2] <= 1)

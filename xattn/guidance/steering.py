@@ -12,7 +12,7 @@ from torch import Tensor
 from xattn.guidance.backward import apart, arguments_on, backward_bytes, forward_of, gradient
 from xattn.guidance.goal import Goal, ImageMaps
 from xattn.instruments.live import LiveRecorder
-from xattn.instruments.reach import middle_grid
+from xattn.instruments.reach import quarter_grid
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.call import Handler
 from xattn.records.room import check_room_for
@@ -29,8 +29,8 @@ class Steering(Instrument):
 
     One gradient step: the prompts' rows go once through the denoiser and back, and
     latents -= step_size · sqrt(1 - share/2) · gradient of the sum of weight · loss, over the goals
-    that aren't met (Chefer et al. 2023, algorithm 1). Goals are judged by the maps of the middle
-    resolution, the mean over heads and layers.
+    that aren't met (Chefer et al. 2023, algorithm 1). Goals are judged by the maps of the layers
+    nearest to a quarter of the latents' height and width, the mean over heads and layers.
 
     Attributes:
         goals: the goals.
@@ -41,7 +41,7 @@ class Steering(Instrument):
         nbytes: the bytes that a gradient step keeps for its way back, known before the first; None
             where the model can't be traced.
         collected: the maps of the latest pass.
-        judged_layers: the layers of the middle resolution.
+        judged_layers: the layers by whose maps goals are judged.
     """
 
     steers = True
@@ -93,7 +93,7 @@ class Steering(Instrument):
         self.collected.words = sorted({*own, *text})
         self.collected.begin(sampling)
         layers = list(self.collected.layers)
-        grid = middle_grid((sampling.grid(each) for each in layers), sampling.latent, None)
+        grid = quarter_grid((sampling.grid(each) for each in layers), sampling.latent)
         self.judged_layers = [each for each in layers if sampling.grid(each) == grid]
         self.losses = {str(goal): [] for goal in self.goals}
         self.gradient_steps = self.checks = 0

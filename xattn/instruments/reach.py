@@ -34,3 +34,13 @@ def middle_grid(grids: Iterable[Grid], latent: Grid, side: int | None) -> Grid:
     """Return the middle-resolution grid whose maps make LocalBlend's masks."""
     most = area_limit(latent, side)
     return min(set(grids), key=lambda g: (abs(log(g[0] * g[1] / most)), g))
+
+
+def quarter_grid(grids: Iterable[Grid], latent: Grid) -> Grid:
+    """Return the grid nearest to a quarter of the latents' height and width.
+
+    There words have their places: 16 x 16 of 64 for Stable Diffusion at 512 pixels, as in
+    Attend-and-Excite; 32 x 32 of 128 for SDXL.
+    """
+    area = latent[0] * latent[1] / 16
+    return min(set(grids), key=lambda grid: (abs(log(grid[0] * grid[1] / area)), grid))
