@@ -1,190 +1,301 @@
 """Measurement of edits of photographs, on scenes with exact masks that no model was trained on.
 
-`python -m benchmarks.photographs` writes `photographs.json` and `photographs.png` to
-`benchmarks/results`; `--count 10` takes fewer scenes. Each method of inversion makes the same
-edits of the same pictures: a recolour and a swap, each plain, blended by the object's word, and
-held to the exact mask. Background is what lies outside the object and a halo around it; its PSNR is
-to the autoencoder's own reconstruction, the most that an edit can keep, and its SSIM is the mean
-over 8 x 8 windows. Structure distance is that of the self-similarity of the autoencoder's latents:
-the mean squared difference of the cosines between the latents of all pairs of cells, in the source
-and in the edit (the distance of Tumanyan et al. 2022, with those features in the place of DINO's).
-The judge of `benchmarks.judge` says which object and colour it sees.
+`python -m benchmarks.photographs --model unet` draws, scores and writes `photographs.json`,
+`photographs.md` and a picture to `benchmarks/results`; figures of other models stay. Each method
+of inversion makes the same edits of the same scenes, which are given as photographs: in scenes of
+one object a recolour, a swap, an added object and night; in scenes of two a recolour and a swap of
+the first, the second removed, and night. A recolour is drawn plain, and blended by the object's
+word; swaps, additions and removals are blended. What is drawn is kept in `--kept`, so an
+interrupted run goes on where it stopped; `--only-score` scores what there is.
+
+`benchmarks.photo_scores` says how pictures are scored, `--times` measures the times alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 import xattn
-from benchmarks import machine
-from benchmarks.edits import CHROMATIC, look, outside, psnr
-from benchmarks.judge import Judge, train_judge
+from benchmarks import machine, photo_page
+from benchmarks.edits import CHROMATIC
+from benchmarks.judge import train_judge
+from benchmarks.photo_scores import Kept, score
+from benchmarks.timing import compare
 from benchmarks.toyland import RESULTS, Tally
-from xattn.api.invert import encoded, kind_of
+from xattn.api.invert import kind_of
 from xattn.edits.kinds import Edits
 from xattn.inversion.methods import METHODS
 from xattn.toyland.scenes import Scene, scene
-from xattn.toyland.world import NOUNS
+from xattn.toyland.world import HELD_OUT, NOUNS
 from xattn.views import sheets
 
 FIRST_SEED = 40_000_000
+CHOICE_SEED = 41_000_000
 STEPS, GUIDANCE = 20, 5.0
-
-Mask = npt.NDArray[np.bool_]
+SLOW = {"null-text": 4}
+"""Methods that are drawn in every n-th scene alone, for their cost."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A picture of one object, and what is changed in it."""
+    """A picture of one or two objects, and what is changed in it.
+
+    Attributes:
+        drawn: the scene.
+        colour: the first object's new colour.
+        noun: its new noun.
+        added: colour and noun of an object to add, in scenes of one.
+    """
 
     drawn: Scene
-    new_colour: str
-    new_noun: str
+    colour: str
+    noun: str
+    added: tuple[str, str]
 
     @property
     def edits(self) -> dict[str, Edits]:
         """The edits, by name."""
-        thing = self.drawn.things[0]
-        exact = xattn.LocalBlend(mask=outside_of(self.drawn.thing_masks[0]), start=0)
+        caption, thing = self.drawn.caption, self.drawn.things[0]
         word = xattn.LocalBlend(thing.noun)
-        recolour = xattn.Replace(thing.colour, self.new_colour)
-        swap = xattn.Replace(thing.noun, self.new_noun)
-        return {
-            "recolour": recolour,
-            "recolour, blended": [recolour, word],
-            "recolour, mask": [recolour, exact],
-            "swap": swap,
-            "swap, blended": [swap, word],
+        recolour = xattn.Replace(thing.colour, self.colour)
+        found: dict[str, Edits] = {
+            "recolour, plain": recolour,
+            "recolour": [recolour, word],
+            "swap": [xattn.Replace(thing.noun, self.noun), word],
+            "night": xattn.Refine(f"{caption} at night"),
         }
+        if len(self.drawn.things) == 1:
+            colour, noun = self.added
+            longer = caption.replace(thing.noun, f"{thing.noun} and {_a(colour)} {noun}", 1)
+            found["add"] = [xattn.Refine(longer), xattn.LocalBlend(target_words=noun)]
+        else:
+            other = self.drawn.things[1]
+            shorter = caption.replace(f" and {_a(other.colour)} {other.noun}", "", 1)
+            found["remove"] = [xattn.Refine(shorter), xattn.LocalBlend(source_words=other.noun)]
+        return found
 
 
-def outside_of(mask: Mask) -> Mask:
-    """Return a mask with the halo around it."""
-    return ~outside(mask)
+def _a(colour: str) -> str:
+    return f"an {colour}" if colour == "orange" else f"a {colour}"
 
 
 def cases(count: int, first: int = FIRST_SEED) -> list[Case]:
-    """Return unseen scenes of one object by day, each with another colour and noun."""
+    """Return unseen scenes of one and of two objects in turn, by day, whose colours are said.
+
+    No edit asks for a pair of colour and noun that was held out of training.
+    """
     random = np.random.default_rng(first)
     found: list[Case] = []
-    seed = first
+    seed = first - 1
     while len(found) < count:
-        drawn, seed = scene(seed), seed + 1
-        if len(drawn.things) != 1 or drawn.night:
+        seed += 1
+        drawn = scene(seed)
+        if len(drawn.things) != 1 + len(found) % 2 or drawn.night:
             continue
-        thing = drawn.things[0]
-        taken = {thing.colour, drawn.ground.colour}
-        colour = random.choice([name for name in CHROMATIC if name not in taken])
-        noun = random.choice([name for name in NOUNS if name != thing.noun])
-        found.append(Case(drawn, str(colour), str(noun)))
+        if not all(thing.colour_said and not thing.place_word for thing in drawn.things):
+            continue
+        thing, nouns = drawn.things[0], [each.noun for each in drawn.things]
+        taken = {drawn.ground.colour, *(each.colour for each in drawn.things)}
+        colour, other = random.choice([name for name in CHROMATIC if name not in taken], 2, False)
+        noun, added = random.choice([name for name in NOUNS if name not in nouns], 2, False)
+        if {(colour, thing.noun), (thing.colour, noun), (other, added)} & HELD_OUT:
+            continue
+        found.append(Case(drawn, str(colour), str(noun), (str(other), str(added))))
     return found
 
 
-def ssim(one: Image.Image, two: Image.Image, where: Mask) -> float:
-    """Return the structural similarity inside a mask (Wang et al. 2004), 8 x 8 windows of grey."""
-    first, second = (
-        torch.from_numpy(np.asarray(each.convert("L"), dtype=np.float32))[None, None]
-        for each in (one, two)
-    )
-
-    def mean(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, 8, stride=1)
-
-    a, b = mean(first), mean(second)
-    var_a, var_b = mean(first**2) - a**2, mean(second**2) - b**2
-    both = mean(first * second) - a * b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    map_ = (2 * a * b + c1) * (2 * both + c2) / ((a**2 + b**2 + c1) * (var_a + var_b + c2))
-    whole = mean(torch.from_numpy(where.astype(np.float32))[None, None]) > 0.999
-    return float(map_[whole].mean())
+# -- drawing
 
 
-def structure(one: Tensor, two: Tensor) -> float:
-    """Return the mean squared difference of two latents' self-similarities.
+@dataclass
+class Drawer:
+    """Draws cases by a model, and keeps what it drew.
 
-    Args:
-        one: (channels, height, width).
-        two: of the same shape.
+    Attributes:
+        pipe: the pipeline.
+        model: its name.
+        steps: of the schedule.
+        folder: where drawn cases are kept.
     """
-    similar = [F.normalize(each.flatten(1), dim=0) for each in (one, two)]
-    first, second = (each.T @ each for each in similar)  # (cells, cells)
-    return float((first - second).square().mean())
+
+    pipe: Any
+    model: str
+    steps: int
+    folder: Path
+    version: str = field(default_factory=lambda: xattn.__version__)
+
+    def path(self, case: Case, method: str) -> Path:
+        """Return the file of a case."""
+        asked = repr((case.drawn.caption, case.edits, self.steps, GUIDANCE, self.version))
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+        return self.folder / f"{self.model}-{case.drawn.seed}-{method}-{digest}.npz"
+
+    def kept(self, case: Case, method: str) -> Kept | None:
+        """Return a case drawn before, or None."""
+        path = self.path(case, method)
+        return Kept.load(path) if path.exists() else None
+
+    def draw(self, case: Case, method: str) -> Kept:
+        """Invert and edit a case; CPU seconds are those of this process."""
+        drawn, began = case.drawn, time.process_time()
+        inversion = xattn.invert(
+            self.pipe, drawn.image, drawn.caption, method=method, steps=self.steps,
+            guidance_scale=GUIDANCE, measure=False,
+            generator=torch.Generator().manual_seed(drawn.seed),
+        )  # fmt: skip
+        inverted = time.process_time()
+        result = xattn.edit(
+            self.pipe, drawn.caption, *case.edits.values(), source=inversion, trace=False,
+            guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(drawn.seed),
+        )  # fmt: skip
+        ended = time.process_time()
+        pictures = [drawn.image, inversion.reconstruction, result.source, *result.images]
+        kept = Kept(
+            np.stack([np.asarray(each.convert("RGB")) for each in pictures]),
+            tuple(case.edits), inversion.calls, inverted - began, ended - inverted,
+        )  # fmt: skip
+        kept.save(self.path(case, method))
+        return kept
 
 
-def score(pipe: Any, case: Case, method: str, result: Any, judge: Judge, tally: Tally) -> None:
-    """Score the edits of a picture by one method."""
-    inversion, seed = result.inversion, case.drawn.seed
-    base = inversion.reconstruction
-    tally.add(f"{method}: fidelity", min(60.0, result.fidelity.to_reconstruction), seed)
-    tally.add(f"{method}: denoiser calls", inversion.calls, seed)
-    found = look(judge, list(result.images))
-    start = encoded(pipe, base)[0]
-    for (name, _), image, seen in zip(case.edits.items(), result.images, found, strict=True):
-        masks = [case.drawn.thing_masks[0], *([] if seen is None else [seen.mask])]
-        where = outside(*masks)
-        right = seen is not None and (
-            seen.colour == case.new_colour if "recolour" in name else seen.noun == case.new_noun
+def drawn_by(names: Sequence[str], number: int) -> list[str]:
+    """Return the methods that draw the case of a number."""
+    return [name for name in names if number % SLOW.get(name, 1) == 0]
+
+
+# -- times
+
+
+def times(pipe: Any, steps: int, pairs: int) -> dict[str, Any]:
+    """Time a single recolour: plain, of an inversion, and as a whole, inversion included."""
+    case = cases(1)[0]
+    drawn, edit = case.drawn, case.edits["recolour"]
+    common = {"trace": False, "guidance_scale": GUIDANCE}
+    inversion = xattn.invert(pipe, drawn.image, drawn.caption, steps=steps)
+    new = drawn.caption.replace(drawn.things[0].colour, case.colour)
+
+    def plain() -> Any:
+        noise = torch.Generator().manual_seed(1)
+        return xattn.edit(
+            pipe, drawn.caption, edit, num_inference_steps=steps, generator=noise, **common
         )
-        label = f"{method}, {name}"
-        error = np.asarray(image, dtype=float)[where] - np.asarray(base, dtype=float)[where]
-        tally.add(f"{label}: right", right, seed)
-        tally.add(f"{label}: background PSNR", psnr(base, image, where), seed)
-        tally.add(f"{label}: background SSIM", ssim(base, image, where), seed)
-        tally.add(f"{label}: background MSE", float(np.square(error / 255).mean()), seed)
-        tally.add(f"{label}: structure", structure(start, encoded(pipe, image)[0]), seed)
+
+    def batch() -> Any:
+        noise = [torch.Generator().manual_seed(1) for _ in range(2)]
+        return pipe(
+            [drawn.caption, new], num_inference_steps=steps, generator=noise,
+            guidance_scale=GUIDANCE,
+        )  # fmt: skip
+
+    def again() -> Any:
+        return xattn.edit(pipe, drawn.caption, edit, source=inversion, **common)
+
+    def whole() -> Any:
+        return xattn.edit(
+            pipe, drawn.caption, edit, image=drawn.image, num_inference_steps=steps, **common
+        )
+
+    calls = {"edit of an inversion": again, "direct as a whole": whole, "plain batch": batch}
+    return compare(plain, calls, pairs)
+
+
+# -- all of it
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.photographs", description=__doc__)
+    parser.add_argument("--count", type=int, default=24, help="of scenes")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--model", default="unet", help="unet, contextual or mmdit")
+    parser.add_argument("--methods", help="by commas; all that the model can have by default")
+    parser.add_argument("--choose", action="store_true", help="on other scenes; writes nothing")
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no scene after these")
+    parser.add_argument("--only-score", action="store_true", help="score what is kept, no more")
+    parser.add_argument("--times", type=int, default=0, help="pairs of calls to time, no more")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--kept", type=Path, default=Path(".work/photographs"), help="of drawings")
+    parser.add_argument("--judge", type=Path, default=Path(".work/judge.pt"), help="kept here")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.photographs", description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="of scenes")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--model", default="unet", help="unet, contextual, mmdit, or a folder")
-    parser.add_argument("--methods", help="by commas; all that the model can have by default")
-    parser.add_argument("--first", type=int, default=FIRST_SEED, help="seed of the first scene")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--judge", type=Path, default=Path(".work/judge.pt"), help="kept here")
-    options = parser.parse_args(arguments)
+    options = parsed(arguments)
     pipe = xattn.demo(options.model, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    judge, tally = train_judge(options.judge), Tally()
+    if options.times:
+        found = times(pipe, options.steps, options.times)
+        write(options.out, options.model, {"times": found})
+        return
     kind = kind_of(pipe)
     names = [name for name, each in METHODS.items() if kind in each.kinds]
     names = options.methods.split(",") if options.methods else names
-    rows: list[list[Image.Image]] = []
-    chosen = cases(options.count, options.first)
-    for case in chosen:
-        for name in names:
-            result = xattn.edit(
-                pipe, case.drawn.caption, *case.edits.values(), image=case.drawn.image,
-                method=name, num_inference_steps=options.steps, guidance_scale=GUIDANCE,
-                generator=torch.Generator().manual_seed(case.drawn.seed), trace=False,
-            )  # fmt: skip
-            score(pipe, case, name, result, judge, tally)
-            if len(rows) < 4 * len(names):
-                rows.append([case.drawn.image, result.source, *result.images])
-    whole = {
-        "scenes": len(chosen), "steps": options.steps, "model": options.model,
-        "machine": machine.facts(), "figures": tally.summary(),
-    }  # fmt: skip
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "photographs.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-    columns = ["photo", "source", *chosen[0].edits]
-    labels = [names[n % len(names)] for n in range(len(rows))]
-    sheets.table(rows, labels, columns, side=128).save(options.out / "photographs.png")
-    for name, figure in whole["figures"].items():
-        print(f"{name}: {figure}")
+    chosen = cases(options.count, CHOICE_SEED if options.choose else FIRST_SEED)
+    options.kept.mkdir(parents=True, exist_ok=True)
+    drawer = Drawer(pipe, options.model, options.steps, options.kept)
+    ends = time.monotonic() + 60 * options.minutes
+    for number, case in enumerate(chosen):
+        if options.only_score or time.monotonic() > ends:
+            break
+        for name in drawn_by(names, number):
+            if drawer.kept(case, name) is None:
+                drawer.draw(case, name)
+    figures, scenes = scored(pipe, drawer, chosen, names, options.judge)
+    if options.choose:
+        print("\n".join(f"{name}: {each}" for name, each in figures.items()))
+        return
+    write(options.out, options.model, {"scenes": scenes, "steps": options.steps,
+                                       "machine": machine.facts(), "figures": figures})  # fmt: skip
+    picture(drawer, chosen, names).save(options.out / f"photographs-{options.model}.png")
+
+
+def scored(
+    pipe: Any, drawer: Drawer, chosen: Sequence[Case], names: Sequence[str], place: Path
+) -> tuple[dict[str, Any], int]:
+    """Return the figures of what was drawn, and the number of scenes."""
+    judge, tally, scenes = train_judge(place), Tally(), 0
+    for number, case in enumerate(chosen):
+        kept = {name: drawer.kept(case, name) for name in drawn_by(names, number)}
+        if any(each is None for each in kept.values()):
+            continue
+        scenes += 1
+        for name, one in kept.items():
+            assert one is not None
+            score(pipe, case, name, one, judge, tally)
+    return tally.summary(), scenes
+
+
+def write(out: Path, model: str, found: dict[str, Any]) -> None:
+    """Put a model's figures among those there are, and write the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "photographs.json"
+    whole = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    whole[model] = {**whole.get(model, {}), **found}
+    path.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+    (out / "photographs.md").write_text(photo_page.page(whole), "utf-8")
+
+
+def picture(drawer: Drawer, chosen: Sequence[Case], names: Sequence[str]) -> Image.Image:
+    """Return the first scene of one object, by every method."""
+    rows, labels, columns = [], [], list(chosen[0].edits)
+    for name in names:
+        kept = drawer.kept(chosen[0], name)
+        if kept is not None:
+            order = [0, 2, *(3 + kept.edits.index(each) for each in columns)]
+            rows.append([kept.image(n) for n in order])
+            labels.append(name)
+    return sheets.table(rows, labels, ["photo", "source", *columns], side=128)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ def edit_photo(
     """
     _check(pipe, prompt, inversion, options)
     method = METHODS[inversion.method]
+    if method.edits is not None and len(edits) != method.edits:
+        raise ValueError(
+            f"method={method.name!r} makes {method.edits} edit at a time, got {len(edits)}: its "
+            "source is predicted at the edited image; pass one, and source=result for the next"
+        )
     drawn = {"guidance_scale": _guidance(pipe, inversion), **inversion.options, **options}
     records = True if trace is None else trace
     held = method.start if start is None else _share(start)

@@ -76,7 +76,7 @@ class Method:
         pinned: whether the source's latents are set to the pivots after each step of an edit.
         guided: whether the inversion depends on the guidance scale of later edits.
         start: share of a run before which edits hold every image to the pivots.
-        inverts: whether there is anything to invert.
+        edits: how many edits one call takes; None where any number will do.
     """
 
     name = ""
@@ -84,7 +84,7 @@ class Method:
     pinned = False
     guided = False
     start = 0.0
-    inverts = True
+    edits: int | None = None
 
     def calls(self, steps: int) -> int:
         """Return the most denoiser calls that an inversion makes."""

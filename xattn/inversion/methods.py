@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from xattn.inversion.ddim import DDIM, Euler
 from xattn.inversion.direct import Direct
 from xattn.inversion.edit_friendly import EditFriendly
+from xattn.inversion.fireflow import FireFlow
 from xattn.inversion.fixed_point import FixedPoint
+from xattn.inversion.flowedit import FlowEdit
 from xattn.inversion.method import Method
 from xattn.inversion.negative import Negative
 from xattn.inversion.null_text import NullText
 from xattn.inversion.rf_solver import RFSolver
+from xattn.inversion.uniedit import UniEdit
 from xattn.units import size_text
 
 DEFAULT = "direct"
@@ -19,7 +22,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Direct(), DDIM(), Negative(), NullText(), FixedPoint(), EditFriendly(), Euler(),
-        RFSolver(),
+        RFSolver(), FireFlow(), FlowEdit(), UniEdit(),
     )
 }  # fmt: skip
 """A row for each method."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from xattn.inversion.inversion import Inversion
 from xattn.inversion.method import DIFFUSION, Asked, Found, Method
-from xattn.inversion.solver import Solver
+from xattn.inversion.solver import Solver, watched
 from xattn.models import family_of_pipeline
-from xattn.session.patching import around_calls
 
 ITERATIONS = 10
 RATE = 1e-2
@@ -183,21 +182,6 @@ class _Swap:
         half = len(states) // 2
         states = torch.cat([null.expand(half, *states.shape[1:]), states[half:]])
         return args, {**kwargs, "encoder_hidden_states": states}
-
-
-@contextmanager
-def watched(denoiser: nn.Module) -> Iterator[dict[str, Any]]:
-    """Keep the arguments and the output of the denoiser's latest call inside the block."""
-    latest: dict[str, Any] = {}
-
-    def before(arguments: dict[str, Any]) -> None:
-        latest["arguments"] = {k: each for k, each in arguments.items() if k != "self"}
-
-    def after(output: Any) -> None:
-        latest["output"] = output[0] if isinstance(output, tuple) else output.sample
-
-    with around_calls(denoiser, before, after):
-        yield latest
 
 
 @contextmanager

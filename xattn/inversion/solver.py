@@ -13,17 +13,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xattn.inversion.path import Path
-from xattn.session.patching import replaced
+from xattn.models import family_of_pipeline
+from xattn.session.patching import around_calls, replaced
 
 
 class Solver:
     """A scheduler's stand-in: the same levels, other steps.
 
-    A method overrides ``advance``, from a prediction to the next input, and ``calls`` if it asks
-    for other timesteps. It computes in float32 whatever the pipeline's dtype is.
+    A method overrides ``advance``, from a prediction to the next latents, ``calls`` if it asks for
+    other timesteps, ``grouping`` if its steps differ in calls, and ``entering`` if the denoiser
+    reads other latents than those the pipeline holds. It computes in float32 whatever the
+    pipeline's dtype is.
 
     Args:
         scheduler: the scheduler whose levels count; it stays as it was.
@@ -31,16 +34,20 @@ class Solver:
 
     Attributes:
         order: denoiser calls per step.
+        enters: whether ``entering`` is asked before each call.
         init_noise_sigma: factor that the pipeline applies to its first latents.
         path: the levels, after ``set_timesteps``.
         timesteps: the timestep of each denoiser call, after ``set_timesteps``.
+        steps_of_calls: the step of each denoiser call, after ``set_timesteps``.
         pivots: float32 latents by level, while climbing.
     """
 
     order = 1
+    enters = False
     init_noise_sigma = 1.0
     path: Path
     timesteps: Tensor
+    steps_of_calls: tuple[int, ...] = ()
 
     def __init__(self, scheduler: Any, *, up: bool) -> None:
         self.inner = copy.deepcopy(scheduler)
@@ -72,6 +79,7 @@ class Solver:
         self.path = Path.of(self.inner)
         dtype = self.inner.timesteps.dtype
         self.timesteps = torch.tensor(self.calls(), device=device, dtype=dtype)
+        self.steps_of_calls = tuple(self.grouping())
         self._number, self._state = 0, None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -89,7 +97,8 @@ class Solver:
         """Return the denoiser's next input, by the method."""
         # on the way down instruments act between steps: what they returned counts
         state = self._state if self.up and self._state is not None else sample.float()
-        index, call = divmod(self._number, self.order)
+        index = self.steps_of_calls[self._number]
+        call = self._number - self.steps_of_calls.index(index)
         if call == 0:
             self._from = state
         assert self._from is not None
@@ -97,7 +106,7 @@ class Solver:
         self._number += 1
         if self.up:
             self._state = following
-            if call == self.order - 1:
+            if index not in self.steps_of_calls[self._number :]:
                 self.pivots[self.leg(index)[1]] = following
         return (following.to(sample.dtype),)
 
@@ -123,6 +132,14 @@ class Solver:
         """
         at = [self.path.time(self.seen(index)) for index in range(self.path.steps)]
         return [t for t in at for _ in range(self.order)]
+
+    def grouping(self) -> list[int]:
+        """Return the step of each denoiser call."""
+        return [number // self.order for number in range(len(self.timesteps))]
+
+    def entering(self, latents: Tensor) -> Tensor:
+        """Return what the denoiser reads in the place of its input, (rows, channels, ...)."""
+        return latents
 
     def seen(self, index: int) -> int:
         """Return the level whose timestep the denoiser is called with in a step."""
@@ -160,5 +177,40 @@ def stands_in(pipe: Any, solver: Solver, what: str = "") -> Iterator[None]:
         what: the progress bar's text.
     """
     bar = {"desc": what, **(getattr(pipe, "_progress_bar_config", None) or {})}
-    with replaced(pipe, "scheduler", solver), replaced(pipe, "_progress_bar_config", bar):
+    with (
+        replaced(pipe, "scheduler", solver),
+        replaced(pipe, "_progress_bar_config", bar),
+        _entered(pipe, solver),
+    ):
         yield
+
+
+@contextmanager
+def _entered(pipe: Any, solver: Solver) -> Iterator[None]:
+    """Let a solver change the denoiser's input inside the block."""
+    if not solver.enters:
+        yield
+        return
+
+    def before(arguments: dict[str, Any]) -> dict[str, Any]:
+        name = "sample" if "sample" in arguments else "hidden_states"
+        return {**arguments, name: solver.entering(arguments[name])}
+
+    denoiser = family_of_pipeline(pipe).denoisers(pipe)[0]
+    with around_calls(denoiser, before, lambda output: None):
+        yield
+
+
+@contextmanager
+def watched(denoiser: nn.Module) -> Iterator[dict[str, Any]]:
+    """Keep the arguments and the output of the denoiser's latest call inside the block."""
+    latest: dict[str, Any] = {}
+
+    def before(arguments: dict[str, Any]) -> None:
+        latest["arguments"] = {k: each for k, each in arguments.items() if k != "self"}
+
+    def after(output: Any) -> None:
+        latest["output"] = output[0] if isinstance(output, tuple) else output.sample
+
+    with around_calls(denoiser, before, after):
+        yield latest

@@ -111,6 +111,10 @@ def clock_of(scheduler: Any, calls: int | None, given: Any) -> Clock:
         begin = _first_call(timesteps, given, calls, scheduler)
     stop = len(timesteps) if calls is None else begin + calls
     prk = getattr(scheduler, "prk_timesteps", None)
+    own = getattr(scheduler, "steps_of_calls", None)
+    if own:  # a scheduler that knows its steps, however many calls each has
+        starts = tuple(timesteps[own.index(step)] for step in range(max(own) + 1))
+        return Clock(Schedule(tuple(own), starts, tuple(timesteps)), base, 0)
     schedule = Schedule.of(
         timesteps[begin:stop],
         int(getattr(scheduler, "order", 1)),
