@@ -157,7 +157,9 @@ def test_flows_edit_photographs_and_leave_the_pipeline_as_it_was(pipe: Any, meth
     assert not torch.equal(result.images[0], result.source)
     kept = torch.equal(result.source, result.inversion.pivots[-1, 0])
     assert kept == (method != "fireflow")
-    outside = ~result.masks[0][-1]
+    mask = result.masks[0]
+    assert mask is not None
+    outside = ~mask[-1]
     assert torch.equal(result.images[0][:, outside], result.source[:, outside])
 
 
