@@ -124,9 +124,7 @@ def score(pipe: Any, case: Case, method: str, kept: Kept, judge: Judge, tally: T
     everywhere = np.ones(kept.pictures.shape[1:3], dtype=bool)
     tally.add(f"{method}: fidelity", psnr(base, kept.image(2), everywhere), seed)
     tally.add(f"{method}: denoiser calls", kept.calls, seed)
-    tally.add(
-        f"{method}: CPU time of inversion", kept.inverting / kept.editing, seed
-    )
+    tally.add(f"{method}: CPU time of inversion", kept.inverting / kept.editing, seed)
     images = [kept.image(3 + number) for number in range(len(kept.edits))]
     ceiling, *found = verdicts(judge, [base, *images])
     things = {(thing.colour, thing.noun) for thing in case.drawn.things}

@@ -6,6 +6,7 @@ A reference here walks plain lists of levels, and knows nothing of rows, hooks o
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def walked(solver: Solver, model: Model, latents: Tensor) -> list[Tensor]:
 def ahead(x: Tensor, sigmas: list[float], part: float) -> list[Tensor]:
     """FireFlow's (part 1/2) and Uni-Inv's (part 1) steps along some levels."""
     velocity, places = curved(x, 1000 * sigmas[0]), [x]
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in pairwise(sigmas):
         h = then - now
         velocity = curved(x + part * h * velocity, 1000 * (now + part * h))
         x = x + h * velocity
@@ -73,7 +74,7 @@ def test_midpoints_lead_back_more_closely_than_euler_at_one_more_call() -> None:
         return float((path(there, levels()) - clean()).abs().max())
 
     def euler(x: Tensor, sigmas: list[float]) -> Tensor:
-        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, then in pairwise(sigmas):
             x = x + (then - now) * curved(x, 1000 * now)
         return x
 
@@ -126,7 +127,7 @@ def test_uniedit_fuses_two_velocities_at_the_edits_own_place() -> None:
 
     z, sigmas = clean(1), levels()
     found = walked(solver, model, torch.cat([clean(), z]))
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in pairwise(sigmas):
         own, new = curved(z, 1000 * now), torch.cos(z)
         push = new - own
         mask = push.mean(1, keepdim=True)

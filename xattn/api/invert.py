@@ -62,12 +62,13 @@ def invert(
         image: a PIL image or a path.
         prompt: what the picture shows, one text; edits start from its words.
         method: "direct", "ddim", "negative", "null-text", "fixed-point" or "edit-friendly"; for
-            flow matching "direct", "euler", "rf-solver" or "fixed-point".
+            flow matching "direct", "euler", "rf-solver", "fireflow", "fixed-point", "flowedit" or
+            "uniedit".
         steps: number of steps of the edits.
         guidance_scale: that of the edits, for methods that depend on it ("null-text",
             "fixed-point", "edit-friendly"); the pipeline's own default if left out.
         size: (height, width) in pixels to resize the picture to instead.
-        generator: of "edit-friendly", which draws noise.
+        generator: of "edit-friendly" and "flowedit", which draw noise.
         measure: whether to draw the source once more, ``steps`` calls, to know the fidelity; with
             "direct" it is known without.
         **options: the pipeline's own: a ControlNet's ``image`` as ``control_image=``,

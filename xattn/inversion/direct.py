@@ -9,7 +9,8 @@ class Direct(Method):
     """Invert by DDIM (a flow by Euler); in edits set the source to its pivot after each step.
 
     The edited images are left alone: they read attention of a source that is exact at any guidance
-    scale (section 4: "the source branch is rectified, the target branch untouched").
+    scale. The authors' code adds the pivot's difference to the source's latents after each step,
+    which is the same.
     """
 
     name = "direct"

@@ -18,7 +18,8 @@ class FireFlow(Method):
 
     z' = z + h v(z + h / 2 v-, halfway), v- being the velocity at the last step's midpoint: that at
     the step's own start, which the midpoint method asks for, changes little where the flow is
-    straight. Only the first step has it, so n steps take n + 1 calls, both ways.
+    straight. Only the first step has it, so n steps take n + 1 calls, both ways. The authors'
+    code replaces values of self-attention in its first steps besides; here edits say what is held.
     """
 
     name = "fireflow"

@@ -16,9 +16,9 @@ class FixedPoint(Method):
     """Find for each step the z[t] from which the sampler arrives at z[t - 1].
 
     z[t] is where z = f(z), f being the step backwards with the prediction at z itself (Pan et al.
-    2023, section 3.2; the same equation as Zhang et al. 2024, SPDInv, minimize by its gradient).
-    Iterated from z[t - 1], at the guidance scale of later edits; from the second time on with the
-    mean of the last two, which converges where f alone swings (Pan et al.'s AIDI-E).
+    2023; Li et al. 2024, SPDInv, minimize |f(z) - z| by its gradient). Iterated from z[t - 1], at
+    the guidance scale of later edits; from the second time on with the mean of the last two, which
+    converges where f alone swings (Pan et al.'s empirical acceleration, AIDI-E).
     """
 
     name = "fixed-point"

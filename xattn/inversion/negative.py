@@ -14,7 +14,7 @@ class Negative(Method):
     """Invert by DDIM, and put the prompt in the place of the negative one in edits.
 
     For the source both passes of guidance are then the same, so it is drawn at guidance 1, as it
-    was inverted (section 3: the optimum of null-text inversion is near the prompt's embedding).
+    was inverted: the optimum of null-text inversion is near the prompt's embedding.
     """
 
     name = "negative"

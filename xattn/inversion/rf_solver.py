@@ -16,8 +16,9 @@ from xattn.inversion.solver import Solver, stands_in
 class RFSolver(Method):
     """Follow the flow by its Taylor expansion of second order, in inversion and in edits.
 
-    z + h v + h^2 / 2 v', v' being the difference to the velocity half a step on, over h / 2
-    (section 3.2). Two calls a step both ways.
+    z + h v + h^2 / 2 v', v' being the difference to the velocity half a step on, over h / 2, as in
+    the authors' code. Two calls a step both ways. Their RF-Edit also shares features of
+    self-attention between the two ways; here attention is held as the edits say.
     """
 
     name = "rf-solver"

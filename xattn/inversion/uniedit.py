@@ -22,7 +22,9 @@ class UniEdit(Method):
     ("Uni-Edit"), from 0.4 of the run on: with v of the source's prompt and w of the edit's, both
     at the edit's latents, and the mask m, the mean over channels of w - v, brought to [0, 1],
     z' = z + h (m w + (1 - m) v + omega (1 + m) (w - v)). The guidance scale of an edit is omega (5
-    in the authors' code), in the place of guidance by a negative prompt.
+    in the authors' code, as 0.4 is one minus their alpha), in the place of guidance by a negative
+    prompt. Their demo climbs with an empty prompt, this with the source's; as published no
+    attention is held: ``cross_steps=0`` and ``self_steps=0``.
     """
 
     name = "uniedit"
