@@ -77,7 +77,10 @@ class AttentionCall:
         mask: the call's boolean or additive mask, or None.
         scale: the attention scale.
         own: the model's own call.
+        row: the row of the batch that the call is of; None if it is of all rows.
     """
+
+    row: int | None = None
 
     def __init__(
         self,
@@ -103,7 +106,10 @@ class AttentionCall:
     @property
     def places(self) -> Sequence[Place] | None:
         """Places of text and image in each row; None if all keys are text."""
-        return None if self.locate is None else self.locate(self.query.shape[2], self.key.shape[2])
+        if self.locate is None:
+            return None
+        found = self.locate(self.query.shape[2], self.key.shape[2])
+        return found if found is None or self.row is None else found[self.row : self.row + 1]
 
     def mask_of(self, rows: Any) -> Tensor | None:
         """Return the mask of some rows, selected by a slice or indices."""

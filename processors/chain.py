@@ -17,16 +17,25 @@ class Chain:
         name: the layer's name.
         heads: the layer's number of heads.
         nth: index of the attention call to handle; the layer's other calls run unchanged.
+        rowwise: whether the layer makes a call for each row of the batch, all of them handled.
         live: whether any handler is live; otherwise the layer runs unchanged.
         over: whether the chain has ended for good, and its wrapper can be removed.
         locate: finder of the places of text and image in the current denoiser call.
     """
 
-    def __init__(self, name: str, heads: int, handlers: Sequence[Handler], nth: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        heads: int,
+        handlers: Sequence[Handler],
+        nth: int = 0,
+        rowwise: bool = False,
+    ) -> None:
         self.name = name
         self.heads = heads
         self.handlers = tuple(handlers)
         self.nth = nth
+        self.rowwise = rowwise
         self.live = False
         self.over = False
         self.locate: Locate | None = None

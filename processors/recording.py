@@ -18,8 +18,9 @@ class Recording(Handler):
         rows: the recorded rows of the batch, as slices.
         batch: number of rows in the denoiser's call.
         images: number of recorded images; the buffer may have room for more.
+        frames: number of frames of each, which follow one another in the buffer.
         tokens: the kept positions, as a slice if they are consecutive.
-        buffer: (images, heads or 1, tokens, height, width), float32, for the maps.
+        buffer: (images x frames, heads or 1, tokens, height, width), float32, for the maps.
         share: this layer's weight if it shares the buffer; None if the buffer is its own.
     """
 
@@ -30,6 +31,7 @@ class Recording(Handler):
         self.rows: tuple[slice, ...] = ()
         self.batch = 0
         self.images = 0
+        self.frames = 1
         self.tokens: Tokens = slice(None)
         self.buffer: Tensor | None = None
         self.share: float | None = None
@@ -42,6 +44,9 @@ class Recording(Handler):
         """
         if self.buffer is None:
             return
+        if call.row is not None:
+            self._observe_row(call, call.row)
+            return
         if call.query.shape[:2] != (self.batch, self.heads):
             raise RuntimeError(
                 f"layer {self.name} attends with {tuple(call.query.shape[:2])} (rows, heads) "
@@ -53,15 +58,30 @@ class Recording(Handler):
             parts = [call.maps(span, self.tokens) for span in self.rows]
             self.write(parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    def write(self, maps: Tensor) -> None:
+    def _observe_row(self, call: AttentionCall, row: int) -> None:
+        """Write one row's maps, of a layer that attends to each row by itself."""
+        order = [n for span in self.rows for n in range(span.start, span.stop)]
+        if row in order:
+            call.prepare()
+            with torch.no_grad():
+                self.write(call.maps(slice(0, 1), self.tokens), order.index(row))
+
+    def write(self, maps: Tensor, image: int | None = None) -> None:
         """Write (images, heads, tokens, queries) into the buffer.
+
+        Args:
+            maps: of all recorded images, or of one.
+            image: which one.
 
         Raises:
             RuntimeError: the queries do not match the grid's cells.
         """
         if self.buffer is None:
             return
-        buffer = self.buffer[: self.images].flatten(-2)  # (images, heads or 1, tokens, queries)
+        if self.frames > 1:
+            maps = maps.unflatten(-1, (self.frames, -1)).movedim(-2, 1).flatten(0, 1)
+        first, last = (0, self.images) if image is None else (image, image + 1)
+        buffer = self.buffer[first * self.frames : last * self.frames].flatten(-2)
         if maps.shape[-1] != buffer.shape[-1]:
             raise RuntimeError(
                 f"layer {self.name} has {maps.shape[-1]} queries, but a grid of "

@@ -52,12 +52,24 @@ class Interception(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         self.count += 1
+        if self.chain.rowwise:
+            return _attend_row(self.chain, self.count - 1, *args, **kwargs)
         if self.count != self.chain.nth + 1:
             return func(*args, **kwargs)
         return _attend(self.chain, *args, **kwargs)
 
 
-def _attend(
+def _attend(chain: Chain, *args: Any, **kwargs: Any) -> Tensor:
+    return chain.attend(_call(chain, *args, **kwargs))
+
+
+def _attend_row(chain: Chain, row: int, *args: Any, **kwargs: Any) -> Tensor:
+    call = _call(chain, *args, **kwargs)
+    call.row = row
+    return chain.attend(call)
+
+
+def _call(
     chain: Chain,
     query: Tensor,
     key: Tensor,
@@ -67,14 +79,12 @@ def _attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
+) -> AttentionCall:
     extra: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
     if enable_gqa:
         extra["enable_gqa"] = True
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return chain.attend(
-        AttentionCall(query, key, value, attn_mask, factor, OwnCall(extra), chain.locate)
-    )
+    return AttentionCall(query, key, value, attn_mask, factor, OwnCall(extra), chain.locate)
 
 
 _classes: dict[type, type] = {}

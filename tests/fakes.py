@@ -253,8 +253,8 @@ class FakeOrigin:
         self.receive: Receive | None = None
         self.heard: list[tuple[Any, Any, Any]] = []
 
-    def components(self) -> dict[str, nn.Module]:
-        return {"": self.denoiser}
+    def components(self) -> list[tuple[str, nn.Module]]:
+        return [("", self.denoiser)]
 
     @contextmanager
     def watched(self, receive: Receive) -> Iterator[None]:

@@ -20,10 +20,11 @@ from xattn.instruments.recorder import Recorder
 from xattn.models import family_of, family_of_pipeline
 from xattn.records.options import Options
 from xattn.results.trace import Trace
+from xattn.session.axis import reader
 from xattn.session.instrument import Instrument
 from xattn.session.loop import Loop, LoopOrigin
 from xattn.session.origin import Origin
-from xattn.session.pipeline import PipelineOrigin, reader
+from xattn.session.pipeline import PipelineOrigin
 from xattn.session.session import Block, opened
 from xattn.text.prompt import Prompt
 from xattn.text.tokenize import tokenize_all

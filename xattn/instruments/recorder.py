@@ -44,6 +44,8 @@ class Recorder(Instrument):
         edited: whether to record only the layers that edits act on.
     """
 
+    films = True
+
     def __init__(self, options: Options, runs: list[Run], *, edited: bool = False) -> None:
         self.options = options
         self.runs = runs
@@ -94,10 +96,11 @@ class Recorder(Instrument):
             ValueError: a word is in none of the prompts.
         """
         positions = kept_positions(sampling.asked.prompts, self.options.words)
+        frames, prompt_of = sampling.frames, sampling.asked.prompt_of
         layers, aims = self._layers(sampling)
         shape = Shape(
             layers=layers,
-            images=sampling.images,
+            images=sampling.images * frames,
             tokens=len(positions),
             steps=sampling.steps,
             keep=self.options.keep,
@@ -111,11 +114,12 @@ class Recorder(Instrument):
         self._connect(self._buffer, aims, positions, sampling)
         sampling.run = Run(
             prompts=sampling.asked.prompts,
-            prompt_of=sampling.asked.prompt_of,
+            prompt_of=tuple(prompt for prompt in prompt_of for _ in range(frames)),
             positions=positions,
             layers=layers,
             timesteps=() if sampling.schedule is None else sampling.schedule.timesteps,
             latent=sampling.latent,
+            frames=frames,
             keep=self.options.keep,
             store=self._buffer.store,
             info={**sampling.facts, "versions": dict(info_versions())},
@@ -133,14 +137,17 @@ class Recorder(Instrument):
             recording.tokens = tokens
             recording.buffer = buffer.views[aim.kept]
             recording.share = aim.share
+            recording.frames = sampling.frames
             if sampling.compiled:  # one graph for prompts of every length
                 mark_dynamic(recording.buffer, 2)
 
     def _layers(self, sampling: Sampling) -> tuple[tuple[Layer, ...], list[_Aim]]:
         """Return the kept layers, and for each recorded layer its target and weight."""
-        single = [Layer(layer.name, sampling.grid(layer), layer.heads) for layer in self.recordings]
+        every = [Layer(layer.name, sampling.grid(layer), layer.heads) for layer in self.recordings]
+        single = list({layer.name: layer for layer in every}.values())  # denoisers that take turns
         if "layer" in self.options.keep:
-            return tuple(single), [_Aim(i, None) for i in range(len(single))]
+            names = [layer.name for layer in single]
+            return tuple(single), [_Aim(names.index(layer.name), None) for layer in every]
         groups: dict[Any, list[str]] = {}
         for layer in single:
             groups.setdefault((layer.grid, layer.middle), []).append(layer.name)
@@ -149,7 +156,7 @@ class Recorder(Instrument):
             for ((h, w), middle), names in groups.items()
         )
         order = list(groups)
-        keys = [(layer.grid, layer.middle) for layer in single]
+        keys = [(layer.grid, layer.middle) for layer in every]
         return kept, [_Aim(order.index(key), 1 / len(groups[key])) for key in keys]
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:

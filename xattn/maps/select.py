@@ -153,6 +153,16 @@ def image_index(run: Run, image: Any) -> int:
     return _within(int(image), images, "image")
 
 
+def frames_of(run: Run, video: int) -> range:
+    """Return the indices of a video's frames among the run's images.
+
+    Raises:
+        ValueError: ``video`` is not an index of the run's videos.
+    """
+    first = run.frames * _within(video, len(run.prompt_of) // run.frames, "video")
+    return range(first, first + run.frames)
+
+
 def token_index(run: Run, positions: Sequence[int]) -> list[int]:
     """Return the indices of token positions on the store's token axis."""
     where = {position: i for i, position in enumerate(run.positions)}

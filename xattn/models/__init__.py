@@ -9,6 +9,7 @@ from torch import nn
 from xattn.models.aura_flow import AuraFlow
 from xattn.models.bria import Bria
 from xattn.models.chroma import Chroma
+from xattn.models.cogvideox import CogVideoX
 from xattn.models.cogview import CogView3, CogView4
 from xattn.models.denoisers import REFUSED
 from xattn.models.family import Family
@@ -17,10 +18,13 @@ from xattn.models.flux2 import Flux2
 from xattn.models.hidream import HiDream
 from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.hunyuan_image import HunyuanImage
+from xattn.models.hunyuan_video import HunyuanVideo
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.longcat_image import LongCatImage
+from xattn.models.ltx_video import LTXVideo
 from xattn.models.lumina2 import Lumina2
 from xattn.models.lumina_next import LuminaNext
+from xattn.models.mochi import Mochi
 from xattn.models.ovis_image import OvisImage
 from xattn.models.pixart import PixArt
 from xattn.models.prx import PRX
@@ -28,6 +32,7 @@ from xattn.models.qwen_image import QwenImage
 from xattn.models.sana import Sana
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
+from xattn.models.wan import Wan
 from xattn.models.z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
@@ -53,6 +58,11 @@ FAMILIES: tuple[Family, ...] = (
     LongCatImage(),
     HiDream(),
     HunyuanImage(),
+    Wan(),
+    LTXVideo(),
+    CogVideoX(),
+    HunyuanVideo(),
+    Mochi(),
 )
 """A row for each family."""
 
@@ -87,7 +97,7 @@ def family_of_pipeline(pipe: Any) -> Family:
     Raises:
         TypeError: the pipeline has no supported denoiser with a text encoder.
     """
-    for name in ("unet", "transformer"):
+    for name in ("unet", "transformer", "transformer_2"):
         denoiser = getattr(pipe, name, None)
         if isinstance(denoiser, nn.Module) and hasattr(pipe, "encode_prompt"):
             return family_of(denoiser)

@@ -33,6 +33,7 @@ class AttentionLayer:
         depth: how often the latent grid was halved on the way to it.
         patch: how many latents of height, and of width, one of a transformer's queries stands for.
         nth: which of the layer's attention calls reads the text.
+        rowwise: whether it attends to each row of the batch in a call of its own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class AttentionLayer:
     depth: int = 0
     patch: int = 1
     nth: int = 0
+    rowwise: bool = False
 
     @property
     def reads_text(self) -> bool:
@@ -63,6 +65,7 @@ class DenoiserCall:
         kind: "guidance" for a pass of guidance's own, which no map is made of, where the family
             can tell.
         layout: what else the family needs to find places; private to it.
+        frames: how many frames its maps have: a video's patches in time, 1 of an image.
         number: how many calls of the run came before.
         step: the step of the schedule that it belongs to.
         begins_step: whether it is its step's first.
@@ -78,6 +81,7 @@ class DenoiserCall:
     component: str = ""
     kind: Pass = "any"
     layout: Any = None
+    frames: int = 1
     number: int = 0
     step: int = 0
     begins_step: bool = False

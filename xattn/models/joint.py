@@ -89,7 +89,8 @@ class Joint:
             RuntimeError: queries or keys are not as many as the text's and the image's.
         """
         layout: Layout = call.layout
-        check_layout(layout, layer, self.grid(layer, call.latent), queries, keys)
+        grid = self.grid(layer, call.latent)
+        check_layout(layout, layer, grid, queries, keys, call.frames)
         return (Place(layout.own, layout.text, layout.image),) * call.rows
 
     def encoded(self, result: Any) -> Encoded:
@@ -105,19 +106,24 @@ class Joint:
 
 
 def check_layout(
-    layout: Layout, layer: AttentionLayer, grid: tuple[int, int], queries: int, keys: int
+    layout: Layout,
+    layer: AttentionLayer,
+    grid: tuple[int, int],
+    queries: int,
+    keys: int,
+    frames: int = 1,
 ) -> None:
     """Raise RuntimeError if a layer's numbers of queries and keys are not those of a layout."""
     height, width = grid
     own, image = (part.stop - part.start for part in (layout.own, layout.image))
     text = layout.text.stop - layout.text.start
-    if (queries, keys) == (layout.total, layout.total) and own == height * width <= image:
+    if (queries, keys) == (layout.total,) * 2 and own == frames * height * width <= image:
         return
+    cells = f"{height} x {width}" if frames == 1 else f"{frames} x {height} x {width}"
     raise RuntimeError(
         f"layer {layer.name} has {queries} queries and {keys} keys where {text} of the text and "
         f"{image} of images, {layout.total} in all, were expected, {own} of them of the grid "
-        f"{height} x {width}: xattn doesn't know which is which; please report the model's "
-        "configuration"
+        f"{cells}: xattn doesn't know which is which; please report the model's configuration"
     )
 
 

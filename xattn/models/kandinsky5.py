@@ -15,7 +15,7 @@ from xattn.text.tokenize import Template
 
 @dataclass(frozen=True)
 class Kandinsky5(Separate):
-    """The family of Kandinsky 5's text-to-image models (2025).
+    """The family of Kandinsky 5's models of images and videos (2025).
 
     Latents are (rows, frames, height, width, channels). The first blocks refine the text alone:
     they are not among the layers.
@@ -32,19 +32,11 @@ class Kandinsky5(Separate):
         return layers_named(model, component, dict(self.roles), patch, "visual_transformer_blocks.")
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
-        """Read a call ``transformer(hidden_states, encoder_hidden_states, timestep)``.
-
-        Raises:
-            RuntimeError: the latents are a video's.
-        """
+        """Read a call ``transformer(hidden_states, encoder_hidden_states, timestep)``."""
         call = super().read(arguments, component)
         _, frames, height, width, _ = call.sample.shape
-        if frames > 1:
-            raise RuntimeError(
-                f"the latents have {frames} frames: of Kandinsky 5, images are recorded, and "
-                "videos not yet"
-            )
-        return replace(call, latent=(int(height), int(width)))
+        patch = int(arguments["self"].config.patch_size[0])
+        return replace(call, latent=(int(height), int(width)), frames=int(frames) // patch)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

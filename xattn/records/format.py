@@ -107,6 +107,8 @@ def parse_run(
     check(keep.issubset(AXES), path, f"its axes are unknown: {sorted(keep)}")
     check(1 <= done <= len(timesteps), path, f"{done} of {len(timesteps)} steps")
     check(all(x.heads > 0 for x in layers), path, "a layer has no head")
+    frames = int(entry.get("frames", 1))  # files of images alone don't say
+    check(frames >= 1 and len(prompt_of) % frames == 0, path, f"{frames} frames of a video")
     globs = entry.get("map_layers")
     map_layers = None if globs is None else tuple(map(str, globs))
     head = "head" in keep
@@ -119,6 +121,7 @@ def parse_run(
         return Run(
             prompts, prompt_of, positions, layers, timesteps, latent, keep, store,
             info=dict(entry["info"]), images=images, done=done, map_layers=map_layers,
+            frames=frames,
         )  # fmt: skip
 
     return shapes, _DTYPES[entry["dtype"]], build
@@ -190,6 +193,7 @@ def describe(run: Run, dtype: str) -> dict[str, Any]:
         ],
         "timesteps": json_value(run.timesteps),
         "latent": list(run.latent),
+        "frames": run.frames,
         "keep": sorted(run.keep),
         "done": run.done,
         "dtype": dtype.removeprefix("torch."),

@@ -93,6 +93,8 @@ class Run:
             selection, which goes by the layers' grids.
         concepts: the maps of concepts that were asked for beside the prompt, a run for each form
             whose token axis is that of the concepts; empty where none were.
+        frames: how many frames a video's maps have; each counts as an image, those of one video
+            following one another. 1 of images.
     """
 
     prompts: tuple[Prompt, ...]
@@ -110,6 +112,7 @@ class Run:
     affinity: torch.Tensor | None = None
     map_layers: tuple[str, ...] | None = None
     concepts: dict[str, Run] = field(default_factory=dict)
+    frames: int = 1
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -38,11 +39,24 @@ class Grid:
     cells: list[list[Image.Image]] = field(default_factory=list)
     notes: list[list[str]] = field(default_factory=list)
 
-    def add(self, heats: Sequence[HeatMap], tops: Sequence[float]) -> None:
-        """Add a row of maps, each scaled to a value of its own."""
+    def add(
+        self,
+        heats: Sequence[HeatMap],
+        tops: Sequence[float],
+        under: Sequence[Image.Image | None] | None = None,
+    ) -> None:
+        """Add a row of maps, each scaled to a value of its own.
+
+        Args:
+            heats: the maps.
+            tops: for each the value of its last colour.
+            under: for each the picture that it is drawn on, where they differ.
+        """
+        how: dict[str, Any] = {"opacity": self.opacity, "colormap": self.colormap}
+        under = under or [self.picture] * len(heats)
         cells = [
-            colours.overlay(heat, self.picture, opacity=self.opacity, colormap=self.colormap, top=t)
-            for heat, t in zip(heats, tops, strict=True)
+            colours.overlay(heat, picture, top=top, **how)
+            for heat, top, picture in zip(heats, tops, under, strict=True)
         ]
         notes = [f"0 to {units.number_text(top)}" for top in tops]
         if self.plain:
@@ -76,6 +90,19 @@ def by_step(
         heats = [trace.heatmap(word, image, steps=[step]) for step in chosen]
         top = max((heat.maximum for heat in heats), default=0.0)
         grid.add([whole, *heats], [whole.maximum, *[top] * len(heats)])
+
+
+def by_frame(
+    trace: Recorded, grid: Grid, words: Sequence[Asked], video: int, on: Image.Image | None
+) -> None:
+    """Add a row for each word: the sum over the steps in some frames, which share a scale."""
+    chosen = sheets.spread(trace.run.frames)
+    places = [select.frames_of(trace.run, video)[n] for n in chosen]
+    grid.columns = [f"frame {n}" for n in chosen]
+    for word in words:
+        heats = [trace.heatmap(word, place) for place in places]
+        top = max(heat.maximum for heat in heats)
+        grid.add(heats, [top] * len(heats), [on or heat.picture for heat in heats])
 
 
 def by_layer(

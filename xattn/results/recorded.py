@@ -113,6 +113,38 @@ class Recorded:
             for step, tokens in enumerate(stack)
         ]
 
+    def frames(
+        self,
+        word: Asked,
+        video: int = 0,
+        *,
+        steps: Steps = None,
+        layers: LayerFilter = None,
+        heads: Heads = None,
+        occurrence: int | None = None,
+    ) -> list[HeatMap]:
+        """Return the heat map of each frame of a video; of an image, the only one.
+
+        Each frame is an image of the run, those of the first video in front: frame 2 alone is
+        ``heatmap(word, 2)``. ``np.stack`` makes them (frames, height, width). The frames are those
+        of the latents: each stands for several of the video's, the picture that it has is the last
+        of them.
+
+        Args:
+            word: as for ``heatmap``.
+            video: index of the video, in the order of ``pipe(...).frames``.
+            steps: as for ``heatmap``.
+            layers: as for ``heatmap``.
+            heads: as for ``heatmap``.
+            occurrence: as for ``heatmap``.
+
+        Raises:
+            ValueError: something was asked for that is not in the recording.
+        """
+        how: dict[str, Any] = {"steps": steps, "layers": layers, "heads": heads}
+        how["occurrence"] = occurrence
+        return [self.heatmap(word, n, **how) for n in select.frames_of(self.run, video)]
+
     def layers(
         self,
         word: Asked,

@@ -15,7 +15,7 @@ from xattn.maps import daam, select
 from xattn.maps.select import Asked, Steps
 from xattn.records import files
 from xattn.records.run import LayerFilter
-from xattn.results import grids
+from xattn.results import films, grids
 from xattn.results.asking import Asking
 from xattn.views import animation, colours, sheets
 from xattn.views.report import page as report
@@ -68,11 +68,12 @@ class Trace(Asking):
 
         Without ``layers`` it is the sum over the steps, then each of some steps, which share one
         scale; with it the mean of these layers, then each of them on a scale of its own. Under
-        each cell stands the value of its last colour.
+        each cell stands the value of its last colour. Of a video it draws some of its frames, each
+        the sum over the steps, unless steps or layers are given.
 
         Args:
             words: every word by default.
-            image: index of the image.
+            image: index of the image, or of any frame of the video.
             steps: those shown, six spread over the run by default; with ``layers`` those summed.
             on: a picture to draw on; the one recorded with the image, or grey, by default.
             layers: names, globs, a test of a ``Layer``, "all" or "daam".
@@ -88,7 +89,9 @@ class Trace(Asking):
         wanted = list(select.kept_words(self.run, index) if words is None else words)
         with_picture = layers is not None if plain is None else plain
         grid = grids.Grid(self._canvas(index, on), opacity, colormap, with_picture)
-        if layers is None:
+        if self.run.frames > 1 and steps is None and layers is None:
+            grids.by_frame(self, grid, wanted, index // self.run.frames, on)
+        elif layers is None:
             grids.by_step(self, grid, wanted, index, steps)
         else:
             grids.by_layer(self, grid, wanted, index, steps, layers)
@@ -136,10 +139,12 @@ class Trace(Asking):
     ) -> None:
         """Write an animation over the steps: GIF, WebP or PNG, by the path's ending.
 
+        Of a video it shows the frames instead, each the sum over the steps.
+
         Args:
             word: whose map lies over the image.
             path: ends in .gif, .webp, .png or .apng.
-            image: index of the image.
+            image: index of the image, or of any frame of the video.
             on: a picture to draw on; the one recorded with the image, or grey, by default.
             previews: the image as it forms, one for each step. By default what the denoiser took
                 it to be, where ``record(previews=True)`` kept that, else the final image.
@@ -151,15 +156,21 @@ class Trace(Asking):
         """
         index = self._index(image)
         picture = self._canvas(index, on)
-        heats = self.steps(word, index, layers=layers, occurrence=occurrence)
+        film = self.run.frames > 1
+        if film:
+            video = index // self.run.frames
+            heats = self.frames(word, video, layers=layers, occurrence=occurrence)
+        else:
+            heats = self.steps(word, index, layers=layers, occurrence=occurrence)
+        own = [heat.picture for heat in heats] if film and on is None else None
         pictures: Sequence[Image.Image | None] = (
-            previews or self._previews(index, picture) or [picture]
+            previews or own or self._previews(index, picture) or [picture]
         )
-        frames = animation.frames(
-            heats, pictures,
-            label=str(word), opacity=opacity, colormap=colormap,
+        shown = animation.frames(
+            heats, pictures, label=str(word), opacity=opacity, colormap=colormap,
+            axis="frame" if film else "step",
         )  # fmt: skip
-        animation.animate(path, frames, milliseconds=milliseconds)
+        animation.animate(path, shown, milliseconds=milliseconds)
 
     def _previews(self, index: int, picture: Image.Image | None) -> list[Image.Image] | None:
         estimates = self.run.estimates
@@ -178,15 +189,20 @@ class Trace(Asking):
 
         Args:
             path: where to.
-            image: index of the only image to show; by default the run's first sixteen.
+            image: index of the only image to show; by default the run's first sixteen, or sixteen
+                frames spread over its videos.
             on: a picture to draw on for each image shown, or one picture for one image; those
                 recorded with the images, or grey, by default.
 
         Raises:
             ValueError: ``on`` are not as many pictures as images are shown.
         """
-        most = min(16, len(self.run.prompt_of))
-        indices = range(most) if image is None else [self._index(image)]
+        count, video = len(self.run.prompt_of), self.run.frames > 1
+        indices: Sequence[int] = range(min(16, count))
+        if image is not None:
+            indices = [self._index(image)]
+        elif video:
+            indices = sheets.spread(count, 16)
         canvases: list[Any] = [None] * len(indices)
         if on is not None:
             canvases = list(on) if isinstance(on, list | tuple) else [on]
@@ -196,7 +212,9 @@ class Trace(Asking):
                 "or choose an image with image="
             )
         shown = [
-            report.Subject(self.run, index, self._canvas(index, canvas), f"image {index}")
+            report.Subject(
+                self.run, index, self._canvas(index, canvas), films.name(self.run, index)
+            )
             for index, canvas in zip(indices, canvases, strict=True)
         ]
         report.write(path, shown)
@@ -247,10 +265,9 @@ class Trace(Asking):
         if not self.runs:
             return "Trace(nothing recorded yet)"
         run = self.run
-        images = len(run.prompt_of)
         facts = (
             f"{run.done} of {len(run.timesteps)} steps, {len(run.layers)} layers, "
-            f"{len(run.positions)} tokens, {images} image{'s' * (images > 1)}, "
+            f"{len(run.positions)} tokens, {films.count(run)}, "
             f"latent {run.latent[0]}x{run.latent[1]}, kept: {', '.join(sorted(run.keep)) or 'none'}"
         )
         more = f", the latest of {len(self)} runs" if len(self) > 1 else ""

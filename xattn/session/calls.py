@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from xattn.models import family_of, family_of_pipeline
 from xattn.models.family import DenoiserCall
 from xattn.session import events
+from xattn.session.axis import axis_prompts
 from xattn.session.origin import Following, Turn
-from xattn.session.pipeline import axis_prompts
 from xattn.session.rows import RowFinder
 from xattn.session.sampling import Asked
 from xattn.text.prompt import Prompt
@@ -57,9 +57,9 @@ class CallsOrigin:
         for axis in self.family.axes(self._holder):  # a word that is missing is missing early
             axis_prompts((axis,), self.texts, axis.length or axis.tokenizers[0].model_max_length)
 
-    def components(self) -> dict[str, nn.Module]:
+    def components(self) -> tuple[tuple[str, nn.Module], ...]:
         """Return the denoiser alone."""
-        return {"": self.denoiser}
+        return (("", self.denoiser),)
 
     @contextmanager
     def watched(self, receive: events.Receive) -> Iterator[None]:

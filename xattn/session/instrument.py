@@ -24,10 +24,12 @@ class Instrument:
     Attributes:
         between_steps: whether ``after_step`` must be called; if so, omitting it is an error.
         steers: whether it may change the denoiser's sample.
+        films: whether it knows videos, whose maps have several frames.
     """
 
     between_steps = False
     steers = False
+    films = False
 
     def handlers(self, layers: Sequence[AttentionLayer]) -> Mapping[AttentionLayer, Handler]:
         """Return a handler for each layer to wrap."""

@@ -112,9 +112,9 @@ class LoopOrigin:
         """The scheduler, or None if the loop has none."""
         return self.given.scheduler
 
-    def components(self) -> dict[str, nn.Module]:
+    def components(self) -> tuple[tuple[str, nn.Module], ...]:
         """Return the UNet alone."""
-        return {"": self.denoiser}
+        return (("", self.denoiser),)
 
     @contextmanager
     def watched(self, receive: events.Receive) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -84,8 +85,11 @@ class Origin(Protocol):
     def scheduler(self) -> Any:
         """The scheduler, or None."""
 
-    def components(self) -> dict[str, nn.Module]:
-        """Return the models with text attention, by the prefix of their layers' names."""
+    def components(self) -> Sequence[tuple[str, nn.Module]]:
+        """Return the models with text attention, and the prefix of their layers' names each.
+
+        Denoisers that take turns in one run have the same prefix, "".
+        """
 
     def watched(self, receive: Receive) -> AbstractContextManager[None]:
         """Send the pipeline's events to a session inside the block."""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from xattn.models import family_of_pipeline
 from xattn.models.family import Axis, DenoiserCall
 from xattn.session import events
+from xattn.session.axis import given_texts, read_texts, reader, tokenized
 from xattn.session.clock import clock_of
 from xattn.session.origin import Following, Turn, untimely
 from xattn.session.patching import StandIn, replaced
 from xattn.session.rows import RowFinder, conditional_block
 from xattn.session.sampling import Asked
+from xattn.session.videos import still_frames
 from xattn.text.matching import check_text
-from xattn.text.prompt import Prompt
-from xattn.text.tokenize import tokenize_common
 
 
 class PipelineOrigin:
@@ -53,7 +53,9 @@ class PipelineOrigin:
                 f"negative=True can't be had with {type(pipe).__name__}, whose guidance runs in "
                 "two passes; leave it out"
             )
-        self.denoiser: nn.Module = self.family.denoisers(pipe)[0]
+        self._denoisers = self.family.denoisers(pipe)
+        self.denoiser: nn.Module = self._denoisers[0]
+        self._frames = 1  # of the latest run's maps
 
     @property
     def model_name(self) -> str:
@@ -66,14 +68,14 @@ class PipelineOrigin:
         """The pipeline's current scheduler."""
         return self.pipe.scheduler
 
-    def components(self) -> dict[str, nn.Module]:
-        """Return the models with text attention, by the prefix of their layers' names."""
-        found = {"": self.denoiser}
+    def components(self) -> list[tuple[str, nn.Module]]:
+        """Return the models with text attention, and the prefix of their layers' names each."""
+        found = [("", denoiser) for denoiser in self._denoisers]
         nets = getattr(self.pipe, "controlnet", None)
         if nets is not None:
             several = getattr(nets, "nets", None)
             for i, net in enumerate(several if several is not None else [nets]):
-                found["controlnet." if several is None else f"controlnet.{i}."] = net
+                found.append(("controlnet." if several is None else f"controlnet.{i}.", net))
         return found
 
     def asked(self) -> None:
@@ -109,17 +111,25 @@ class PipelineOrigin:
                 receive(events.Pictures(images))
             return images
 
+        def filming(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            videos = method(*args, **kwargs)
+            receive(events.Pictures(still_frames(videos, self._frames)))
+            return videos
+
         with ExitStack() as stack:
             stack.enter_context(
                 replaced(pipe, "encode_prompt", StandIn(pipe, encode, encode_prompt))
             )
             _wrap(stack, pipe, "maybe_free_model_hooks", ending)
-            if getattr(pipe, "image_processor", None) is not None:
+            if hasattr(getattr(pipe, "image_processor", None), "postprocess"):
                 _wrap(stack, pipe.image_processor, "postprocess", drawing)
+            if getattr(pipe, "video_processor", None) is not None:
+                _wrap(stack, pipe.video_processor, "postprocess_video", filming)
             yield
 
     def _check_denoiser(self) -> None:
-        if self.family.denoisers(self.pipe)[0] is not self.denoiser:
+        now = self.family.denoisers(self.pipe)
+        if any(one is not two for one, two in zip(now, self._denoisers, strict=True)):
             raise RuntimeError(
                 "the denoiser was exchanged inside the block, and the new one isn't recorded; "
                 "exchange it first, then record(pipe)"
@@ -136,15 +146,15 @@ class PipelineOrigin:
         images, length = len(embeds.positive), embeds.positive.shape[1]
         if axes[-1].length is not None:  # embeddings of one encoder, of several
             length = axes[-1].offset + axes[-1].length
-        texts = _texts(given.get("prompt")) or list(self.prompt or ())
-        found = _tokenized(axes, _read(axes, given, texts), length, images)
+        texts = given_texts(given.get("prompt")) or list(self.prompt or ())
+        found = tokenized(axes, read_texts(axes, given, texts), length, images)
         per_prompt = images // len(found)
         prompt_of = [i // per_prompt for i in range(images)]
         if self.negative and embeds.negative is not None:
-            texts = _texts(given.get("negative_prompt")) or [""]
+            texts = given_texts(given.get("negative_prompt")) or [""]
             axes = [axis.negatives or axis for axis in axes]
-            read = _read(axes, given, texts, "negative_")
-            more = _tokenized(axes, read, length, images)
+            read = read_texts(axes, given, texts, "negative_")
+            more = tokenized(axes, read, length, images)
             prompt_of += [len(found) + i * len(more) // images for i in range(images)]
             found += more
         asked = Asked(
@@ -200,6 +210,7 @@ class PipelineOrigin:
         calls = getattr(self.pipe, "_num_timesteps", None)
         clock = clock_of(self.pipe.scheduler, calls, call.timestep)
         asked = _followed(asked, call) or asked
+        self._frames = call.frames
         return Following(asked, clock, RowFinder(asked))
 
     def facts(self) -> dict[str, Any]:
@@ -213,11 +224,6 @@ class PipelineOrigin:
         }
 
 
-def axis_prompts(axes: Sequence[Axis], texts: list[str], length: int) -> list[Prompt]:
-    """Return texts as prompts on a token axis of ``length`` positions."""
-    return _tokenized(axes, _read(axes, {}, texts), length, len(texts))
-
-
 def name_of_model(given: str) -> str:
     """Return a hub id unchanged; for a local folder its name, or the hub id behind it."""
     path = PureWindowsPath(given) if PureWindowsPath(given).drive else PurePosixPath(given)
@@ -227,64 +233,6 @@ def name_of_model(given: str) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
     return path.name
-
-
-def _read(
-    axes: Sequence[Axis], given: dict[str, Any], texts: list[str], prefix: str = ""
-) -> list[list[list[str]]]:
-    """Return for each stretch of the token axis the texts under each of its arguments."""
-    return [[_texts(given.get(prefix + name)) or texts for name in axis.texts] for axis in axes]
-
-
-def reader(axes: Sequence[Axis], length: int | None = None) -> Callable[[str], Prompt]:
-    """Return a function from a text to its prompt on a token axis.
-
-    Args:
-        axes: its stretches.
-        length: its number of positions; by default as many as its tokenizers could fill.
-    """
-    last = axes[-1]
-    most = last.length or min(int(t.model_max_length) for t in last.tokenizers)
-    whole = length or last.offset + most
-
-    def read(text: str) -> Prompt:
-        given = [[[text] for _ in axis.texts] for axis in axes]
-        return _tokenized(axes, given, whole, 1)[0]
-
-    return read
-
-
-def _tokenized(
-    axes: Sequence[Axis], read: Sequence[list[list[str]]], length: int, images: int
-) -> list[Prompt]:
-    """Return the prompts on a token axis of ``length`` positions.
-
-    A stretch whose encoder reads another text than the first's has no words of the prompt.
-    """
-    texts = read[0][0]
-    if not texts:
-        return [Prompt.anonymous(length)]
-    if images % len(texts):
-        raise ValueError(f"{images} embeddings were passed and {len(texts)} prompts: give one each")
-    ends = [*(axis.offset for axis in axes[1:]), length]
-    rooms = [end - axis.offset for axis, end in zip(axes, ends, strict=True)]
-    found = _on_axis(axes[0], read[0], rooms[0])
-    for axis, theirs, room in zip(axes[1:], read[1:], rooms[1:], strict=True):
-        if theirs[0] == texts:
-            others = _on_axis(axis, theirs, room)
-            found = [p.beside(q, axis.offset) for p, q in zip(found, others, strict=True)]
-    return found
-
-
-def _on_axis(axis: Axis, read: list[list[str]], room: int) -> list[Prompt]:
-    # a T5 pipeline reads fewer tokens than its tokenizer could
-    length = min(room, *(int(t.model_max_length) for t in axis.tokenizers))
-    how: dict[str, Any] = {"convert": axis.convert, "template": axis.template}
-    found = [tokenize_common(axis.tokenizers, text, max_length=length, **how) for text in read[0]]
-    if all(texts == read[0] for texts in read[1:]):
-        return found
-    reason = f"two different texts share one token axis ({' and '.join(axis.texts)})"
-    return [Prompt.clashing(p.text, p.length, reason) for p in found]
 
 
 def _arguments(method: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -340,9 +288,3 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 def _fits(asked: Asked, call: DenoiserCall) -> bool:
     assert asked.embeds is not None
     return call.states is not None and conditional_block(call.states, asked.embeds) is not None
-
-
-def _texts(given: Any) -> list[str]:
-    if given is None:
-        return []
-    return [given] if isinstance(given, str) else list(given)

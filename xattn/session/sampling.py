@@ -67,6 +67,7 @@ class Sampling:
         scheduler: the scheduler, if known.
         sample: the latents of its first call.
         latent: (height, width) of the latents.
+        frames: how many frames each map has; 1 of an image.
         compiled: whether the denoiser's calls go through torch.compile.
         loop: whether the calls come from a custom loop.
         facts: facts about the run, plain JSON values.
@@ -82,6 +83,7 @@ class Sampling:
     sample: Tensor
     latent: tuple[int, int]
     scheduler: Any = None
+    frames: int = 1
     compiled: bool = False
     loop: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from xattn.processors.install import install, remove, remove_stored
 from xattn.processors.wrapping import chain_of, innermost, is_wrapped, unwrap
 from xattn.session import events
 from xattn.session.instrument import Instrument
+from xattn.session.locator import Locator
 from xattn.session.origin import Following, Origin, Turn
 from xattn.session.patching import around_calls, is_compiled
 from xattn.session.sampling import Asked, Sampling
@@ -43,10 +44,10 @@ class Block:
         self.origin = origin
         self.instruments = tuple(instruments)
         self.guard = ThreadGuard()
+        self.models = tuple(origin.components())
+        self._layers_of = [origin.family.layers(model, prefix) for prefix, model in self.models]
         self.layers: tuple[AttentionLayer, ...] = tuple(
-            layer
-            for component, model in origin.components().items()
-            for layer in origin.family.layers(model, component)
+            x for found in self._layers_of for x in found
         )
         self.chains = _chains(self.layers, self.instruments)
         self.sampling: Sampling | None = None
@@ -65,10 +66,10 @@ class Block:
         with ExitStack() as stack:
             stack.callback(self._eject)
             self._inject()
-            for component, model in self.origin.components().items():
+            for number, (_, model) in enumerate(self.models):
                 stack.enter_context(
                     around_calls(
-                        model, self._before(component), self._after(component), first=self.steers
+                        model, self._before(number), self._after(number), first=self.steers
                     )
                 )
             stack.enter_context(self.origin.watched(self.receive))
@@ -82,7 +83,7 @@ class Block:
     def _eject(self) -> None:
         for layer, chain in self.chains.items():
             remove(layer.module, chain)
-        for model in self.origin.components().values():
+        for _, model in self.models:
             remove_stored(model)
 
     def _refuse_inside_edits(self) -> None:
@@ -123,29 +124,34 @@ class Block:
 
     # -- calls -------------------------------------------------------------------------------------
 
-    def _before(self, component: str) -> Any:
-        return lambda arguments: self.before_call(component, arguments)
+    def _before(self, number: int) -> Any:
+        return lambda arguments: self.before_call(number, arguments)
 
-    def _after(self, component: str) -> Any:
-        return lambda output: self.after_call(component, output)
+    def _after(self, number: int) -> Any:
+        return lambda output: self.after_call(self.models[number][0], output)
 
     @property
     def steers(self) -> bool:
         """Whether an instrument may change the denoiser's sample; others then see the changed."""
         return any(instrument.steers for instrument in self.instruments)
 
-    def before_call(self, component: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    def before_call(self, number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Prepare a denoiser call; at a run's first, lay out all axes and bytes.
+
+        Args:
+            number: which of the models is called.
+            arguments: its arguments, by name.
 
         Returns:
             The arguments to make the call with, or None for its own.
         """
         if self._asked is not None or self._fresh is not None:
             self.guard.check()
+        component = self.models[number][0]
         self._calls.pop(component, None)
-        chains = [chain for layer, chain in self.chains.items() if layer.component == component]
-        for chain in chains:
-            chain.sleep()
+        for layer, one in self.chains.items():
+            if layer.component == component:
+                one.sleep()
         call = self.origin.family.read(arguments, component)
         turn = self.origin.turn(call, self._following, self._asked, self._fresh)
         if turn is Turn.PASS:
@@ -159,10 +165,15 @@ class Block:
         self.check_stepped()
         for instrument in self.instruments:
             instrument.before_call(self.sampling, call)
-        for chain in chains:
-            chain.wake()
+        self._wake(number)
         self._calls[component] = call
         return self._steered(call, arguments) if self.steers else None
+
+    def _wake(self, number: int) -> None:
+        """Let one model's layers handle the call; another one of the same name has its turn."""
+        for layer, one in self.chains.items():
+            if layer.component == self.models[number][0]:
+                one.wake() if layer in self._layers_of[number] else one.sleep()
 
     def _steered(self, call: DenoiserCall, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments as changed by the instruments that steer."""
@@ -193,6 +204,7 @@ class Block:
             schedule=following.schedule,
             sample=call.sample,
             latent=call.latent,
+            frames=call.frames,
             scheduler=self.origin.scheduler,
             compiled=is_compiled(self.origin.denoiser),
             loop=self.origin.loop,
@@ -205,6 +217,7 @@ class Block:
             if following.rows.find(call) is None:
                 raise RuntimeError("the denoiser received another text than the prompts")
             for instrument in self.instruments:
+                _refuse_films(instrument, sampling)
                 begun.append(instrument)
                 instrument.begin(sampling)
         except BaseException:
@@ -226,7 +239,7 @@ class Block:
         family = self.origin.family
         for layer, chain in self.chains.items():
             if layer.component == call.component and layer.role == "joint":
-                chain.locate = _Locator(family, call, layer)
+                chain.locate = Locator(family, call, layer)
 
     def after_call(self, component: str, output: Any) -> None:
         """Hand on the result of a denoiser call, and end the run after its last call."""
@@ -313,21 +326,15 @@ def _chains(
     for layer in layers:
         handlers = [each[layer] for each in found if layer in each]
         if handlers:
-            chains[layer] = Chain(layer.name, layer.heads, handlers, layer.nth)
+            chains[layer] = Chain(layer.name, layer.heads, handlers, layer.nth, layer.rowwise)
     return chains
 
 
-class _Locator:
-    """Finder of the places of text and image in one layer's call, once per pair of lengths."""
-
-    def __init__(self, family: Any, call: DenoiserCall, layer: AttentionLayer) -> None:
-        self.family = family
-        self.call = call
-        self.layer = layer
-        self._known: tuple[int, int, Any] | None = None
-
-    def __call__(self, queries: int, keys: int) -> Any:
-        if self._known is None or self._known[:2] != (queries, keys):
-            found = self.family.places(self.call, self.layer, queries, keys)
-            self._known = (queries, keys, found)
-        return self._known[2]
+def _refuse_films(instrument: Instrument, sampling: Sampling) -> None:
+    """Raise ValueError if an instrument knows images alone, and a video is drawn."""
+    if sampling.frames > 1 and not instrument.films:
+        raise ValueError(
+            f"videos can't be had with {type(instrument).__name__}: of several frames, the maps of "
+            "words are recorded alone; leave out affinity=, previews=, also=, edits and goals, or "
+            "draw one frame"
+        )

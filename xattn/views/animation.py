@@ -51,19 +51,21 @@ def frames(
     opacity: float = OPACITY,
     colormap: str = COLORMAP,
     side: int = 512,
+    axis: str = "step",
 ) -> list[Image.Image]:
     """Draw a map of each step on the image as it forms, over a line that names the step.
 
     Args:
-        heats: the map of each step; they share one scale.
-        pictures: an image for each step, or a single one for all.
+        heats: the map of each step, or of each frame of a video; they share one scale.
+        pictures: an image for each, or a single one for all.
         label: what the maps are of.
         opacity: of the colours.
         colormap: a name of matplotlib's.
         side: the longer side of the picture at most, and at least half as long.
+        axis: what the maps follow, "step" or "frame".
     """
     if len(pictures) not in (1, len(heats)):
-        raise ValueError(f"previews: {len(pictures)} pictures for {len(heats)} steps")
+        raise ValueError(f"previews: {len(pictures)} pictures for {len(heats)} {axis}s")
     arrays = [np.asarray(heat) for heat in heats]
     top = max(float(array.max()) for array in arrays)
     drawn = []
@@ -72,19 +74,18 @@ def frames(
         longer = min(side, max(side // 2, *under.size))
         under = sized(under, fitted_size(under.size, longer), smooth=True)
         shown = overlay(array, under, opacity=opacity, colormap=colormap, top=top)
-        drawn.append(_captioned(shown, label, step, len(arrays)))
+        drawn.append(_captioned(shown, label, f"{axis} {step}", (step + 1) / len(arrays)))
     return drawn
 
 
-def _captioned(shown: Image.Image, label: str, step: int, steps: int) -> Image.Image:
+def _captioned(shown: Image.Image, label: str, count: str, share: float) -> Image.Image:
     font = max(13, shown.width // 24)
     line = round(font * 1.7)
     sheet = Image.new("RGB", (shown.width, shown.height + line + 4), PAPER)
     sheet.paste(shown, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    done = round(shown.width * (step + 1) / steps)
+    done = round(shown.width * share)
     draw.rectangle((0, shown.height, done - 1, shown.height + 3), fill=INK)
-    count = f"step {step}"
     room = shown.width - text_width(count, font) - 3 * font
     at = shown.height + 4 + round(font * 0.15)
     write(draw, (font // 2, at), wrap(label, font, max(room, font), 1)[0], font)

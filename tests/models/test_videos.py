@@ -1,0 +1,351 @@
+"""Families of videos: exact frames, maps (frames, height, width) of the dense softmax, words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xattn
+from tests.models.attending import dense, tokens_read
+from tests.tiny import streams
+from tests.tiny import videos as tiny
+from xattn.models import family_of
+from xattn.results.trace import Trace
+
+LAWN = "a red car on a green lawn"
+BOAT = "the blue boat"
+CELLS = 4 * 3
+"""Cells of a frame: 64 x 48 pixels, latents of 8 x 6, patches of 2 x 2."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny pipeline of videos, and what is expected of it.
+
+    Attributes:
+        build: makes it.
+        options: of its calls.
+        frames: of its maps.
+        cells: of a frame.
+        text: how many text positions there are.
+        keys: the first of the text's keys.
+        queries: the first of the video's queries.
+        passes: denoiser calls in a step with guidance.
+        doubled: whether guidance has the negative prompts in front of the batch.
+        nth: which of a layer's attention calls reads the text.
+        valid: how many text positions are left of the prompt's; None for all.
+        guided: options that turn guidance on.
+        dropped: positions of the encoder's in front of the axis.
+        several: whether a prompt can have several videos.
+        prompts: how many there can be.
+    """
+
+    build: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    frames: int = 3
+    cells: int = CELLS
+    text: int = 24
+    keys: int = 0
+    queries: int = 0
+    passes: int = 1
+    doubled: bool = False
+    nth: int = 0
+    valid: int | None = None
+    guided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.0})
+    dropped: int = 0
+    several: bool = True
+    prompts: int = 2
+
+
+T5 = {"max_sequence_length": 24}
+WAN = diffusers.WanTransformer3DModel
+PICTURE = Image.linear_gradient("L").resize((48, 64)).convert("RGB")
+TEMPLATE = {"template": "the old {} dog", "crop_start": 2}
+CASES = {
+    "Wan": Case(tiny.wan, T5, passes=2),
+    "Wan 2.2": Case(lambda: tiny.wan(two=True), T5, passes=2),
+    "Wan, a frame given": Case(
+        lambda: tiny.of_image("wan.pipeline_wan_i2v", "WanImageToVideoPipeline", WAN),
+        {"image": PICTURE},
+        text=512,
+        passes=2,
+        nth=1,
+        several=False,
+        prompts=1,
+    ),
+    "ChronoEdit": Case(
+        lambda: tiny.of_image(
+            "chronoedit.pipeline_chronoedit",
+            "ChronoEditPipeline",
+            diffusers.ChronoEditTransformer3DModel,
+        ),
+        {"image": PICTURE},
+        frames=2,
+        text=512,
+        passes=2,
+        nth=1,
+        several=False,
+        prompts=1,
+    ),
+    "Wan VACE": Case(
+        lambda: tiny.wan(
+            cls=tiny.unfixed("wan.pipeline_wan_vace", "WanVACEPipeline"),
+            transformer=tiny.wan_model(
+                diffusers.WanVACETransformer3DModel, vace_layers=[0], vace_in_channels=2 * 4 + 64
+            ),
+        ),
+        T5,
+        passes=2,
+        several=False,
+        prompts=1,
+    ),
+    "SkyReels-V2": Case(
+        lambda: tiny.wan(
+            cls=tiny.unfixed("skyreels_v2.pipeline_skyreels_v2", "SkyReelsV2Pipeline"),
+            transformer=tiny.wan_model(diffusers.SkyReelsV2Transformer3DModel),
+        ),
+        T5,
+        passes=2,
+    ),
+    "LTX-Video": Case(tiny.ltx, {**T5, "height": 32, "width": 32}, cells=64, doubled=True),
+    "CogVideoX": Case(tiny.cogvideox, T5, queries=24, doubled=True, several=False),
+    "CogVideoX 1.5": Case(
+        lambda: tiny.cogvideox(later=True), T5, frames=2, queries=24, doubled=True, several=False
+    ),
+    "HunyuanVideo": Case(
+        tiny.hunyuan_video,
+        {**T5, "prompt_template": TEMPLATE},
+        keys=3 * CELLS,
+        passes=2,
+        guided={"true_cfg_scale": 2.0, "negative_prompt": "a dog"},
+        dropped=2,
+    ),
+    "Mochi": Case(tiny.mochi, {**T5, "num_frames": 13}, keys=3 * CELLS, doubled=True, valid=8),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi's own
+every = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def pipes() -> Callable[[str], Any]:
+    made: dict[str, Any] = {}
+
+    def pipe(name: str) -> Any:
+        if name not in made:
+            made[name] = CASES[name].build()
+        return made[name]
+
+    return pipe
+
+
+def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
+    given: dict[str, Any] = {"height": 64, "width": 48, "num_frames": 9}
+    given |= {"num_inference_steps": 2, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(0)
+    return pipe(prompt=prompt, generator=generator, **(given | case.options | options)).frames
+
+
+def recorded(pipe: Any, case: Case, *args: Any, **options: Any) -> tuple[Trace, Any]:
+    record = options.pop("record", {})
+    with xattn.record(pipe, **record) as trace:
+        video = draw(pipe, case, *args, **options)
+    return trace, video
+
+
+def denoisers(pipe: Any) -> tuple[Any, ...]:
+    return family_of(pipe.transformer).denoisers(pipe)
+
+
+def processors(pipe: Any) -> list[Any]:
+    models = denoisers(pipe)
+    return [m.processor for one in models for m in one.modules() if hasattr(m, "processor")]
+
+
+def truth_of(pipe: Any, case: Case, *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Draw, and return each layer's probabilities, (calls, rows, heads, queries, keys)."""
+    found: dict[str, list[Any]] = {}
+    models = denoisers(pipe)
+    names = {x.name for x in family_of(models[0]).layers(models[0]) if x.reads_text}
+    with dense(models[0], names) as first, dense(models[-1], names) as second:
+        video = draw(pipe, case, *args, **options)
+    for name in names:
+        calls = first.get(name, [])
+        if len(models) > 1:  # they take turns
+            calls = calls + second[name]
+        found[name] = calls
+    return video, found
+
+
+@every
+def test_maps_are_the_dense_softmaxs_and_the_video_is_unchanged(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    images = 2 if case.several else 1
+    options = {**case.guided, **({"num_videos_per_prompt": images} if case.several else {})}
+    before = processors(pipe)
+    plain, truth = truth_of(pipe, case, **options)
+    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(case.text)}
+    trace, video = recorded(pipe, case, record=how, **options)
+    run = trace.run
+    assert torch.equal(video, plain)
+    assert all(one is two for one, two in zip(processors(pipe), before, strict=True))
+    assert {layer.name for layer in run.layers} == set(truth)
+    assert (run.frames, len(run.prompt_of)) == (case.frames, images * case.frames)
+    first, area = case.queries, case.frames * case.cells
+    sharpest = 0.0
+    for n, layer in enumerate(run.layers):
+        calls = rows_of(truth[layer.name], case, images)
+        valid = case.valid or case.text
+        right = calls[..., first : first + area, case.keys : case.keys + valid]
+        kept = run.maps(n).double()  # (steps, images x frames, heads, tokens, height, width)
+        kept = kept.flatten(-2).unflatten(1, (images, case.frames))  # (s, i, f, h, t, cells)
+        kept = kept.permute(0, 1, 3, 2, 5, 4).flatten(3, 4)  # (s, i, h, f x cells, tokens)
+        torch.testing.assert_close(kept[..., :valid], right, atol=1e-5, rtol=0)
+        assert not kept[..., valid:].any()
+        sharpest = max(sharpest, float((right.amax(-2) - right.amin(-2)).max()))
+    assert sharpest > 0.02  # flat attention would prove little
+
+
+def rows_of(calls: list[Any], case: Case, images: int) -> Any:
+    """Return the prompts' rows of each step, (steps, images, heads, queries, keys)."""
+    if case.valid is not None:  # a call for each row, of a length of its own
+        rows = 2 * images if case.doubled else images
+        steps = [calls[n : n + rows][-images:] for n in range(0, len(calls), rows)]
+        return torch.stack([torch.cat(step) for step in steps])
+    texts = calls[case.nth :: case.nth + 1]  # a given frame comes first
+    return torch.stack([call[-images:] for call in texts[:: case.passes]])
+
+
+@every
+def test_words_are_those_that_the_text_encoder_read(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    with tokens_read(pipe.text_encoder) as given:
+        prompts: Any = LAWN if case.prompts == 1 else [LAWN, BOAT]
+        trace, _ = recorded(pipe, case, prompts, guidance_scale=1.0)
+    read = [row for ids in given for row in ids]
+    count = len(trace.prompts)
+    assert trace.prompts == (LAWN, BOAT)[:count]
+    assert trace.run.prompt_of == tuple(n for n in range(count) for _ in range(case.frames))
+    for prompt, ids in zip(trace.run.prompts, read[:count], strict=True):
+        assert [word.text for word in prompt.words] == prompt.text.split()
+        for token in prompt.tokens:
+            assert int(ids[token.position + case.dropped]) == token.id
+    steps = torch.tensor(trace.timesteps)
+    torch.testing.assert_close(steps, pipe.scheduler.timesteps[:2].float())
+
+
+def test_two_denoisers_take_turns_and_fill_the_maps_of_one_run(pipes: Any) -> None:
+    case, pipe = CASES["Wan 2.2"], pipes("Wan 2.2")
+    called: list[int] = []
+    hooks = [
+        model.register_forward_hook(lambda *_, n=n: called.append(n))
+        for n, model in enumerate(denoisers(pipe))
+    ]
+    trace, _ = recorded(pipe, case, guidance_scale=1.0, num_inference_steps=4)
+    for hook in hooks:
+        hook.remove()
+    assert called == [0, 0, 1, 1]
+    assert [layer.name for layer in trace.run.layers] == ["blocks.0.attn2", "blocks.1.attn2"]
+    assert all(run.maps(n).flatten(1).any(1).all() for run in trace.runs for n in (0, 1))
+
+
+def test_a_given_frame_is_read_before_the_text() -> None:
+    """The layer's second call is recorded, whose keys are the text's."""
+    model = tiny.wan_model(image_dim=8, added_kv_proj_dim=24)
+    layers = [x for x in family_of(model).layers(model) if x.reads_text]
+    assert [x.nth for x in layers] == [1, 1]
+    call = {
+        "hidden_states": torch.randn(1, 4, 3, 8, 6),
+        "timestep": torch.tensor([[0.0, 500.0, 500.0]]),
+        "encoder_hidden_states": torch.randn(1, 512, 32),
+    }
+    read = family_of(model).read({"self": model, **call})
+    assert (read.frames, read.latent, read.timestep.tolist()) == (3, (8, 6), [500.0])
+    with dense(model, {layers[0].name}) as truth:
+        model(
+            **{**call, "timestep": torch.tensor([500.0])},
+            encoder_hidden_states_image=torch.randn(1, 5, 8),
+        )
+    assert [probs.shape[-1] for probs in truth[layers[0].name]] == [5, 512]
+
+
+# -- asking of a video's trace
+
+
+@pytest.fixture(scope="module")
+def film(pipes: Any) -> tuple[Trace, Any]:
+    return recorded(pipes("Wan"), CASES["Wan"], guidance_scale=1.0, output_type="np")
+
+
+def test_each_frame_is_an_image_with_its_own_picture(film: Any) -> None:
+    trace, video = film
+    assert video.shape == (1, 9, 64, 48, 3)
+    heats = trace.frames("car")
+    assert np.stack(heats).shape == (3, 8, 6)
+    for frame, (heat, n) in enumerate(zip(heats, (0, 4, 8), strict=True)):
+        assert np.array_equal(heat.array, trace.heatmap("car", frame).array)
+        assert np.array_equal(np.asarray(heat.picture), (video[0, n] * 255).round().astype("uint8"))
+        assert heat.overlay().size == (48, 64)
+    assert not np.array_equal(heats[0].array, heats[2].array)
+    assert "3 frames" in repr(trace)
+
+
+def test_frames_of_an_image_or_of_a_video_that_isnt_there_are_refused(film: Any) -> None:
+    trace, _ = film
+    with pytest.raises(ValueError, match="video: 1 is out of range, there are 1"):
+        trace.frames("car", 1)
+
+
+def test_an_animation_shows_the_frames(film: Any, tmp_path: Path) -> None:
+    trace, _ = film
+    trace.animate("car", tmp_path / "car.gif")
+    with Image.open(tmp_path / "car.gif") as shown:
+        assert getattr(shown, "n_frames", 0) == 3
+
+
+def test_a_grid_and_a_report_spread_over_the_frames(film: Any, tmp_path: Path) -> None:
+    trace, _ = film
+    sheet = trace.grid(["car", "lawn"])
+    steps = trace.grid(["car", "lawn"], 1, [0])
+    assert sheet.width > steps.width  # the sum over steps of each frame; a frame, and its step
+    trace.report(tmp_path / "film.html")
+    text = (tmp_path / "film.html").read_text(encoding="utf-8")
+    assert all(f"frame {n}" in text for n in range(3))
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_videos_axes_are_on_disk(pipes: Any, tmp_path: Path, folder: bool) -> None:
+    to = {"to": tmp_path / "runs"} if folder else {}
+    trace, _ = recorded(pipes("Wan"), CASES["Wan"], record=to, guidance_scale=1.0, output_type="np")
+    path = tmp_path / "runs"
+    if not folder:
+        path = tmp_path / "film.safetensors"
+        trace.save(path)
+    back = xattn.load(path)
+    assert back.run.frames == 3
+    assert len(back.run.images) == 3
+    for one, two in zip(back.frames("car"), trace.frames("car"), strict=True):
+        assert np.array_equal(one.array, two.array)
+
+
+@pytest.mark.parametrize("what", [{"affinity": True}, {"previews": True}, {"also": "boat"}])
+def test_what_knows_images_alone_is_refused_before_a_video_is_drawn(pipes: Any, what: Any) -> None:
+    with pytest.raises(ValueError, match="can't be had with"):
+        recorded(pipes("Wan"), CASES["Wan"], record=what, guidance_scale=1.0)
+
+
+def test_kandinskys_videos_have_frames_too() -> None:
+    pipe = streams.kandinsky5()
+    model = pipe.transformer
+    sample = torch.randn(1, 3, 4, 6, 4)
+    read = family_of(model).read(
+        {"self": model, "hidden_states": sample, "timestep": 1.0, "encoder_hidden_states": None}
+    )
+    assert (read.frames, read.latent) == (3, (4, 6))

@@ -1,0 +1,271 @@
+"""Tiny pipelines of videos with random weights, built offline in no time."""
+
+from __future__ import annotations
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+)
+
+from tests.tiny import text_encoder, tokenizer
+from tests.tiny.joint import flow, quiet
+from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
+
+
+def wan_vae(seed: int = 0) -> AutoencoderKLWan:
+    """Return an autoencoder that divides the sides by 8 and the frames, but the first, by 4."""
+    torch.manual_seed(seed)
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    ).eval()
+
+
+def wan_model(cls: Any = WanTransformer3DModel, seed: int = 0, **config: Any) -> Any:
+    torch.manual_seed(seed)
+    shared: dict[str, Any] = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 32,
+        "freq_dim": 16,
+        "ffn_dim": 16,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    return sharpened(cls(**(shared | config)))
+
+
+def wan(*, seed: int = 0, cls: Any = None, two: bool = False, **parts: Any) -> Any:
+    """Return a pipeline of Wan 2.1's structure, or of 2.2's with its two denoisers."""
+    tok = t5_tokenizer()
+    made: dict[str, Any] = {
+        "transformer": wan_model(seed=seed),
+        "scheduler": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        "vae": wan_vae(seed),
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    if two:
+        made |= {"transformer_2": wan_model(seed=seed + 1), "boundary_ratio": 0.8}
+    return quiet((cls or WanPipeline)(**(made | parts)))
+
+
+def of_image(name: str, cls: Any, model: Any, *, seed: int = 0) -> Any:
+    """Return a pipeline of Wan's kin that is given a frame, which a vision encoder reads, too."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    side = {"height": 16, "width": 16}
+    reader = CLIPImageProcessor(size=side, crop_size=side)
+    config = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24}
+    return wan(
+        cls=unfixed(name, cls),
+        transformer=wan_model(model, seed, **config),
+        image_encoder=CLIPVisionModel(vision).eval(),
+        image_processor=reader,
+    )
+
+
+def unfixed(module: str, cls: str) -> Any:
+    """Return a pipeline's class; ftfy, which its module would clean prompts with, isn't here."""
+    found = importlib.import_module(f"diffusers.pipelines.{module}")
+    vars(found).setdefault("ftfy", SimpleNamespace(fix_text=lambda text: text))
+    return getattr(found, cls)
+
+
+def ltx(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        decoder_block_out_channels=(4, 4, 4, 4),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    ).eval()
+    model = LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        num_layers=2,
+        caption_channels=32,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": vae,
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet((cls or LTXPipeline)(**(made | parts)))
+
+
+def cogvideox(*, seed: int = 0, later: bool = False, **parts: Any) -> Any:
+    """Return a pipeline of CogVideoX's structure, or of 1.5's, whose patches hold two frames."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    ).eval()
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=32,
+        num_layers=2,
+        sample_width=6,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=24,
+        patch_size_t=2 if later else None,
+        use_rotary_positional_embeddings=later,
+        patch_bias=not later,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+        "vae": vae,
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet(CogVideoXPipeline(**(made | parts)))
+
+
+def hunyuan_video(*, seed: int = 0, **parts: Any) -> Any:
+    first, second = t5_tokenizer(), tokenizer()
+    torch.manual_seed(seed)
+    llama = LlamaModel(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=len(first),
+            pad_token_id=0,
+            initializer_range=0.3,
+        )
+    ).eval()
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ).eval()
+    torch.manual_seed(seed)
+    model = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        pooled_projection_dim=32,
+        rope_axes_dim=(4, 4, 4),
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "vae": vae,
+        "text_encoder": llama,
+        "tokenizer": first,
+        "text_encoder_2": text_encoder(second, seed=seed),
+        "tokenizer_2": second,
+    }
+    return quiet(HunyuanVideoPipeline(**(made | parts)))
+
+
+def mochi(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLMochi(
+        latent_channels=4,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        latents_mean=None,
+        latents_std=None,
+    ).eval()
+    model = MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=32,
+        time_embed_dim=4,
+        max_sequence_length=24,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, invert_sigmas=True),
+        "vae": vae,
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet(MochiPipeline(**(made | parts)))

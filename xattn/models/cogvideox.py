@@ -1,0 +1,46 @@
+"""CogVideoX: text first, then the frames of a video, in one attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from xattn.models.family import NOTHING, Axis, DenoiserCall
+from xattn.models.joint import Joint, Layout, size_of
+
+
+@dataclass(frozen=True)
+class CogVideoX(Joint):
+    """The family of CogVideoX and 1.5 (Yang et al. 2024). Padding isn't masked.
+
+    Latents are (rows, frames, channels, height, width); in 1.5 two frames make one of the maps'.
+    """
+
+    classes: tuple[str, ...] = ("CogVideoXTransformer3DModel",)
+    blocks: tuple[str, ...] = ("transformer_blocks",)
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call ``transformer(latents, encoder_hidden_states, timestep, ...)``."""
+        config = arguments["self"].config
+        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        (height, width), patch = size_of(sample), int(config.patch_size)
+        frames = int(sample.shape[1]) // int(config.patch_size_t or 1)
+        own = frames * (height // patch) * (width // patch)
+        return DenoiserCall(
+            sample=sample,
+            latent=(height, width),
+            timestep=arguments["timestep"],
+            states=states,
+            component=component,
+            layout=Layout.text_first(int(states.shape[1]), own),
+            frames=frames,
+        )
+
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
+        """Return T5's positions."""
+        return (Axis((pipe.tokenizer,)),)
