@@ -28,7 +28,7 @@ from xattn.models.family import Family
 from xattn.models.probing import Probed, probed_family
 from xattn.results.attribution import Attribution
 from xattn.results.trace import Trace
-from xattn.session.pipeline import reader
+from xattn.session.axis import reader
 
 
 @dataclass(frozen=True)
