@@ -121,5 +121,5 @@ def test_the_most_decided_layer_comes_first(trace: xattn.Trace) -> None:
 
 def test_sums_above_one_are_divided(tmp_path: Path) -> None:
     tokens = torch.full((3, 2, 2), 0.5)
-    shares = competition.place_shares(tokens, (0, 0))
-    torch.testing.assert_close(shares, torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]))
+    shares = competition.word_shares(tokens, [[0], [1, 2]])[:, 0, 0]
+    torch.testing.assert_close(shares, torch.tensor([1 / 3, 2 / 3, 0]))

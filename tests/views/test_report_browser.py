@@ -196,6 +196,35 @@ def test_single_heads_can_be_seen(browser: Any, report: Any) -> None:
     assert page.complaints() == []
 
 
+def test_a_click_ranks_the_words_as_at_does(browser: Any, trace: Trace, report: Any) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page = Page(browser, report)
+    view = page.find("#view")
+    assert not page.find("#at").is_displayed()
+    before = page.digest()
+    for x, y in ((0.21, 0.3), (0.8, 0.9)):
+        size = view.size
+        offset = (round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"]))
+        ActionChains(browser).move_to_element_with_offset(view, *offset).click().perform()
+        page.settle()
+        place = page.find("#at caption").text
+        told = trace.at(((int(x * 12) + 0.5) / 12, (int(y * 8) + 0.5) / 8))
+        assert f"({told.place[0]:.4g}, {told.place[1]:.4g})" in place
+        rows = [row.text for row in page.browser.find_elements("css selector", "#at tr")]
+        want = [f"{word} {100 * share:.1f} %" for word, share in told]
+        assert sorted(rows[:-1]) == sorted(want)
+        shares = [float(row.split()[-2]) for row in rows[:-1]]
+        assert shares == sorted(shares, reverse=True)
+        assert rows[-1] == f"(other tokens) {100 * told.rest:.1f} %"
+    assert page.digest() != before
+    view.send_keys(Keys.ARROW_LEFT)
+    moved = trace.at(((int(0.8 * 12) - 0.5) / 12, (int(0.9 * 8) + 0.5) / 8))
+    assert f"({moved.place[0]:.4g}, " in page.find("#at caption").text
+    assert page.complaints() == []
+
+
 def test_a_prompt_is_text_and_nothing_else(browser: Any, report: Any) -> None:
     page = Page(browser, report)
     assert page.find("#prompt").text == TEXT

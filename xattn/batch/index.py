@@ -11,10 +11,12 @@ from typing import Any, overload
 
 from PIL import Image
 
+from xattn.batch import comparison
 from xattn.batch.layout import INDEX, PARTS, SETTINGS, Row, path_inside, read_rows
 from xattn.maps.measures import NUMBERS
 from xattn.records import files
 from xattn.records import format as file_format
+from xattn.records.run import Run
 from xattn.results.diagnosis import Finding, Thresholds
 from xattn.results.trace import Trace
 
@@ -63,11 +65,19 @@ class StoredRun:
         Raises:
             FileError: the files are damaged or missing.
         """
+        return Trace([replace(self.recording, images=self.images)])
+
+    @property
+    def recording(self) -> Run:
+        """Its run without the images, read anew each time.
+
+        Raises:
+            FileError: the file is damaged or missing.
+        """
         first = self.rows[0]
         maps = path_inside(self.folder, first["maps"])
         with file_format.damage_named(maps, "is damaged or missing"):
-            run = files.load_run(maps, int(first["run"]))
-        return Trace([replace(run, images=self.images)])
+            return files.load_run(maps, int(first["run"]))
 
     @property
     def image(self) -> Image.Image | None:
@@ -205,6 +215,28 @@ class Runs(Sequence[StoredRun]):
                 found.append((run, findings))
         found.sort(key=lambda each: -max(finding.score for finding in each[1]))
         return Diagnoses(dict(counts.most_common()), len(self._runs), tuple(found))
+
+    def compare(
+        self, other: Runs, *, measures: Sequence[str] = comparison.MEASURES
+    ) -> comparison.BatchComparison:
+        """Return what each word's map changed from another batch to this one.
+
+        Images are paired by their items' names: those of one line of the same file drawn by two
+        models, for example. Measures are those of the index; "mean", "maximum" and "std" are per
+        step. Intervals are 95 % bootstrap intervals over the images, the same at every call.
+
+        Args:
+            other: the batch to subtract.
+            measures: names of ``xattn.maps.measures`` that are numbers.
+
+        Raises:
+            ValueError: a measure is unknown, or the batches have no word of an image in common.
+            FileError: an item's maps are damaged or missing.
+
+        Example:
+            >>> print(xattn.open_runs("tuned").compare(xattn.open_runs("base")))
+        """
+        return comparison.compare(self, other, measures)
 
 
 def open_runs(folder: str | os.PathLike[str]) -> Runs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,15 +64,12 @@ def layer_entropies(
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def place_shares(tokens: Tensor, place: tuple[float, float]) -> Tensor:
-    """Return the tokens' shares of the attention at a place, and the rest's behind them.
+def cell_of(place: tuple[float, float], grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the (row, column) of a place on a grid of (height, width).
 
     Args:
-        tokens: probabilities of the kept tokens, (tokens, height, width).
         place: (x, y), each in [0, 1] from the top left corner.
-
-    Returns:
-        (tokens + 1,), summing to one; the last is that of all tokens that were not kept.
+        grid: (height, width).
 
     Raises:
         ValueError: the place is not on the picture.
@@ -80,9 +79,25 @@ def place_shares(tokens: Tensor, place: tuple[float, float]) -> Tensor:
         raise ValueError(
             f"place={place!r} is (x, y), each in [0, 1] from the top left corner of the picture"
         )
-    height, width = tokens.shape[1:]
-    row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
-    return shares_of(tokens)[:, row, column]
+    height, width = grid
+    return min(int(y * height), height - 1), min(int(x * width), width - 1)
+
+
+def word_shares(tokens: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
+    """Return each word's share of the attention at every place, and the rest's behind them.
+
+    Args:
+        tokens: probabilities of the kept tokens, (tokens, height, width).
+        words: for each word the rows of its tokens.
+
+    Returns:
+        (words + 1, height, width), summing to one; the last is that of all tokens of no word and
+        of those that were not kept.
+    """
+    shares = shares_of(tokens)
+    found = [shares[list(rows)].sum(0) for rows in words]
+    inside = sorted({row for rows in words for row in rows})
+    return torch.stack([*found, 1 - shares[inside].sum(0)])
 
 
 def shares_of(tokens: Tensor) -> Tensor:

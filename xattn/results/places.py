@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from xattn.maps import competition, daam, select
@@ -94,16 +93,13 @@ def words_at_each(
 
 
 def _ranked(run: Run, image: int, place: tuple[float, float], tokens: Tensor) -> WordsAt:
-    shares = competition.place_shares(tokens, place)
+    row, column = competition.cell_of(place, (tokens.shape[1], tokens.shape[2]))
     words = word_rows(run, image)
-    found = [(text, float(shares[rows].sum())) for text, rows in words]
-    inside = torch.tensor(sorted({row for _, rows in words for row in rows}), dtype=torch.long)
+    shares = competition.word_shares(tokens, [rows for _, rows in words])[:, row, column]
+    found = [(text, float(share)) for (text, _), share in zip(words, shares[:-1], strict=True)]
     x, y = place
-    return WordsAt(
-        (float(x), float(y)),
-        tuple(sorted(found, key=lambda each: -each[1])),
-        float(1 - shares[inside].sum()),
-    )
+    ranked = tuple(sorted(found, key=lambda each: -each[1]))
+    return WordsAt((float(x), float(y)), ranked, float(shares[-1]))
 
 
 def word_rows(run: Run, image: int) -> list[tuple[str, Sequence[int]]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from xattn.maps import daam, measures
+from xattn.maps import competition, daam, measures
 from xattn.records.run import Run
 
 BUDGET = 6_760_000  # bytes of maps and their maxima; base64 adds a third
@@ -27,6 +28,22 @@ MOST_STEPS = 100  # at most so many are shown
 
 
 Grid = tuple[int, int]
+
+
+def share_block(run: Run, image: int, words: Sequence[tuple[int, ...]], room: int) -> bytes:
+    """Return the words' shares of each place of the latent grid.
+
+    Tenths of a per cent as ``WordsAt`` writes them, uint16 little-endian (words + 1, height,
+    width), the rest's last; empty where they would take over a 24th of the maps' room.
+    """
+    size = 2 * (len(words) + 1) * run.latent[0] * run.latent[1]
+    if size > room // 24 or not words:
+        return b""
+    rows = [[run.positions.index(position) for position in places] for places in words]
+    tokens = competition.mean_tokens(run, run.positions, image)
+    shares = competition.word_shares(tokens, rows).double().numpy()
+    texts = np.char.replace(np.char.mod("%.1f", 100 * shares), ".", "")
+    return texts.astype(np.int64).clip(0).astype("<u2").tobytes()
 
 
 def fitting_grids(run: Run, words: int, steps: int, room: int) -> tuple[int, dict[str, Any]]:

@@ -31,12 +31,20 @@ from xattn.maps import select
 from xattn.maps.measures import MEASURES
 from xattn.records.run import Run
 from xattn.views import colours, sheets
-from xattn.views.report.packing import BUDGET, MOST_STEPS, fitting_grids, map_blocks, measures_of
+from xattn.views.report.packing import (
+    BUDGET,
+    MOST_STEPS,
+    fitting_grids,
+    map_blocks,
+    measures_of,
+    share_block,
+)
 
 COLORS = ("inferno", "viridis", "magma", "turbo", "gray")
 
 
 _SIDE = 1024  # of pictures
+_PNG = 550_000  # letters of one's address
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,7 @@ def _subject(subject: Subject, room: int, pictures: _Pictures) -> dict[str, Any]
     count, grids = fitting_grids(run, len(words), most, room)
     steps = sheets.spread(done, count) if count else []
     blocks, scales = map_blocks(run, image, [places for _, places in words], steps, grids)
+    shares = share_block(run, image, [places for _, places in words], room)
     picture = subject.picture
     size = (run.latent[1] * 8, run.latent[0] * 8) if picture is None else picture.size
     shrink = min(1.0, _SIDE / max(size))
@@ -203,6 +212,8 @@ def _subject(subject: Subject, room: int, pictures: _Pictures) -> dict[str, Any]
         "whole": f"sum of {run.done} steps",
         "steps": [{"index": s, "timestep": run.timesteps[s]} for s in steps],
         "grids": grids,
+        "shares": _base64(shares),
+        "latent": list(run.latent),
         "data": [_base64(block) for block in blocks],
         "scales": scales,
         "measures": measures_of(run, image, [places for _, places in words]),
@@ -272,7 +283,9 @@ def _url(picture: Image.Image) -> str:
     small = picture.convert("RGB")
     small.thumbnail((_SIDE, _SIDE))
     if small.width * small.height <= 512 * 512:
-        return sheets.data_url(small)
+        url = sheets.data_url(small)
+        if len(url) <= _PNG:
+            return url
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=92)
     return f"data:image/jpeg;base64,{_base64(buffer.getvalue())}"

@@ -32,7 +32,7 @@
 
   // -- what is chosen
 
-  const state = { subject: 0, word: 0, peek: null, step: 0, layer: 0, head: 0, heads: false };
+  const state = { subject: 0, word: 0, peek: null, step: 0, layer: 0, head: 0, heads: false, place: null };
   const subject = () => page.subjects[state.subject];
   const word = () => state.peek ?? state.word;
 
@@ -132,8 +132,21 @@
       ink.imageSmoothingQuality = "high";
       ink.drawImage(sheet, 0, 0, width, height);
     }
+    if (state.place) marker(width, height);
     $("top").textContent = top ? Number(top.toPrecision(3)).toString() : "0";
     describe();
+  }
+
+  function marker(width, height) {
+    const [h, w] = subject().latent, [row, column] = state.place;
+    ink.globalAlpha = 1;
+    for (const [color, line] of [["#000", 5], ["#fff", 2]]) {
+      ink.strokeStyle = color;
+      ink.lineWidth = (line * width) / 512;
+      ink.beginPath();
+      ink.arc(((column + 0.5) / w) * width, ((row + 0.5) / h) * height, width / 64, 0, 7);
+      ink.stroke();
+    }
   }
 
   function describe() {
@@ -234,6 +247,62 @@
   $("heads").addEventListener("input", () => { state.heads = $("heads").checked; controls(); });
   document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
 
+  // -- the words at a place: shares in tenths of a per cent, as Trace.at writes them
+
+  function shares(s) {
+    if (!s.tenths) {
+      const raw = bytes(s.shares), data = new DataView(raw.buffer);
+      s.tenths = Array.from({ length: raw.length / 2 }, (_, i) => data.getUint16(2 * i, true));
+    }
+    return s.tenths;
+  }
+
+  function at() {
+    const s = subject(), [h, w] = s.latent, table = $("at");
+    $("at-box").hidden = !s.words.length;
+    $("at-hint").textContent = s.shares
+      ? "Click the image, or focus it and press the arrow keys, to rank the words that act at a place."
+      : "This page has no room for the words at each place; trace.at ranks them in Python.";
+    table.hidden = !state.place || !s.shares;
+    if (table.hidden) { state.place = null; return; }
+    state.place = [Math.min(h - 1, state.place[0]), Math.min(w - 1, state.place[1])];
+    const [row, column] = state.place, cells = shares(s);
+    const share = (n) => cells[(n * h + row) * w + column];
+    const ranked = s.words.map((text, n) => ({ text, n })).sort((a, b) => share(b.n) - share(a.n));
+    ranked.push({ text: "(other tokens)", n: s.words.length });
+    const place = [(column + 0.5) / w, (row + 0.5) / h].map((side) => Number(side.toFixed(4)));
+    const body = el("tbody");
+    body.append(...ranked.map(({ text, n }) => {
+      const line = el("tr", undefined, n === s.words.length ? { class: "rest" } : {});
+      line.append(el("th", text, { scope: "row" }), el("td", `${(share(n) / 10).toFixed(1)} %`));
+      return line;
+    }));
+    table.replaceChildren(el("caption", `At (${place.join(", ")}), mean of all steps, ${s.mean}`), body);
+  }
+
+  function look(row, column) {
+    const s = subject(), [h, w] = s.latent;
+    if (!s.shares) return;
+    state.place = [Math.min(h - 1, Math.max(0, row)), Math.min(w - 1, Math.max(0, column))];
+    at();
+    draw();
+  }
+
+  view.addEventListener("click", (event) => {
+    const box = view.getBoundingClientRect(), [h, w] = subject().latent;
+    const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+    look(Math.floor(y * h), Math.floor(x * w));
+  });
+  view.addEventListener("keydown", (event) => {
+    const move = {
+      ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0],
+    }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const [h, w] = subject().latent, from = state.place ?? [Math.floor(h / 2), Math.floor(w / 2)];
+    look(from[0] + move[0], from[1] + move[1]);
+  });
+
   let timer = null;
   function play(on) {
     clearInterval(timer);
@@ -258,6 +327,7 @@
     words();
     measures();
     facts();
+    at();
     controls();
   }
   page.subjects.forEach((s, n) => $("subject").append(el("option", s.title, { value: n })));
