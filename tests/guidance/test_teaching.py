@@ -37,6 +37,13 @@ def test_the_token_loss_is_the_square_of_the_mass_outside() -> None:
     assert float(both) == pytest.approx(((1 - 0.625) ** 2 + (1 - 0.375) ** 2) / 2)
 
 
+def test_each_image_may_have_words_of_its_own() -> None:
+    both = Given().token_loss([{"car": LEFT, "boat": 1 - LEFT}])
+    assert float(both) == pytest.approx(((1 - 0.625) ** 2 + (1 - 0.375) ** 2) / 2)
+    with pytest.raises(ValueError, match="masks= has 2 mappings for 1 images"):
+        Given().token_loss([{"car": LEFT}, {}])
+
+
 def test_the_pixel_loss_is_the_binary_cross_entropy() -> None:
     want = -(math.log(0.5) + math.log(0.125) + math.log(0.75) + math.log(0.875)) / 4
     assert float(Given().pixel_loss({"car": LEFT})) == pytest.approx(want, rel=1e-5)

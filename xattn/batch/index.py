@@ -12,6 +12,7 @@ from typing import Any, overload
 from PIL import Image
 
 from xattn.batch import comparison
+from xattn.batch.diagnoses import Diagnoses
 from xattn.batch.layout import INDEX, PARTS, SETTINGS, Row, path_inside, read_rows
 from xattn.maps.measures import NUMBERS
 from xattn.records import files
@@ -103,25 +104,6 @@ class StoredRun:
         return f"StoredRun({self.name!r}: {self.prompt!r}, seed {self.seed})"
 
 
-@dataclass(frozen=True)
-class Diagnoses:
-    """What seems wrong in the images of a batch.
-
-    Attributes:
-        counts: how many items have a finding of each kind, by the kind's name.
-        items: how many items were looked at.
-        worst: items that have findings, with these; the most certain first.
-    """
-
-    counts: Mapping[str, int]
-    items: int
-    worst: tuple[tuple[StoredRun, tuple[Finding, ...]], ...]
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{name.lower()} {count}" for name, count in self.counts.items())
-        return f"{self.items} items: {kinds or 'nothing found'}"
-
-
 class Runs(Sequence[StoredRun]):
     """The items of a batch that are done, in the order of their lines, then of their names.
 
@@ -205,6 +187,11 @@ class Runs(Sequence[StoredRun]):
 
         Raises:
             FileError: an item's files are damaged or missing.
+
+        Example:
+            >>> found = xattn.open_runs("runs").diagnose()
+            >>> print(found)
+            >>> found.page("wrong.html")
         """
         found: list[tuple[StoredRun, tuple[Finding, ...]]] = []
         counts: Counter[str] = Counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from xattn.instruments.live import LiveMaps
 from xattn.text.prompt import Words
 
-Masks = Mapping[Words, Any]
-"""For each word its mask, (height, width) for every image, or (images, height, width)."""
+WordMasks = Mapping[Words, Any]
+Masks = WordMasks | Sequence[WordMasks]
+"""For each word its mask, (height, width) for every image, or (images, height, width). Where the
+images' captions differ: a mapping for each image, of its own words."""
 
 
 class SupervisedMaps(LiveMaps):
@@ -52,23 +54,32 @@ class SupervisedMaps(LiveMaps):
 
     def _pairs(self, masks: Masks) -> list[tuple[Tensor, Tensor]]:
         """Return each map (height, width) of a layer, image and word, with its mask."""
-        if not masks:
-            raise ValueError("masks= must hold a mask for at least one word")
         images, found = self.images, []
-        for word, given in masks.items():
-            whole = torch.as_tensor(given).float()
-            if whole.ndim == 2:
-                whole = whole.expand(images, *whole.shape)
-            if whole.ndim != 3 or len(whole) != images or whole.min() < 0 or whole.max() > 1:
-                raise ValueError(
-                    f"the mask of {word!r} is {tuple(whole.shape)}; expected (height, width), or "
-                    f"({images}, height, width), with values from 0 to 1"
-                )
-            for image in range(images):
+        if not isinstance(masks, Mapping) and len(masks) != images:
+            raise ValueError(f"masks= has {len(masks)} mappings for {images} images")
+        for image in range(images):
+            own = masks if isinstance(masks, Mapping) else masks[image]
+            for word, given in own.items():
+                whole = _mask_of(word, given, image, images)
                 for heat in self.layers(word, image).values():
-                    mask = F.interpolate(whole[image][None, None], size=heat.shape, mode="area")
+                    mask = F.interpolate(whole[None, None], size=heat.shape, mode="area")
                     found.append((heat, mask[0, 0].to(heat)))
+        if not found:
+            raise ValueError("masks= must hold a mask for at least one word")
         return found
+
+
+def _mask_of(word: Words, given: Any, image: int, images: int) -> Tensor:
+    """Return a word's mask in one image, float32 (height, width)."""
+    whole = torch.as_tensor(given).float()
+    shared = whole.ndim == 2
+    fits = shared or (whole.ndim == 3 and len(whole) == images)
+    if not fits or whole.min() < 0 or whole.max() > 1:
+        raise ValueError(
+            f"the mask of {word!r} is {tuple(whole.shape)}; expected (height, width), or "
+            f"({images}, height, width), with values from 0 to 1"
+        )
+    return whole if shared else whole[image]
 
 
 def _log(share: Tensor) -> Tensor:
