@@ -43,8 +43,8 @@ from xattn.views import sheets
 FIRST_SEED = 40_000_000
 CHOICE_SEED = 41_000_000
 STEPS, GUIDANCE = 20, 5.0
-SLOW = {"null-text": 4}
-"""Methods that are drawn in every n-th scene alone, for their cost."""
+SHARE = {"direct": 1, "null-text": 4, "fixed-point": 4}
+"""A method draws every n-th pair of scenes, for its cost; one that is not here every second."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,16 @@ class Drawer:
             generator=torch.Generator().manual_seed(drawn.seed),
         )  # fmt: skip
         inverted = time.process_time()
-        result = xattn.edit(
-            self.pipe, drawn.caption, *case.edits.values(), source=inversion, trace=False,
-            guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(drawn.seed),
-        )  # fmt: skip
+        results = [
+            xattn.edit(
+                self.pipe, drawn.caption, *edits, source=inversion, trace=False,
+                guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(drawn.seed),
+            )
+            for edits in together(case, method)
+        ]  # fmt: skip
         ended = time.process_time()
-        pictures = [drawn.image, inversion.reconstruction, result.source, *result.images]
+        edited = [image for result in results for image in result.images]
+        pictures = [drawn.image, inversion.reconstruction, results[0].source, *edited]
         kept = Kept(
             np.stack([np.asarray(each.convert("RGB")) for each in pictures]),
             tuple(case.edits), inversion.calls, inverted - began, ended - inverted,
@@ -169,9 +173,16 @@ class Drawer:
         return kept
 
 
+def together(case: Case, method: str) -> list[list[Edits]]:
+    """Return the edits of a case in groups of those that one call can make."""
+    edits = list(case.edits.values())
+    each = METHODS[method].edits or len(edits)
+    return [edits[start : start + each] for start in range(0, len(edits), each)]
+
+
 def drawn_by(names: Sequence[str], number: int) -> list[str]:
-    """Return the methods that draw the case of a number."""
-    return [name for name in names if number % SLOW.get(name, 1) == 0]
+    """Return the methods that draw the case of a number; a scene of one object, one of two."""
+    return [name for name in names if number // 2 % SHARE.get(name, 2) == 0]
 
 
 # -- times

@@ -102,7 +102,7 @@ def test_a_line_with_a_picture_is_probed(pipe: Any, tmp_path: Path) -> None:
     assert report.drawn == 1
     bad, drawn = (failure.message for failure in report.failures)
     assert "can't be read as a picture" in bad
-    assert drawn == "steps is of no use with image: leave it out"
+    assert drawn == "steps is of no use with image and no edits: leave it out"
     (stored,) = xattn.open_runs(tmp_path / "runs")
     trace = xattn.probe(
         pipe, tmp_path / "red.png", "a red car", seed=3, size=(16, 16), keep="layer"
@@ -110,6 +110,28 @@ def test_a_line_with_a_picture_is_probed(pipe: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored.trace.heatmap("car"), trace.heatmap("car"))
     assert stored.image is not None
     assert stored.image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_line_with_a_picture_and_edits_is_a_photograph(pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.linear_gradient("L").convert("RGB").resize((32, 16)).save(path)
+    line = {
+        "prompt": "a red car", "image": str(path), "size": SMALL, "steps": 2, "seed": 3,
+        "guidance_scale": 3.0, "edits": [[{"replace": {"red": "blue"}}, {"blend": "car"}]],
+    }  # fmt: skip
+    lines = [line, {**line, "edits": [{"replace": {"green": "blue"}}]}]
+    report = batch.run(pipe, lines, tmp_path / "runs")
+    assert report.drawn == 1
+    assert "'green' is not in the prompt" in report.failures[0].message
+    (stored,) = xattn.open_runs(tmp_path / "runs")
+    alone = xattn.edit(
+        pipe, "a red car", [xattn.Replace("red", "blue"), xattn.LocalBlend("car")], image=path,
+        size=(16, 16), num_inference_steps=2, guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    for one, other in zip(stored.images, [alone.source, *alone.images], strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    assert stored.trace.heatmap("blue", image=1).maximum > 0
 
 
 def test_items_without_a_picture_keep_the_digest_they_had() -> None:

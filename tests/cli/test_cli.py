@@ -286,6 +286,22 @@ def test_a_photograph_is_inverted_and_edited(xattn_command: Any, model: Any) -> 
     assert Path("xattn-edit/source.png").is_file()
 
 
+def test_a_sweep_takes_a_photograph_too(xattn_command: Any, model: Any) -> None:
+    Image.new("RGB", (64, 64), "red").save("photo.png")
+    code, out, err = xattn_command(
+        "sweep", PROMPT, "red", "--image", "photo.png", "--model", model, "--steps", "2",
+        "--weights", "0,2", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert [edit["label"] for edit in json.loads(out)["edits"]] == ["red x 0", "red x 2"]
+    inverted = xattn.edit(
+        tiny.sd1(), PROMPT, xattn.Reweight("red", 0.0), xattn.Reweight("red", 2.0),
+        image="photo.png", num_inference_steps=2, trace=False,
+    )  # fmt: skip
+    drawn = np.asarray(picture("xattn-sweep/source.png"))
+    np.testing.assert_array_equal(drawn, np.asarray(inverted.source))
+
+
 def test_sweep_takes_negative_weights(xattn_command: Any, model: Any) -> None:
     code, out, err = xattn_command(
         "sweep", PROMPT, "red", "--model", model, *FAST, "--weights", "-1,0,1.5", "--json"

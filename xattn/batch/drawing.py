@@ -52,11 +52,14 @@ def draw(pipe: Any, group: Sequence[Numbered], settings: Settings) -> Drawn:
         "dtype": settings.dtype,
         "words": sorted({p for own in positions for p in own}) if named else None,
     }
-    if first.image is not None:
+    if first.image is not None and not first.edits:
         return _probed(pipe, group, positions, recording)
     seeds = [torch.Generator().manual_seed(item.seed or 0) for item in items]
     if first.edits:
         options["negative_prompt"] = first.negative_prompt
+        if first.image is not None:  # a photograph, inverted first; its size is the picture's
+            sides = [options.pop(name, None) for name in ("height", "width")]
+            options |= {"image": first.image, **({} if None in sides else {"size": tuple(sides)})}
         with steer(pipe, *first.goals):
             result = edit(
                 pipe, first.prompt, *first.edits, generator=seeds[0], trace=recording, **options

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from xattn.api.invert import inversion_cost
 from xattn.api.photos import photos
 from xattn.batch.goals import Boxes, Lists, Pairs, goals_of
 from xattn.batch.lines import ItemError, decoded, lines_of
@@ -46,7 +47,8 @@ class Item:
         guidance_scale: the pipeline's default where it is absent.
         name: of the image's file, without its ending and relative to the folder of images; the
             item's number by default.
-        image: the path of a picture to probe with the prompt; nothing is drawn then.
+        image: the path of a picture that the prompt describes: to edit as a photograph where there
+            are edits, else to probe; nothing is drawn then.
         present: a word or several that should be there: steered by ``Present``.
         bind: attribute -> noun: steered by ``Bind``.
         place: word -> a side's name or a box (left, top, right, bottom): steered by ``Place``.
@@ -91,15 +93,13 @@ class Item:
             _check_name(self.name)
         _ = self.goals  # they check themselves
         if self.image is not None:
-            self._check_probed()
+            self._check_given()
 
-    def _check_probed(self) -> None:
-        """Raise ItemError if a field is about drawing: a given picture is only looked at."""
+    def _check_given(self) -> None:
+        """Raise ItemError if a field is about drawing, where a picture is only looked at."""
         for field in ("negative_prompt", "steps", "guidance_scale"):
-            if getattr(self, field) is not None:
-                raise ItemError(f"{field} is of no use with image: leave it out")
-        if self.edits:
-            raise ItemError("edits cannot be made with image: leave them out")
+            if getattr(self, field) is not None and not self.edits:
+                raise ItemError(f"{field} is of no use with image and no edits: leave it out")
         if self.goals:
             raise ItemError("a picture given as image cannot be steered: leave the goals out")
 
@@ -229,6 +229,8 @@ def check_item(item: Item, pipe: Any) -> None:
         if Path(item.image).is_dir():
             raise ItemError(f"image {item.image!r} is a folder; give a line for each picture")
         photos(item.image)
+        if item.edits:
+            inversion_cost(pipe)  # refuses what has no inversion
     positions_of(item, pipe)
 
 

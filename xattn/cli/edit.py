@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from xattn.cli import UsageError
 from xattn.cli import options as o
 from xattn.cli.output import Folder, consoles, print_json, tell
+from xattn.cli.photo import Photo, PhotoOption, write_pasted
 from xattn.edits import codec
 from xattn.edits.kinds import Edit, LocalBlend, Reweight
 from xattn.units import number_of
@@ -158,15 +157,7 @@ def edit(
             help="How tight --blend is, of the maximum; 0.3 by default.",
         ),
     ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(
-            "--image",
-            help="A photograph that the prompt describes, or an inversion of one, as "
-            "xattn invert writes it.",
-            rich_help_panel=EDITS,
-        ),
-    ] = None,
+    image: PhotoOption = None,
     method: o.MethodOption = None,
     out: o.OutOption = Path("xattn-edit"),
     model: o.ModelOption = None,
@@ -199,6 +190,8 @@ def sweep(
     ] = "-1,0,1,2,4",
     cross_steps: CrossOption = None,
     self_steps: SelfOption = None,
+    image: PhotoOption = None,
+    method: o.MethodOption = None,
     out: o.OutOption = Path("xattn-sweep"),
     model: o.ModelOption = None,
     device: o.DeviceOption = None,
@@ -218,7 +211,7 @@ def sweep(
         edits = [[Reweight({word: weight}, **timing)] for weight in weights]
     request = o.Request(model, device, dtype, offload, seed, steps, size, guidance, negative)
     labels = [f"{word} x {weight:g}" for weight in weights]
-    draw(request, out, as_json, prompt, edits, labels)
+    draw(request, out, as_json, prompt, edits, labels, Photo.of(image, method))
 
 
 def read_edits(
@@ -264,7 +257,8 @@ def draw(
     if photo is not None:
         with o.asked():
             arguments = photo.arguments(arguments)
-    with o.watched(progress, f"drawing {len(edits) + 1} images") as watch:
+    first = "" if photo is None else photo.cost(pipe, request.steps)
+    with o.watched(progress, f"{first}drawing {len(edits) + 1} images") as watch:
         result = xattn.edit(pipe, prompt, *edits, callback_on_step_end=watch, **arguments)
     with progress.status("writing"):
         if labels is not None:
@@ -281,52 +275,6 @@ def draw(
         ]
         print_json({**facts, "edits": siblings, "files": folder.files})
     tell(folder, console, "" if result.fidelity is None else f"the source: {result.fidelity}")
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photograph to edit, from the command line.
-
-    Attributes:
-        path: a picture, or an inversion.
-        method: how to invert a picture.
-    """
-
-    path: Path
-    method: str | None
-
-    @classmethod
-    def of(cls, path: Path | None, method: str | None) -> Photo | None:
-        """Return what was given, or None.
-
-        Raises:
-            UsageError: there is a method and no picture.
-        """
-        if path is None and method is not None:
-            raise UsageError(f"--method {method} is for --image, and there is none")
-        return None if path is None else cls(path, method)
-
-    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of ``xattn.edit``."""
-        import xattn
-
-        found = dict(arguments)
-        size = found.pop("height", None), found.pop("width", None)
-        if self.path.suffix == ".safetensors":
-            found["source"] = xattn.load_inversion(self.path)
-            return found
-        found |= {"image": self.path, "method": self.method}
-        return found if size[0] is None else {**found, "size": size}
-
-
-def write_pasted(folder: Folder, result: Any) -> None:
-    """Write each blended edit, put back into the photograph at its full size."""
-    if result.inversion is None or result.inversion.original is None:
-        return
-    for number, (mask, label) in enumerate(zip(result.masks, result.labels, strict=True), 1):
-        if mask is not None:
-            name, text = f"photo-{number:02d}.png", f"{label}, in the photograph"
-            folder.picture(name, result.paste(number - 1), text)
 
 
 def write_edit(folder: Folder, result: Any) -> None:

@@ -135,7 +135,8 @@ MethodOption = Annotated[
     str | None,
     typer.Option(
         "--method", help="How to invert it: direct (the default), ddim, negative, null-text, "
-        "fixed-point, edit-friendly.",
+        "fixed-point, edit-friendly; of flow matching also euler, rf-solver, fireflow, flowedit, "
+        "uniedit.",
     ),
 ]  # fmt: skip
 OutOption = Annotated[
