@@ -5,7 +5,8 @@
 of inversion makes the same edits of the same scenes, which are given as photographs: in scenes of
 one object a recolour, a swap, an added object and night; in scenes of two a recolour and a swap of
 the first, the second removed, and night. A recolour is drawn plain, and blended by the object's
-word; swaps, additions and removals are blended. What is drawn is kept in `--kept`, so an
+word; swaps, additions and removals are blended. "paper's mask" is LocalBlend without the step that
+photographs add to it. What is drawn is kept in `--kept`, so an
 interrupted run goes on where it stopped; `--only-score` scores what there is.
 
 `benchmarks.photo_scores` says how pictures are scored, `--times` measures the times alone.
@@ -63,9 +64,8 @@ class Case:
     noun: str
     added: tuple[str, str]
 
-    @property
-    def edits(self) -> dict[str, Edits]:
-        """The edits, by name."""
+    def edits(self, method: str) -> dict[str, Edits]:
+        """Return the edits, by name; "direct" makes some with the paper's masks, too."""
         caption, thing = self.drawn.caption, self.drawn.things[0]
         word = xattn.LocalBlend(thing.noun)
         recolour = xattn.Replace(thing.colour, self.colour)
@@ -75,6 +75,12 @@ class Case:
             "swap": [xattn.Replace(thing.noun, self.noun), word],
             "night": xattn.Refine(f"{caption} at night"),
         }
+        if method == "direct":
+            paper = xattn.LocalBlend(thing.noun, changed=0)
+            found |= {
+                "recolour, paper's mask": [recolour, paper],
+                "swap, paper's mask": [xattn.Replace(thing.noun, self.noun), paper],
+            }
         if len(self.drawn.things) == 1:
             colour, noun = self.added
             longer = caption.replace(thing.noun, f"{thing.noun} and {_a(colour)} {noun}", 1)
@@ -137,7 +143,7 @@ class Drawer:
 
     def path(self, case: Case, method: str) -> Path:
         """Return the file of a case."""
-        asked = repr((case.drawn.caption, case.edits, self.steps, GUIDANCE, self.version))
+        asked = repr((case.drawn.caption, case.edits(method), self.steps, GUIDANCE, self.version))
         digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
         return self.folder / f"{self.model}-{case.drawn.seed}-{method}-{digest}.npz"
 
@@ -167,7 +173,7 @@ class Drawer:
         pictures = [drawn.image, inversion.reconstruction, results[0].source, *edited]
         kept = Kept(
             np.stack([np.asarray(each.convert("RGB")) for each in pictures]),
-            tuple(case.edits), inversion.calls, inverted - began, ended - inverted,
+            tuple(case.edits(method)), inversion.calls, inverted - began, ended - inverted,
         )  # fmt: skip
         kept.save(self.path(case, method))
         return kept
@@ -175,7 +181,7 @@ class Drawer:
 
 def together(case: Case, method: str) -> list[list[Edits]]:
     """Return the edits of a case in groups of those that one call can make."""
-    edits = list(case.edits.values())
+    edits = list(case.edits(method).values())
     each = METHODS[method].edits or len(edits)
     return [edits[start : start + each] for start in range(0, len(edits), each)]
 
@@ -191,7 +197,7 @@ def drawn_by(names: Sequence[str], number: int) -> list[str]:
 def times(pipe: Any, steps: int, pairs: int) -> dict[str, Any]:
     """Time a single recolour: plain, of an inversion, and as a whole, inversion included."""
     case = cases(1)[0]
-    drawn, edit = case.drawn, case.edits["recolour"]
+    drawn, edit = case.drawn, case.edits("direct")["recolour"]
     common = {"trace": False, "guidance_scale": GUIDANCE}
     inversion = xattn.invert(pipe, drawn.image, drawn.caption, steps=steps)
     new = drawn.caption.replace(drawn.things[0].colour, case.colour)
@@ -278,12 +284,10 @@ def scored(
     judge, tally, scenes = train_judge(place), Tally(), 0
     for number, case in enumerate(chosen):
         kept = {name: drawer.kept(case, name) for name in drawn_by(names, number)}
-        if any(each is None for each in kept.values()):
-            continue
-        scenes += 1
+        scenes += any(kept.values())
         for name, one in kept.items():
-            assert one is not None
-            score(pipe, case, name, one, judge, tally)
+            if one is not None:
+                score(pipe, case, name, one, judge, tally)
     return tally.summary(), scenes
 
 
@@ -299,7 +303,7 @@ def write(out: Path, model: str, found: dict[str, Any]) -> None:
 
 def picture(drawer: Drawer, chosen: Sequence[Case], names: Sequence[str]) -> Image.Image:
     """Return the first scene of one object, by every method."""
-    rows, labels, columns = [], [], list(chosen[0].edits)
+    rows, labels, columns = [], [], list(chosen[0].edits("ddim"))
     for name in names:
         kept = drawer.kept(chosen[0], name)
         if kept is not None:

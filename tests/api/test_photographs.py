@@ -89,6 +89,26 @@ def test_outside_a_hard_mask_the_latents_are_the_pivots(pipe: Any, inversion: An
     np.testing.assert_array_equal(pasted[outside], np.asarray(picture())[outside])
 
 
+def test_words_masks_are_narrowed_at_the_last_step_unless_told_otherwise(
+    pipe: Any, inversion: Any
+) -> None:
+    blue = xattn.Replace("red", "blue")
+    result = xattn.edit(
+        pipe, PROMPT, [blue, xattn.LocalBlend("car", start=0)],
+        [blue, xattn.LocalBlend("car", start=0, changed=0)],
+        [blue, xattn.LocalBlend("car", start=0, changed=0.9)], source=inversion, trace=False,
+    )  # fmt: skip
+    default, whole, least = (mask for mask in result.masks if mask is not None)
+    assert torch.equal(default[:-1], whole[:-1])
+    cells = [int(mask[-1].sum()) for mask in (whole, default, least)]
+    assert cells == sorted(cells, reverse=True)
+    assert cells[0] > cells[2] > 0
+    drawn = xattn.edit(pipe, PROMPT, [blue, xattn.LocalBlend("car")], num_inference_steps=2)
+    assert drawn.plan.siblings[0].blend.changed is None  # an image of its own: as in the paper
+    with pytest.raises(ValueError, match=r"changed=1 must be a number in \[0, 1\), or None"):
+        xattn.LocalBlend("car", changed=1)
+
+
 def test_a_photo_is_inverted_and_edited_in_one_call_and_then_again(pipe: Any) -> None:
     before = found(pipe)
     result = xattn.edit(
@@ -193,6 +213,29 @@ def test_what_a_photo_cannot_be_is_refused_before_anything_runs(pipe: Any) -> No
 
 def _result_of(pipe: Any) -> Any:
     return xattn.edit(pipe, PROMPT, keep_source=True, num_inference_steps=1)
+
+
+def test_an_interrupted_edit_of_a_photo_leaves_the_pipeline_as_it_was() -> None:
+    def interrupt(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    pipe = sd3(t5=False)
+
+    def state() -> list[Any]:
+        model = pipe.transformer
+        hooks = [*model._forward_hooks, *model._forward_pre_hooks]
+        names = ("scheduler", "_progress_bar_config", "encode_prompt")
+        own = [pipe.__dict__.get(name) for name in names]
+        return [*hooks, *map(id, model.attn_processors.values()), *own]
+
+    before = state()
+    for method in ("direct", "rf-solver", "fireflow", "flowedit", "uniedit"):
+        with pytest.raises(KeyboardInterrupt):
+            xattn.edit(
+                pipe, PROMPT, xattn.Replace("red", "blue"), image=picture(), method=method,
+                num_inference_steps=2, callback_on_step_end=interrupt, trace=False,
+            )  # fmt: skip
+        assert state() == before
 
 
 def test_an_interrupted_inversion_leaves_the_pipeline_as_it_was(pipe: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xattn.edits.masks import blended, fit_mask, left_out, pair_mask, word_mask
+from xattn.edits.masks import blended, fit_mask, left_out, narrowed, pair_mask, word_mask
 from xattn.edits.plan import Places
 
 
@@ -94,3 +94,18 @@ def test_a_mask_in_pixels_covers_every_latent_it_touches() -> None:
 def test_a_mask_of_the_wrong_shape_says_what_fits() -> None:
     with pytest.raises(ValueError, match=r"10 x 10.*16 x 32 or the latents' 4 x 8"):
         fit_mask(torch.ones(10, 10), (4, 8), 4)
+
+
+def test_a_mask_is_narrowed_to_the_neighbourhood_of_what_changed() -> None:
+    source = torch.zeros(2, 3, 8, 8)
+    latents = source.clone()
+    latents[:, :, 2, 2], latents[:, :, 6, 6], latents[0, :, 0, 7] = 1.0, 0.2, 50.0
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[:, 0, 7] = False  # what lies outside counts for nothing
+    around = torch.zeros_like(mask)
+    around[:, 1:4, 1:4] = True
+    assert torch.equal(narrowed(mask, latents, source, 0.3), around)
+    around[:, 5:8, 5:8] = True
+    assert torch.equal(narrowed(mask, latents, source, 0.1), around)
+    assert narrowed(mask, latents, source, 0.0) is mask
+    assert not narrowed(mask, source, source, 0.3).any()

@@ -12,7 +12,7 @@ from xattn.api.arguments import Batch, options_of, refuse_unknown
 from xattn.api.editing import TraceOptions, session_of
 from xattn.api.invert import FIXED, default_guidance, invert, native_pivots
 from xattn.api.photos import Pictures
-from xattn.edits.kinds import Edits
+from xattn.edits.kinds import Edits, LocalBlend, composed
 from xattn.edits.plan import EditPlan
 from xattn.instruments.pivots import Pivots
 from xattn.inversion.inversion import Inversion
@@ -58,6 +58,23 @@ def inverted(
     )  # fmt: skip
 
 
+NARROWED = 0.3
+"""What ``LocalBlend.changed`` is for photographs by default; the benchmarks chose it."""
+
+
+def narrowed(edits: Sequence[Edits]) -> list[Edits]:
+    """Return edits whose LocalBlends leave out what hardly changed, unless they say otherwise."""
+    return [
+        [
+            replace(part, changed=NARROWED)
+            if isinstance(part, LocalBlend) and part.changed is None
+            else part
+            for part in composed(each)
+        ]
+        for each in edits
+    ]
+
+
 _OF_EDITS = (
     "guidance_scale", "negative_prompt", "negative_prompt_2", "guidance_rescale",
     "num_images_per_prompt", "output_type", "callback_on_step_end",
@@ -100,7 +117,8 @@ def edit_photo(
         def holding(plan: EditPlan) -> Pivots:
             return Pivots(plan, after, start=held, pinned=method.pinned)
 
-        with session_of(pipe, prompt, edits, trace=records, holding=holding, **reach) as session:
+        blended = narrowed(edits)
+        with session_of(pipe, prompt, blended, trace=records, holding=holding, **reach) as session:
             drawn.update(latents=first, num_inference_steps=inversion.steps)
             rows = Batch.of(pipe, session.prompts, generator, drawn)
             output = pipe(**rows.arguments(pipe, session, drawn))

@@ -77,3 +77,16 @@ def begun(step: int, steps: int, share: float) -> bool:
 def inside(step: int, steps: int, span: tuple[float, float]) -> bool:
     """Return whether a step of a run of so many steps is inside a window of it."""
     return begun(step, steps, span[0]) and not begun(step, steps, span[1])
+
+
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
+
+def fits_float32(given: object) -> TypeGuard[float]:
+    """Return whether ``given`` is a finite number within the range of float32."""
+    if not is_number(given):
+        return False
+    try:
+        return abs(float(given)) <= FLOAT32_MAX  # NaN is not
+    except OverflowError:  # an integer of hundreds of digits
+        return False

@@ -187,6 +187,9 @@ class Blender(Instrument):
                 target = None if self._total is None else self._total[rows]
                 grid = (latents.shape[-2], latents.shape[-1])
                 mask = self._mask(j, sibling.blend, maps, target, grid)
+                if step + 1 == self._steps and sibling.blend.mask is None:
+                    share = sibling.blend.changed or 0
+                    mask = masks.narrowed(mask, latents[rows], source, share)
             self.masks[j].append(mask)
             blended = latents[rows] if mask is None else masks.blended(latents[rows], source, mask)
             parts.append(blended)
