@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import ast
-import base64
-import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +16,21 @@ import torch
 
 import xattn
 from tests import tiny
+from tests.app.pages import Page
 from xattn import LocalBlend, Refine, Replace, Reweight
 from xattn.app.changes import Change, make_edits
 from xattn.app.drawing import Drawing, Service
 from xattn.app.script import script
-from xattn.app.settings import Limits, Settings
+from xattn.app.settings import Settings
 from xattn.devices import DTYPE
 
 PROMPT = "a red car on a red lawn"
 FAST: dict[str, Any] = {"steps": 3, "width": 32, "height": 32}
 NASTY = '<script>alert(1)</script> "a" & red car'
-ARTIFACTS = Path(__file__).parents[1] / "artifacts"
 
 
 def silent(done: int, total: int) -> None:
     """Waits for nothing."""
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tiny.sd1(), root=tmp_path, limits=Limits(steps=10, side=128, edits=2))
 
 
 def spans(text: str) -> list[tuple[str, int, int]]:
@@ -237,140 +227,6 @@ def test_the_command_says_what_to_install_without_gradio() -> None:
 
 
 # -- in a browser
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serves the app with a tiny pipeline, by its command; sees that it leaves no files."""
-    pytest.importorskip("gradio")
-    model, temporary = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("temporary")
-    tiny.sd1().save_pretrained(model)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "xattn.cli", "app", "--model", str(model)]
-    command += ["--port", str(port), "--max-steps", "20", "--max-side", "128", "--max-edits", "2"]
-    env = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    log = (temporary.parent / "app.log").open("w+")
-    with (
-        log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env) as server,
-    ):
-        assert server.stdout is not None
-        said = server.stdout.readline()
-        log.seek(0)
-        assert said.startswith("xattn: http://127.0.0.1:"), said + log.read()
-        try:
-            yield said.split()[1]
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
-        finally:
-            server.kill()
-        log.seek(0)
-        assert "Traceback" not in log.read()
-    assert [path for path in temporary.rglob("*") if path.is_file()] == []
-
-
-class Page:
-    """The app in a tab."""
-
-    def __init__(self, browser: Any, address: str, size: tuple[int, int] = (1280, 900)) -> None:
-        self.browser = browser
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False},
-        )
-        browser.get_log("browser")
-        browser.get(address)
-        self.until(lambda: self.all("#draw"))
-
-    def all(self, css: str) -> list[Any]:
-        return list(self.browser.find_elements("css selector", css))
-
-    def find(self, css: str) -> Any:
-        return self.browser.find_element("css selector", css)
-
-    def until(self, sees: Any, seconds: float = 120) -> Any:
-        """Waits for something to be true; what is not there yet is false."""
-        from selenium.common.exceptions import WebDriverException
-
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                found = sees()
-            except WebDriverException:
-                found = None
-            if found:
-                return found
-            time.sleep(0.1)
-        raise AssertionError(f"not seen in {seconds} seconds; toasts: {self.toasts()}")
-
-    def toasts(self) -> list[str]:
-        return [each.text for each in self.all(".toast-body")]
-
-    def write(self, css: str, text: str) -> None:
-        from selenium.webdriver.common.keys import Keys
-
-        box = self.find(f"{css} textarea, {css} input")
-        box.send_keys(Keys.CONTROL, "a")
-        box.send_keys(text or Keys.DELETE)
-
-    def value(self, css: str) -> str:
-        return str(self.find(f"{css} textarea, {css} input").get_attribute("value"))
-
-    def slide(self, css: str, value: float) -> None:
-        self.browser.execute_script(
-            "const i = document.querySelector(arguments[0] + ' input[type=range]');"
-            "i.value = arguments[1]; i.dispatchEvent(new Event('input', {bubbles: true}));"
-            "i.dispatchEvent(new Event('pointerup', {bubbles: true}));",
-            css,
-            str(value),
-        )
-
-    def draw(self, prompt: str) -> None:
-        self.write("#prompt-text", prompt)
-        old = self.picture() if self.all("#map img") else None
-        self.find("#draw").click()
-        self.until(lambda: self.all("#map img") and self.picture() != old)
-
-    def words(self) -> list[Any]:
-        return self.all("#words label")
-
-    def picture(self, css: str = "#map img") -> bytes:
-        """Return the pixels of an image as PNG."""
-        url = self.browser.execute_async_script(
-            "const [css, done] = arguments; const i = document.querySelector(css);"
-            "const c = document.createElement('canvas');"
-            "i.decode().then(() => { c.width = i.naturalWidth; c.height = i.naturalHeight;"
-            "c.getContext('2d').drawImage(i, 0, 0); done(c.toDataURL('image/png')); },"
-            "() => done(''))",
-            css,
-        )
-        return base64.b64decode(url.partition(",")[2])
-
-    def changed(self, before: bytes, css: str = "#map img") -> bytes:
-        return bytes(self.until(lambda: (now := self.picture(css)) != before and now))
-
-    def keep(self, name: str) -> None:
-        ARTIFACTS.mkdir(exist_ok=True)
-        (ARTIFACTS / ".gitignore").write_text("*\n")
-        size = {
-            key: self.browser.execute_script(f"return document.documentElement.scroll{key}")
-            for key in ("Width", "Height")
-        }
-        shot = self.browser.execute_cdp_cmd(
-            "Page.captureScreenshot",
-            {
-                "captureBeyondViewport": True,
-                "clip": {
-                    "x": 0, "y": 0, "scale": 1, "width": size["Width"], "height": size["Height"],
-                },
-            },
-        )  # fmt: skip
-        (ARTIFACTS / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.browser.get_log("browser")]
 
 
 @pytest.mark.browser

@@ -6,29 +6,40 @@ Visitors share the pipeline, which draws for one at a time. What a visitor drew 
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from xattn.api.edit import edit
+from xattn.api.probe import probe
 from xattn.api.record import record
 from xattn.app.changes import Change, make_edits
 from xattn.app.script import script
 from xattn.app.settings import Limits, Settings
+from xattn.attribution.attribute import attribute
 from xattn.edits.kinds import Edit, LocalBlend
+from xattn.inversion.inversion import Inversion
 from xattn.models.sizes import size_factor, usual_size
+from xattn.results.attribution import Attribution
 from xattn.results.edit import EditResult
+from xattn.results.places import WordsAt
 from xattn.results.trace import Trace
 from xattn.session.pipeline import PipelineOrigin
+from xattn.toyland.bundle import MODELS
+from xattn.toyland.scenes import scene
 
 Progress = Callable[[int, int], None]
+
+
+SCENES = (30_000_001, 30_000_004, 30_000_009)  # given as examples of pictures
 
 
 LEGIBLE = 512  # pixels: pictures with a map on them are at least so large
@@ -36,15 +47,17 @@ LEGIBLE = 512  # pixels: pictures with a map on them are at least so large
 
 @dataclass
 class Drawing:
-    """What a visitor drew last: an image, what its words attend to, and what was edited.
+    """What a visitor drew or gave last: an image, what its words attend to, and what was edited.
 
     Attributes:
         settings: what was asked for.
-        image: what came.
+        image: what came, or the picture given, as the model takes it.
         trace: its recording.
         folder: where its files are; removed with it.
         result: the edit made of it, if any.
         edits: what was edited.
+        given: the name of the given picture's file; None for an image that was drawn.
+        inversion: of the given picture, once it was edited.
     """
 
     settings: Settings
@@ -53,6 +66,8 @@ class Drawing:
     folder: Path
     result: EditResult | None = None
     edits: list[list[Edit]] = field(default_factory=list)
+    given: str | None = None
+    inversion: Inversion | None = None
 
     @property
     def spans(self) -> list[tuple[str, int, int]]:
@@ -77,12 +92,18 @@ class Drawing:
             layer: 0 for the mean of the layers, else the layer, from 1.
             opacity: of the colours.
         """
-        heat = self.trace.heatmap(
-            self.positions(word),
-            steps=None if step == 0 else step - 1,
-            layers=None if layer == 0 else self.layers[layer - 1],
-        )
+        heat = self.trace.heatmap(self.positions(word), **self._selected(step, layer))
         return heat.overlay(enlarged(self.image), opacity=opacity)
+
+    def at(self, place: tuple[float, float], step: int = 0, layer: int = 0) -> WordsAt:
+        """Return the words that act at a place, (x, y) in [0, 1]; ``overlay`` has the rest."""
+        return self.trace.at(place, **self._selected(step, layer))
+
+    def _selected(self, step: int, layer: int) -> dict[str, Any]:
+        return {
+            "steps": None if step == 0 else step - 1,
+            "layers": None if layer == 0 else self.layers[layer - 1],
+        }
 
     def discard(self) -> None:
         """Remove its files."""
@@ -162,9 +183,40 @@ class Service:
                 **settings.arguments(),
             ).images[0]
         drawing = Drawing(settings, image, trace, Path(tempfile.mkdtemp(dir=self.root)))
+        return self._written(drawing)
+
+    def look(self, picture: str | os.PathLike[str], settings: Settings) -> Drawing:
+        """Look at a given picture for the words of a text.
+
+        Args:
+            picture: the picture's file.
+            settings: the text, and what edits of the picture are drawn with; width and height
+                become those that the model takes the picture at.
+
+        Raises:
+            TypeError: the model can't be asked about a given picture.
+            ValueError: something is out of bounds, or the file is not a picture.
+        """
+        height, width = self.sides
+        settings = replace(settings, width=width, height=height)
+        settings.check(self.limits, self.factor)
+        with self._lock:
+            trace = probe(self.pipe, picture, settings.prompt, seed=int(settings.seed))
+        (image,) = trace.run.images  # the picture as the model took it
+        width, height = image.size
+        taken = replace(settings, width=width, height=height)
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        return self._written(Drawing(taken, image, trace, folder, given=Path(picture).name))
+
+    def explain(self, drawing: Drawing, how: str) -> Attribution:
+        """Measure what each word causes in an image; ``how`` as for ``xattn.attribute``."""
+        with self._lock:
+            return attribute(self.pipe, drawing.trace, how=how)
+
+    def _written(self, drawing: Drawing) -> Drawing:
         with _whole(drawing):
-            trace.save(drawing.folder / "trace.safetensors", [image])
-            trace.report(drawing.folder / "report.html")
+            drawing.trace.save(drawing.folder / "trace.safetensors", [drawing.image])
+            drawing.trace.report(drawing.folder / "report.html")
             self._write_script(drawing)
         return drawing
 
@@ -214,6 +266,9 @@ class Service:
         if places:
             blend = LocalBlend([spans[n][0] for n in places])
             edits = [[*each, blend] for each in edits]
+        options = drawing.settings.arguments()
+        if drawing.given is not None:
+            options = _of_picture(drawing, options)
         with self._lock:
             result = edit(
                 self.pipe,
@@ -221,10 +276,11 @@ class Service:
                 *edits,
                 generator=torch.Generator().manual_seed(int(drawing.settings.seed)),
                 callback_on_step_end=_watch(progress),
-                **drawing.settings.arguments(),
+                **options,
             )
+        drawing.inversion = result.inversion
         folder = Path(tempfile.mkdtemp(dir=self.root))
-        edited = Drawing(drawing.settings, drawing.image, drawing.trace, folder, result, edits)
+        edited = replace(drawing, folder=folder, result=result, edits=edits)
         with _whole(edited):
             if result.trace is not None:
                 result.trace.save(folder / "trace.safetensors", [result.source, *result.images])
@@ -232,14 +288,38 @@ class Service:
             self._write_script(edited)
         return edited
 
+    def examples(self) -> list[tuple[str, str]]:
+        """Return pictures to look at, files with their texts: scenes, for a bundled model."""
+        if self.model not in (None, *MODELS):
+            return []
+        folder = self.root / "examples"
+        folder.mkdir(exist_ok=True)
+        found = []
+        for seed in SCENES:
+            shown = scene(seed)
+            path = folder / f"scene-{seed}.png"
+            shown.image.save(path)
+            found.append((str(path), shown.caption))
+        return found
+
     def close(self) -> None:
         """Remove every file."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _write_script(self, drawing: Drawing) -> None:
         dtype = str(self.pipe.dtype)
-        text = script(drawing.settings, drawing.edits, self.model, dtype)
+        text = script(drawing.settings, drawing.edits, self.model, dtype, drawing.given)
         (drawing.folder / "script.py").write_text(text, encoding="utf-8")
+
+
+def _of_picture(drawing: Drawing, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options to edit a given picture with: it is inverted once, and edited often."""
+    decided = ["width", "height"]
+    known: dict[str, Any] = {"image": drawing.image}
+    if drawing.inversion is not None:
+        known = {"source": drawing.inversion}
+        decided.append("num_inference_steps")
+    return {**{name: v for name, v in options.items() if name not in decided}, **known}
 
 
 def _watch(progress: Progress) -> Callable[..., dict[str, Any]]:

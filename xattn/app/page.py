@@ -1,4 +1,4 @@
-"""The app: draw a prompt, click its words, edit it in place, compare, take the results along.
+"""The app: draw a prompt or give a picture, click its words, edit it, compare, ask why.
 
 ``serve`` listens on this machine alone unless told otherwise, and loads nothing from elsewhere.
 Everything that isn't a button is in ``xattn.app.drawing``.
@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def opened(
                 enable_monitoring=False,
                 state_session_capacity=64,
                 allowed_paths=[root],
-                max_file_size="1mb",  # there is nothing to upload
+                max_file_size=parts.LARGEST,
                 theme=gr.themes.Base(),
                 css=CSS,
             )
@@ -124,40 +124,73 @@ def build(service: Service) -> Any:
     ) as page:
         visit = gr.State(Visit(), time_to_live=IDLE, delete_callback=Visit.leave)
         gr.Markdown(
-            "## xattn\nDraw a prompt, click a word to see where it acts, change it, and compare."
+            "## xattn\nDraw a prompt or give a picture, click a word to see where it acts, change "
+            "it, compare, and ask why."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                asked = parts.asking(service)
-                button = gr.Button("Draw", variant="primary", elem_id="draw")
+                with gr.Tab("Draw", elem_id="tab-draw"):
+                    asked = parts.asking(service)
+                    button = gr.Button("Draw", variant="primary", elem_id="draw")
+                with gr.Tab("A picture of yours", elem_id="tab-given"):
+                    given = parts.giving(service, service.examples())
+                    looking = gr.Button("Look", variant="primary", elem_id="look")
                 files = parts.downloads()
             with gr.Column(scale=2, min_width=320):
                 seen = parts.seeing(service.limits)
-                changing = parts.changing(service.limits)
-        _wire(service, visit, asked, button, seen, changing, files)
+                with gr.Tab("Edit"):
+                    changing = parts.changing(service.limits)
+                with gr.Tab("Why"):
+                    why = parts.reasons()
+        starts = ((asked, button), (given, looking))
+        _wire(service, visit, starts, seen, changing, why, files)
     return page
 
 
 def _wire(
     service: Service,
     visit: Any,
-    asked: list[Any],
-    button: Any,
+    starts: Sequence[tuple[list[Any], Any]],
     seen: parts.Seeing,
     changing: parts.Changing,
+    why: parts.Reasons,
     files: list[Any],
 ) -> None:
     drawn = [
-        visit, seen.words, seen.step, seen.layer, seen.map, seen.about, changing.becomes,
-        changing.weight, changing.places, changing.changes, changing.which, changing.compare,
-        *files,
+        visit, seen.words, seen.step, seen.layer, seen.map, seen.about, seen.ranked,
+        changing.becomes, changing.weight, changing.places, changing.changes, changing.which,
+        changing.compare, why.bars, why.beside, *files,
     ]  # fmt: skip
     one = {"concurrency_limit": 1, "concurrency_id": "pipeline", "api_visibility": "private"}
-    quick = {"show_progress": "hidden", "api_visibility": "private"}
+    (asked, button), (given, looking) = starts
+    waits = {**one, "show_progress_on": [seen.map]}
     for trigger in (button.click, asked[0].submit):
-        trigger(visits.drawer(service), [visit, *asked], drawn, show_progress_on=[seen.map], **one)
+        trigger(visits.drawer(service), [visit, *asked], drawn, **waits)
+    for trigger in (looking.click, given[1].submit):
+        trigger(visits.looker(service), [visit, *given], drawn, **waits)
+    why.button.click(
+        visits.explainer(service),
+        [visit, why.how, seen.words],
+        [visit, why.bars, why.beside],
+        show_progress_on=[why.button], **one,
+    )  # fmt: skip
+    _wire_words(visit, seen, changing, why)
+    changing.button.click(
+        visits.editor(service),
+        [visit, seen.words, changing.becomes, changing.weight, changing.added, changing.places,
+         changing.apart, changing.cross, changing.own],
+        [visit, changing.changes, changing.which, changing.compare, *files],
+        show_progress_on=[changing.button], **one,
+    )  # fmt: skip
 
+
+def _wire_words(
+    visit: Any, seen: parts.Seeing, changing: parts.Changing, why: parts.Reasons
+) -> None:
+    quick = {"show_progress": "hidden", "api_visibility": "private"}
     shown = [seen.map, seen.about]
+    seen.map.select(visits.rank, [visit, seen.step, seen.layer], seen.ranked, **quick)
+    seen.words.change(visits.beside, [visit, seen.words], why.beside, **quick)
     word = [changing.becomes, changing.weight]
     seen.words.change(visits.select, [visit, *seen.inputs], [*shown, *word], **quick)
     for slider in (seen.step, seen.layer, seen.opacity):
@@ -175,11 +208,4 @@ def _wire(
         [visit, *word, changing.added, changing.changes],
         **quick,
     )
-    changing.button.click(
-        visits.editor(service),
-        [visit, seen.words, *word, changing.added, changing.places, changing.apart,
-         changing.cross, changing.own],
-        [visit, changing.changes, changing.which, changing.compare, *files],
-        show_progress_on=[changing.button], **one,
-    )  # fmt: skip
     changing.which.change(visits.compare, [visit, changing.which], changing.compare, **quick)

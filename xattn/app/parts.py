@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,17 @@ from xattn.app.drawing import Service
 from xattn.app.settings import Limits
 
 STARTER = "a red car on a green lawn"
+EXAMPLES = (
+    STARTER,
+    "a blue house and a yellow star on a green lawn",
+    "a small red boat on the blue sea at night",
+)
+METHODS = (
+    ("without the word (occlusion)", "occlusion"),
+    ("over all orders (Shapley)", "shapley"),
+    ("information, in nats", "information"),
+)
+LARGEST = "20mb"  # of a picture that is uploaded
 
 
 def asking(service: Service) -> list[Any]:
@@ -31,7 +43,37 @@ def asking(service: Service) -> list[Any]:
             for label, side in (("Width", width), ("Height", height))
         ]
         guidance = gr.Slider(0, 30, 7.5, step=0.5, label="Guidance (1 is off)")
+    gr.Examples([[each] for each in EXAMPLES], [prompt], label="Examples", cache_examples=False)
     return [prompt, negative, seed, steps, *sides, guidance]
+
+
+def giving(service: Service, examples: Sequence[tuple[str, str]]) -> list[Any]:
+    """Lay out a picture of the visitor's, its text, and what edits of it are drawn with.
+
+    Args:
+        service: the pipeline's service.
+        examples: pictures' files with their texts.
+    """
+    limits = service.limits
+    picture = gr.Image(
+        label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"],
+        elem_id="given", height=240,
+    )  # fmt: skip
+    text = gr.Textbox(
+        "", label="What it shows, in words", lines=2, max_length=limits.prompt,
+        elem_id="given-text", placeholder=STARTER,
+    )  # fmt: skip
+    with gr.Accordion("Edits of it", open=False):
+        steps = gr.Slider(
+            1, limits.steps, min(30, limits.steps), step=1, label="Steps", elem_id="given-steps"
+        )
+        guidance = gr.Slider(0, 30, 5, step=0.5, label="Guidance (1 is off)")
+    if examples:
+        gr.Examples(
+            [list(each) for each in examples], [picture, text], label="Examples",
+            cache_examples=False,
+        )  # fmt: skip
+    return [picture, text, steps, guidance]
 
 
 def downloads() -> list[Any]:
@@ -56,6 +98,7 @@ class Seeing:
     layer: Any
     opacity: Any
     about: Any
+    ranked: Any
 
     @property
     def inputs(self) -> list[Any]:
@@ -82,7 +125,12 @@ def seeing(limits: Limits) -> Seeing:
             about = gr.Textbox(
                 label="Shown", interactive=False, lines=2, max_lines=4, elem_id="shown"
             )
-    return Seeing(words, picture, step, layer, opacity, about)
+            ranked = gr.Dataframe(
+                None, headers=["word", "share"], datatype="str", interactive=False,
+                label="Click the picture: the words that act there", elem_id="ranked",
+                max_height=220,
+            )  # fmt: skip
+    return Seeing(words, picture, step, layer, opacity, about, ranked)
 
 
 @dataclass(frozen=True)
@@ -105,7 +153,7 @@ class Changing:
 
 def changing(limits: Limits) -> Changing:
     """Lay out the edit."""
-    gr.Markdown("### Edit\nClick a word above, then change its text or its strength.")
+    gr.Markdown("Click a word above, then change its text or its strength.")
     with gr.Row():
         becomes = gr.Textbox("", label="The word becomes", elem_id="becomes", max_length=100)
         weight = gr.Slider(
@@ -138,3 +186,31 @@ def changing(limits: Limits) -> Changing:
     return Changing(
         becomes, weight, added, places, apart, cross, own, changes, forget, button, which, compare
     )
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Components that show what words cause."""
+
+    how: Any
+    button: Any
+    bars: Any
+    beside: Any
+
+
+def reasons() -> Reasons:
+    """Lay out what each word causes, beside its attention."""
+    gr.Markdown(
+        "What does the picture lose without each word? Attention tells where a word is read; this "
+        "tells what it causes."
+    )
+    with gr.Row():
+        how = gr.Dropdown(list(METHODS), value="occlusion", label="Measured", elem_id="how")
+        button = gr.Button("Explain", variant="primary", size="sm", elem_id="explain")
+    pictures = {
+        "type": "pil", "format": "png", "interactive": False, "visible": False,
+        "buttons": ["download", "fullscreen"],
+    }  # fmt: skip
+    bars = gr.Image(label="What each word causes", show_label=False, elem_id="bars", **pictures)
+    beside = gr.Image(label="The clicked word: causes | attention", elem_id="beside", **pictures)
+    return Reasons(how, button, bars, beside)

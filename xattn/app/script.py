@@ -11,10 +11,16 @@ from xattn.edits.kinds import Edit
 
 
 def script(
-    settings: Settings, edits: Sequence[Sequence[Edit]], model: str | None, dtype: str
+    settings: Settings,
+    edits: Sequence[Sequence[Edit]],
+    model: str | None,
+    dtype: str,
+    picture: str | None = None,
 ) -> str:
-    """Return a Python program that draws the same."""
+    """Return a Python program that draws the same, or looks at the same picture."""
     arguments = settings.arguments()
+    if picture is not None:
+        arguments = {k: v for k, v in arguments.items() if k not in ("width", "height")}
     options = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
     lines = ["import torch", "", "import xattn", ""]
     if model is None:
@@ -30,12 +36,21 @@ def script(
             "pipe = pipe.to(PartialState().device)",
         ]
     lines += [f"prompt = {settings.prompt!r}", f"options = dict(\n{options})"]
+    if picture is None:
+        lines += [
+            "",
+            "with xattn.record(pipe) as trace:",
+            f"    generator = torch.Generator().manual_seed({int(settings.seed)})",
+            "    image = pipe(prompt, generator=generator, **options).images[0]",
+            'image.save("image.png")',
+        ]
+    else:
+        lines += [
+            f"picture = {picture!r}",
+            "",
+            f"trace = xattn.probe(pipe, picture, prompt, seed={int(settings.seed)})",
+        ]
     lines += [
-        "",
-        "with xattn.record(pipe) as trace:",
-        f"    generator = torch.Generator().manual_seed({int(settings.seed)})",
-        "    image = pipe(prompt, generator=generator, **options).images[0]",
-        'image.save("image.png")',
         'trace.grid().save("words.png")',
         'trace.report("report.html")',
     ]
@@ -47,6 +62,7 @@ def script(
             "result = xattn.edit(",
             "    pipe,",
             f"    prompt,\n{siblings}    generator=generator,",
+            *([] if picture is None else ["    image=picture,"]),
             "    **options,",
             ")",
             'result.strip().save("edits.png")',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -12,6 +12,7 @@ import gradio as gr
 from xattn.app.changes import Change
 from xattn.app.drawing import Drawing, Service, enlarged
 from xattn.app.settings import Settings
+from xattn.results.attribution import Attribution
 from xattn.views import sheets
 
 # a wrong wish, attention that can't be seen, a pipeline that fails, no memory, a full disk
@@ -20,11 +21,12 @@ TOLD = (ValueError, TypeError, RuntimeError, MemoryError, OSError)
 
 @dataclass
 class Visit:
-    """A visitor's drawing, its edit, and the changes since."""
+    """A visitor's drawing, its edit, the changes since, and what its words were found to cause."""
 
     drawing: Drawing | None = None
     edited: Drawing | None = None
     changes: dict[int, Change] = field(default_factory=dict)
+    why: Attribution | None = None
 
     def leave(self) -> None:
         """Remove the visitor's files."""
@@ -45,28 +47,89 @@ def drawer(service: Service) -> Callable[..., Any]:
             float(guidance),
         )  # fmt: skip
         drawing = _told(lambda: service.draw(settings, _stepper(progress, "drawing")))
-        visit.leave()
-        visit = Visit(drawing)
-        words = [(text, n) for n, (text, _, _) in enumerate(drawing.spans)]
-        first = max(words, key=lambda pair: (len(pair[0]), -pair[1]))[1] if words else None
-        picture, about = look(visit, first, 0, 0, 0.65)
-        return [
-            visit,
-            gr.Radio(words, value=first),
-            gr.Slider(0, drawing.trace.run.done, 0, step=1),
-            gr.Slider(0, len(drawing.layers), 0, step=1),
-            picture,
-            about,
-            _text(visit, first),
-            1,
-            gr.Dropdown(words, value=[], multiselect=True),
-            "",
-            gr.Radio([], visible=False),
-            gr.ImageSlider(None, visible=False),
-            *_files(drawing),
-        ]
+        return _arrived(visit, drawing)
 
     return draw
+
+
+def looker(service: Service) -> Callable[..., Any]:
+    """Return the handler that looks at a given picture."""
+
+    def look_at(
+        visit: Visit, picture: str | None, text: str, steps: float, guidance: float
+    ) -> list[Any]:
+        if not picture:
+            raise gr.Error("No picture yet: upload one, or paste it.", print_exception=False)
+        settings = Settings(text or "", steps=int(steps), guidance=float(guidance))
+        return _arrived(visit, _told(lambda: service.look(picture, settings)))
+
+    return look_at
+
+
+def _arrived(visit: Visit, drawing: Drawing) -> list[Any]:
+    """Return what each component shows of a new drawing; the one before is forgotten."""
+    visit.leave()
+    visit = Visit(drawing)
+    words = [(text, n) for n, (text, _, _) in enumerate(drawing.spans)]
+    first = max(words, key=lambda pair: (len(pair[0]), -pair[1]))[1] if words else None
+    picture, about = look(visit, first, 0, 0, 0.65)
+    return [
+        visit,
+        gr.Radio(words, value=first),
+        gr.Slider(0, drawing.trace.run.done, 0, step=1),
+        gr.Slider(0, len(drawing.layers), 0, step=1),
+        picture,
+        about,
+        gr.Dataframe([]),
+        _text(visit, first),
+        1,
+        gr.Dropdown(words, value=[], multiselect=True),
+        "",
+        gr.Radio([], visible=False),
+        gr.ImageSlider(None, visible=False),
+        gr.Image(None, visible=False),
+        gr.Image(None, visible=False),
+        *_files(drawing),
+    ]
+
+
+def rank(visit: Visit, step: float, layer: float, event: gr.SelectData) -> Any:
+    """Return the words that act where the picture was clicked, with their shares."""
+    drawing = visit.drawing
+    if drawing is None:
+        return gr.Dataframe([])
+    width, height = enlarged(drawing.image).size
+    x, y = event.index
+    place = (min(1.0, (x + 0.5) / width), min(1.0, (y + 0.5) / height))
+    found = _told(lambda: drawing.at(place, int(step), int(layer)))
+    rows = [*found, ("(other tokens)", found.rest)]
+    return gr.Dataframe([[word, f"{100 * share:.1f} %"] for word, share in rows])
+
+
+def explainer(service: Service) -> Callable[..., Any]:
+    """Return the handler that measures what each word causes."""
+
+    def explain(visit: Visit, how: str, word: int | None) -> list[Any]:
+        if visit.drawing is None:
+            raise gr.Error(
+                "Nothing to explain yet: draw or look at a picture first.", print_exception=False
+            )
+        drawing = visit.drawing
+        visit = replace(visit, why=_told(lambda: service.explain(drawing, how)))
+        assert visit.why is not None
+        return [visit, gr.Image(visit.why.bar(), visible=True), beside(visit, word)]
+
+    return explain
+
+
+def beside(visit: Visit, word: int | None) -> Any:
+    """Return what a word causes beside where it is read; hidden where nothing was measured."""
+    why, drawing = visit.why, visit.drawing
+    if why is None or why.maps is None or drawing is None or word is None:
+        return gr.Image(None, visible=False)
+    under = enlarged(drawing.image)
+    causes = why.map(why.words[word]).overlay(under)
+    return gr.Image(sheets.side_by_side(causes, drawing.overlay(word)), visible=True)
 
 
 def editor(service: Service) -> Callable[..., Any]:
@@ -89,7 +152,7 @@ def editor(service: Service) -> Callable[..., Any]:
         )  # fmt: skip
         if visit.edited is not None:
             visit.edited.discard()
-        visit = Visit(source, edited, visit.changes)
+        visit = replace(visit, edited=edited)
         assert edited.result is not None
         names = [(label, n) for n, label in enumerate(edited.result.labels)]
         return [
@@ -145,7 +208,7 @@ def note(
             changes.pop(word, None)
         else:
             changes[word] = Change(text, value)
-        visit = Visit(visit.drawing, visit.edited, changes)
+        visit = replace(visit, changes=changes)
     return visit, listed(visit, added)
 
 
@@ -164,7 +227,7 @@ def listed(visit: Visit, added: str) -> str:
 
 def forget(visit: Visit, word: int | None) -> tuple[Any, ...]:
     """Forget every change."""
-    return Visit(visit.drawing, visit.edited), _text(visit, word), 1, "", ""
+    return replace(visit, changes={}), _text(visit, word), 1, "", ""
 
 
 def compare(visit: Visit, which: int | None) -> Any:
