@@ -76,7 +76,7 @@ def test_occlusion_is_the_change_of_the_estimate_without_each_word(
     assert why.words == ("a", "red", "car")
     np.testing.assert_allclose(why.values, wanted.mean((1, 2)).numpy(), rtol=1e-3)
     np.testing.assert_allclose(np.asarray(why.map("car")), wanted[2].numpy(), rtol=1e-2, atol=1e-9)
-    assert why.calls == xattn.attribution_cost(pipe, PROMPT).calls == 4
+    assert why.calls == xattn.attribution_cost(pipe, PROMPT, levels=LEVEL).calls == 4
 
 
 def test_a_region_counts_the_change_there_alone(pipe: Any, trace: xattn.Trace) -> None:
@@ -195,6 +195,29 @@ def test_a_prompt_is_drawn_first_and_the_pipeline_left_as_it_was(pipe: Any) -> N
     assert "attention" in why.table()
     assert why.bar().width >= 640
     assert why.grid().size[0] > why.map("red").overlay().size[0]
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_a_drawn_prompt_is_asked_at_the_runs_own_latents(name: str) -> None:
+    own = tiny.sd1(name)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    options = {"num_inference_steps": 4, "height": 16, "width": 16, "latents": noise}
+    seen: list[tuple[Tensor, Any]] = []
+
+    def keep(module: Any, given: tuple[Any, ...]) -> None:
+        seen.append((given[0][-1:].clone(), given[1]))
+
+    hook = own.unet.register_forward_pre_hook(keep)
+    own(PROMPT, **options)
+    hook.remove()
+    latents, timestep = min(seen, key=lambda each: abs(float(each[1]) - 700))
+    ids = own.tokenizer([PROMPT, "red car"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        predicted = own.unet(latents.expand(2, -1, -1, -1), timestep, own.text_encoder(ids)[0])
+    alpha = float(own.scheduler.alphas_cumprod[round(float(timestep))])
+    apart = ((predicted.sample[1] - predicted.sample[0]) ** 2).mean() * (1 - alpha) / alpha
+    why = xattn.attribute(own, PROMPT, levels=0.7, **options)
+    assert why.scores["a"] == pytest.approx(float(apart), rel=1e-2)
 
 
 def test_what_the_cache_knows_is_not_asked_again(

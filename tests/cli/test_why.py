@@ -26,7 +26,7 @@ def test_why_draws_a_prompt_and_writes_table_bars_and_maps(xattn_command: Any, m
     words = ["why", PROMPT, "--model", model, *FAST, "--how", "shapley", "--faithfulness"]
     code, out, err = xattn_command(*words)
     assert code == 0, err
-    assert "shapley of 3 words at 1 noised pictures: 8 denoiser rows" in err
+    assert "shapley of 3 words at 2 noised pictures: 16 denoiser rows" in err
     assert out.splitlines()[0].split() == ["word", "score", "attention"]
     for name in ("image", "words", "maps", "faithfulness", "01-red"):
         with Image.open(f"xattn-why/{name}.png") as drawn:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from xattn.api.invert import encoded
-from xattn.api.record import record
+from xattn.api.record import instruments_of
 from xattn.attribution.asking import Asking
 from xattn.attribution.method import Found, Method
 from xattn.attribution.methods import method_of
@@ -23,12 +24,15 @@ from xattn.attribution.states import States
 from xattn.attribution.store import EstimateStore
 from xattn.attribution.targets import Target, target_of
 from xattn.attribution.texts import ABSENT, Texts
+from xattn.instruments.samples import Samples
 from xattn.models import family_of_pipeline
-from xattn.models.family import Family
 from xattn.models.probing import Probed, probed_family
+from xattn.records.options import Options
 from xattn.results.attribution import Attribution
 from xattn.results.trace import Trace
 from xattn.session.axis import reader
+from xattn.session.pipeline import PipelineOrigin
+from xattn.session.session import opened
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def attribution_cost(
 
     Example:
         >>> print(xattn.attribution_cost(xattn.demo(), "a red car", how="shapley"))
-        shapley of 3 words at 1 noised pictures: 8 denoiser rows
+        shapley of 3 words at 2 noised pictures: 16 denoiser rows
     """
     method = method_of(how)
     words = len(players_of(reader(family_of_pipeline(pipe).axes(pipe))(prompt), of))
@@ -86,7 +90,6 @@ def attribution_cost(
     return Cost(method.name, words, states, states * method.rows(words))
 
 
-@torch.no_grad()
 def attribute(
     pipe: Any,
     what: Trace | str,
@@ -105,10 +108,11 @@ def attribute(
 ) -> Attribution:
     """Measure what each word of a prompt causes in its picture, by taking words away.
 
-    The picture is noised to a level of the schedule, and the denoiser asked, without guidance,
-    what it takes the clean picture to be, with words and without. Attention tells where a word's
-    value is read; this tells what it does. A progress bar counts the rows of the denoiser, and
-    ``attribution_cost`` tells them before.
+    At some levels of the noise schedule the denoiser is asked, without guidance, what it takes
+    the clean picture to be, with words and without: a drawn prompt's at the run's own latents, a
+    trace's at its picture noised to the level. Attention tells where a word's value is read; this
+    tells what it does. A progress bar counts the rows of the denoiser, and ``attribution_cost``
+    tells them before.
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2, XL, 3, or FLUX.1.
@@ -126,7 +130,8 @@ def attribute(
         absent: what takes the place of an absent word: "removed" encodes the text without it,
             "padding" puts the empty prompt's embedding at its positions, "mean" the words' mean.
         levels: shares of the noise schedule in (0, 1); the method's own by default.
-        noises: how many noises to average at each level.
+        noises: how many noises to average at each level; with more than one a drawn prompt's
+            picture is noised, too.
         seed: of the noise.
         batch: rows of one denoiser call.
         cache: a folder that keeps every answer of the denoiser, so that an attribution that was
@@ -143,31 +148,74 @@ def attribute(
         >>> why.bar().save("words.png")
         >>> print(why.table())
     """
-    method, family = method_of(how), family_of_pipeline(pipe)
-    probed = askable(pipe, family)
-    shares = _levels(levels, method)
-    trace = _traced(pipe, what, options)
+    samples = Samples(askable(pipe), image)
+    method_of(how), _levels(levels, method_of(how))  # refused before anything is drawn
+    trace = _traced(pipe, what, samples, options)
+    return explained(
+        pipe, trace, samples.kept, of=of, how=how, target=target, image=image, absent=absent,
+        levels=levels, noises=noises, seed=seed, batch=batch, cache=cache,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def explained(
+    pipe: Any,
+    trace: Trace,
+    kept: Sequence[tuple[float, Tensor]],
+    *,
+    of: str | Sequence[str] = "words",
+    how: Any = "occlusion",
+    target: Any = "image",
+    image: int = 0,
+    absent: str = "removed",
+    levels: float | Sequence[float] | None = None,
+    noises: int = 1,
+    seed: int = 0,
+    batch: int = 16,
+    cache: str | os.PathLike[str] | None = None,
+) -> Attribution:
+    """Return the attribution of a trace whose run's latents were kept, or weren't.
+
+    Args:
+        pipe: the pipeline.
+        trace: of the picture.
+        kept: (timestep, latents) of each step of its run, by ``Samples``; without them the
+            picture is noised.
+        of: this and the rest as for ``attribute``.
+        how: the method.
+        target: what is explained.
+        image: index of the image.
+        absent: what takes an absent word's place.
+        levels: shares of the noise schedule.
+        noises: how many at each level.
+        seed: of the noise.
+        batch: rows of one call.
+        cache: a folder.
+    """
+    method, probed, shares = method_of(how), askable(pipe), _levels(levels, method_of(how))
     prompt, picture = trace.run.prompt(trace._index(image)), _picture(trace, image)
     players = players_of(prompt, of)
-    texts = Texts(pipe, family, prompt, players, absent)
+    texts = Texts(pipe, family_of_pipeline(pipe), prompt, players, absent)
     aim = target_of(target, pipe)
-    clean = encoded(pipe, picture)
-    states = States.noised(pipe.scheduler, probed, clean, shares, noises, seed)
+    if kept and noises == 1 and method.along:
+        states = States.of_run(pipe.scheduler, probed, kept, shares)
+    else:
+        clean = encoded(pipe, picture)
+        states = States.noised(pipe.scheduler, probed, clean, shares, noises, seed)
     store = None if cache is None else EstimateStore(cache)
     ask = Asking(probed, texts, states, batch, store)
     found = method.find(ask, aim)
     pipe.maybe_free_model_hooks()
-    beside = _attention(trace, players, image)
-    return _result(method, ask, aim, found, beside, picture)
+    return _result(method, ask, aim, found, _attention(trace, players, image), picture)
 
 
-def askable(pipe: Any, family: Family) -> Probed:
-    """Return a family whose denoiser can be asked at a level.
+def askable(pipe: Any) -> Probed:
+    """Return a pipeline's family, whose denoiser can be asked at a level.
 
     Raises:
         TypeError: it can't.
     """
-    probed = probed_family(family)
+    probed = probed_family(family_of_pipeline(pipe))
     if probed is None:
         raise TypeError(
             f"{type(pipe).__name__} can't be asked what a word does yet: its family does not say "
@@ -176,7 +224,8 @@ def askable(pipe: Any, family: Family) -> Probed:
     return probed
 
 
-def _traced(pipe: Any, what: Any, options: dict[str, Any]) -> Trace:
+def _traced(pipe: Any, what: Any, samples: Samples, options: dict[str, Any]) -> Trace:
+    """Return the trace that is explained; of a prompt, draw it and keep the run's latents."""
     if isinstance(what, Trace):
         if options:
             raise ValueError(
@@ -186,7 +235,9 @@ def _traced(pipe: Any, what: Any, options: dict[str, Any]) -> Trace:
         return what
     if not isinstance(what, str):
         raise ValueError(f"attribute() explains a trace or a prompt, one text; got {what!r}")
-    with record(pipe, keep=()) as trace:
+    trace = Trace(runs=[])
+    recorded = instruments_of(Options.of(keep=(), words=None, layers=None), trace)
+    with opened(PipelineOrigin(pipe), [*recorded, samples]):
         pipe(what, **options)
     return trace
 

@@ -28,7 +28,8 @@ class Gradient:
     """
 
     name: str = "gradient"
-    levels: tuple[float, ...] = levels.DEFAULT
+    levels: tuple[float, ...] = levels.FEW
+    along: bool = True
     points: int = 12
 
     def rows(self, players: int) -> int:

@@ -32,6 +32,7 @@ class Information:
 
     name: str = "information"
     levels: tuple[float, ...] = levels.WIDE
+    along: bool = False
 
     def rows(self, players: int) -> int:
         """Return one row for each word, and one for the whole prompt."""

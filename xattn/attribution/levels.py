@@ -1,9 +1,12 @@
-"""Default levels, chosen by `python -m benchmarks.why` on captions that are not reported."""
+"""Default levels, chosen by `python -m benchmarks.why --tune` on captions that are not reported."""
 
 from __future__ import annotations
 
-DEFAULT = (0.9,)
-"""Where one pass ranks words best: the picture is nearly noise, so that words decide most."""
+DEFAULT = (0.9, 0.8, 0.7, 0.6)
+"""Where a run decides what is drawn: together they rank words better than any one of them."""
 
-WIDE = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
+FEW = (0.9, 0.7)
+"""The two of them for methods that ask about many sets of words."""
+
+WIDE = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 """Where an integral over the noise is taken."""

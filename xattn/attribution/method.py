@@ -35,6 +35,7 @@ class Method(Protocol):
     Attributes:
         name: as users say it.
         levels: the default levels of the noise schedule.
+        along: whether a drawn prompt is asked at the run's own latents.
     """
 
     @property
@@ -42,6 +43,9 @@ class Method(Protocol):
 
     @property
     def levels(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def along(self) -> bool: ...  # noqa: D102
 
     def rows(self, players: int) -> int:
         """Return the most rows of the denoiser that it needs at each state."""

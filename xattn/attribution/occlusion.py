@@ -18,6 +18,7 @@ class Occlusion:
 
     name: str = "occlusion"
     levels: tuple[float, ...] = levels.DEFAULT
+    along: bool = True
 
     def rows(self, players: int) -> int:
         """Return one row for each word, and one for the whole prompt."""

@@ -31,7 +31,8 @@ class Shapley:
     """
 
     name: str = "shapley"
-    levels: tuple[float, ...] = levels.DEFAULT
+    levels: tuple[float, ...] = levels.FEW
+    along: bool = True
     exact: int = 8
     orders: int = 24
     seed: int = 0

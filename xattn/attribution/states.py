@@ -32,6 +32,33 @@ class States:
         return len(self.levels)
 
     @classmethod
+    def of_run(
+        cls,
+        scheduler: Any,
+        probed: Probed,
+        kept: Sequence[tuple[float, Tensor]],
+        levels: Sequence[float],
+    ) -> States:
+        """Return a run's own latents at the steps nearest to some levels, each once.
+
+        Args:
+            scheduler: the pipeline's.
+            probed: its family.
+            kept: (timestep, latents) of each step.
+            levels: shares of the noise schedule.
+        """
+        count = int(scheduler.config.num_train_timesteps)
+        there = [min(max(timestep / count, 1e-3), 1 - 1e-3) for timestep, _ in kept]
+        nearest = [min(range(len(kept)), key=lambda n: abs(there[n] - level)) for level in levels]
+        chosen = list(dict.fromkeys(nearest))
+        return cls(
+            torch.cat([kept[n][1].float() for n in chosen]),
+            tuple(there[n] for n in chosen),
+            tuple(probed.level_timestep(scheduler, there[n]) for n in chosen),
+            tuple(probed.signal(scheduler, there[n]) for n in chosen),
+        )
+
+    @classmethod
     def noised(
         cls,
         scheduler: Any,

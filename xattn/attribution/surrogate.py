@@ -31,7 +31,8 @@ class Surrogate:
     """
 
     name: str = "surrogate"
-    levels: tuple[float, ...] = levels.DEFAULT
+    levels: tuple[float, ...] = levels.FEW
+    along: bool = True
     samples: int = 64
     width: float = 0.25
     penalty: float = 0.01

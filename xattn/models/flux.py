@@ -145,11 +145,19 @@ class Flux(FlowLevels):
             img_ids=ids,
             return_dict=False,
         )[0]
-        cells = found.unflatten(2, (channels, _PATCH, _PATCH))  # (rows, places, channels, 2, 2)
-        grid_of = (height // _PATCH, width // _PATCH)
-        apart = cells.unflatten(1, grid_of).permute(0, 3, 1, 4, 2, 5)
-        whole: Tensor = apart.reshape(rows, channels, height, width)
-        return whole
+        return _unpacked(found, (height, width))
+
+    def latents(self, call: DenoiserCall) -> Tensor:
+        """Return the unpacked latents of a call."""
+        return _unpacked(call.sample, call.latent)
+
+
+def _unpacked(packed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return packed positions as (rows, channels, height, width)."""
+    height, width = size
+    cells = packed.unflatten(2, (-1, _PATCH, _PATCH))  # (rows, places, channels, 2, 2)
+    grid = cells.unflatten(1, (height // _PATCH, width // _PATCH))
+    return grid.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3, 4)
 
 
 _grids: Any = WeakIdKeyDictionary()  # reading ids waits for the device: once for each run

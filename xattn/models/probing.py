@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from xattn.models.family import DenoiserCall
 from xattn.models.noise import clean_latents
 
 
@@ -31,6 +32,9 @@ class Probed(Protocol):
 
     def signal(self, scheduler: Any, level: float) -> float:
         """Return the signal-to-noise ratio at a level."""
+
+    def latents(self, call: DenoiserCall) -> Tensor:
+        """Return a call's noised latents, (rows, channels, height, width), unpacked."""
 
     def denoise(self, pipe: Any, latents: Tensor, timestep: float, encoded: Any) -> Tensor:
         """Return the denoiser's output, (images, channels, height, width), by one call.
@@ -86,6 +90,10 @@ class DiffusionLevels:
         alpha = float(scheduler.alphas_cumprod[int(self.level_timestep(scheduler, level))])
         return alpha / (1 - alpha)
 
+    def latents(self, call: DenoiserCall) -> Tensor:
+        """Return the sample as it is."""
+        return call.sample
+
 
 class FlowLevels:
     """Levels of flow matching."""
@@ -105,6 +113,10 @@ class FlowLevels:
     def signal(self, scheduler: Any, level: float) -> float:
         """Return ((1 - s) / s) squared."""
         return ((1 - level) / level) ** 2
+
+    def latents(self, call: DenoiserCall) -> Tensor:
+        """Return the sample as it is."""
+        return call.sample
 
 
 def decoded_pictures(pipe: Any, latents: Tensor) -> Tensor:
