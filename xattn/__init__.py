@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.vital import vital as vital
     from xattn.attribution.attribute import attribute as attribute
     from xattn.attribution.attribute import attribution_cost as attribution_cost
+    from xattn.attribution.dissect import dissect as dissect
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
     from xattn.edits.kinds import Refine as Refine
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.diagnosis import Neglected as Neglected
     from xattn.results.diagnosis import Thresholds as Thresholds
     from xattn.results.difference import Difference as Difference
+    from xattn.results.dissection import Dissection as Dissection
     from xattn.results.edit import EditResult as EditResult
     from xattn.results.entropies import LayerEntropies as LayerEntropies
     from xattn.results.evolution import Evolution as Evolution
@@ -79,6 +81,7 @@ _HOMES = {
         "api.steer": "initial_noise steer",
         "api.vital": "vital",
         "attribution.attribute": "attribute attribution_cost",
+        "attribution.dissect": "dissect",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
@@ -98,6 +101,7 @@ _HOMES = {
         "results.concepts": "ConceptMaps Segmentation",
         "results.difference": "Difference",
         "results.diagnosis": "Background Displaced Finding Leaked Merged Neglected Thresholds",
+        "results.dissection": "Dissection",
         "results.edit": "EditResult",
         "results.entropies": "LayerEntropies",
         "results.evolution": "Evolution",

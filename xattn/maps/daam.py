@@ -23,7 +23,7 @@ from xattn.maps.select import (
     completed,
     head_indices,
     image_index,
-    layers_of,
+    layers_with,
     need,
     step_indices,
     token_index,
@@ -48,12 +48,13 @@ def token_maps(
         image: index of the image, in the order of ``pipe(...).images``.
         steps: the steps to sum; all complete ones by default.
         layers: names, globs, a predicate of ``Layer``, "daam" or "all".
-        heads: the heads to average; all by default.
+        heads: the heads to average, or heads of some layers by the layers' names; all by
+            default.
 
     Raises:
         ValueError: an argument selects something not in the recording.
     """
-    chosen, weights = layers_of(run, layers)
+    chosen, weights = layers_with(run, layers, heads)
     total = torch.zeros(len(positions), *run.latent)
     for layer, weight in zip(chosen, weights, strict=True):
         native = layer_maps(run, layer, positions, image, steps=steps, heads=heads)
@@ -71,7 +72,7 @@ def step_token_maps(
 ) -> torch.Tensor:
     """Return the heat maps of each single step, float32 (steps, tokens, height, width)."""
     need(run, "step", "maps of single steps")
-    chosen, weights = layers_of(run, layers)
+    chosen, weights = layers_with(run, layers, heads)
     total = torch.zeros(completed(run), len(positions), *run.latent)
     for layer, weight in zip(chosen, weights, strict=True):
         for step, native in enumerate(_each_step(run, layer, positions, image, None, heads)):

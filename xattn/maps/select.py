@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral
 from typing import Any
@@ -42,7 +42,8 @@ def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -
 Steps = int | slice | Sequence[int] | None
 
 
-Heads = int | Sequence[int] | None
+Heads = int | Sequence[int] | Mapping[str, Sequence[int]] | None
+"""An index or several, of every layer; or heads of some layers by the layers' names."""
 
 
 Asked = str | int | Sequence[int]  # a word or phrase, or token positions
@@ -228,11 +229,41 @@ def need(run: Run, axis: str, what: str) -> None:
         )
 
 
+def layers_with(run: Run, wanted: LayerFilter, heads: Heads) -> tuple[list[int], list[float]]:
+    """Return the layers to use and their weights, where heads may name layers of their own.
+
+    A layer counts by the share of its heads that are named: all heads of the default layers make
+    the default map.
+
+    Raises:
+        ValueError: heads names a layer that is not recorded, or none of those wanted.
+    """
+    if not isinstance(heads, Mapping):
+        return layers_of(run, wanted)
+    names = [name for name, several in heads.items() if len(several)]
+    for name in names:
+        if name not in {layer.name for layer in run.layers}:
+            there = ", ".join(layer.name for layer in run.layers)
+            raise ValueError(f"heads: layer {name!r} was not recorded; the layers are: {there}")
+    chosen, weights = layers_of(run, names if wanted is None else wanted)
+    shares = [
+        weight * len(set(heads.get(run.layers[n].name, ()))) / run.layers[n].heads
+        for n, weight in zip(chosen, weights, strict=True)
+    ]
+    used = [(n, share) for n, share in zip(chosen, shares, strict=True) if share]
+    if not used:
+        raise ValueError(f"layers={wanted!r} has none of the layers of heads=: {', '.join(names)}")
+    total = sum(share for _, share in used)
+    return [n for n, _ in used], [share / total for _, share in used]
+
+
 def head_indices(run: Run, layer: int, heads: Heads) -> list[int] | None:
     """Return the indices of the chosen heads of a layer, None for all."""
     if heads is None:
         return None
     need(run, "head", f"heads={heads!r}")
+    if isinstance(heads, Mapping):
+        heads = heads.get(run.layers[layer].name, ())
     chosen = _listed(heads, "heads")
     if not chosen:
         raise ValueError("heads=() does not select any head")

@@ -79,7 +79,8 @@ class Recorded:
             steps: an index, a slice or several indices; summed. All by default.
             layers: names, globs, a test of a ``Layer``, "all", or "daam" for the paper's own,
                 which are the default too.
-            heads: an index or several; averaged. All by default.
+            heads: an index or several; averaged. Or heads of some layers by the layers' names, as
+                a ``Dissection`` has them: a layer counts by its share of them. All by default.
             occurrence: which of a word that comes several times, from 0; all by default.
             refined: lets the map flow once along the image's attention to itself, so that it
                 fills what looks alike: truer as a mask. Needs ``record(..., affinity=True)``.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from xattn.units import number_text
+from xattn.views.colours import COLORMAP, color_table
 from xattn.views.lettering import FAINT, INK, PAPER, text_width, write
 
 Array = NDArray[np.float64]
@@ -111,4 +112,46 @@ def curves(
     count = str(max(len(line) for line in lines.values()) - 1)
     write(draw, (left, bottom + GAP / 2), "0", FONT)
     write(draw, (width - 2 * GAP - text_width(count, FONT), bottom + GAP / 2), count, FONT)
+    return sheet
+
+
+def matrix(
+    values: Array,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    colormap: str = COLORMAP,
+    cell: int = 44,
+) -> Image.Image:
+    """Draw a table of numbers as colours from 0 to the largest, with the number in each cell.
+
+    Args:
+        values: (rows, columns), nowhere negative.
+        rows: a label for each row.
+        columns: a label for each column.
+        title: a line above.
+        colormap: a name of matplotlib's.
+        cell: the least width of a cell in pixels.
+    """
+    wide = max(cell, *(text_width(name, FONT) + GAP for name in columns))
+    left = 2 * GAP + max(text_width(name, FONT) for name in rows)
+    top = 2 * GAP + 2 * LINE
+    size = (left + wide * len(columns) + 2 * GAP, top + LINE * len(rows) + GAP)
+    sheet = Image.new("RGB", (max(size[0], text_width(title, FONT) + 4 * GAP), size[1]), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write(draw, (2 * GAP, GAP), title, FONT)
+    most = max(float(values.max()), 1e-12)
+    levels = (np.clip(values / most, 0, 1) * 255).round().astype(np.uint8)
+    colours = color_table(colormap)[levels]  # (rows, columns, 3)
+    for c, name in enumerate(columns):
+        write(draw, (left + c * wide, GAP + LINE), name, FONT)
+    for r, name in enumerate(rows):
+        y = top + r * LINE
+        write(draw, (left - GAP - text_width(name, FONT), y), name, FONT)
+        for c in range(len(columns)):
+            x, colour = left + c * wide, tuple(int(part) for part in colours[r, c])
+            draw.rectangle((x, y, x + wide - 2, y + LINE - 2), fill=colour)
+            ink = INK if sum(colour) > 380 else PAPER
+            write(draw, (x + 3, y), f"{values[r, c]:.2f}", FONT - 2, ink)
     return sheet

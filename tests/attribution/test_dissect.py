@@ -1,0 +1,198 @@
+"""Dissection: IoU as by brute force, a planted head, and what weights of heads do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xattn
+from tests import tiny
+from tests.helpers import assert_restored, draw, picture
+from tests.tiny import transformers
+from xattn.attribution.dissect import head_maps, iou, on_grid
+from xattn.attribution.marked import Marked, from_coco, marked
+from xattn.results.dissection import Dissection, Head
+
+PROMPT = "a red car"
+
+
+def half(left: bool) -> Any:
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[:, :8] = left
+    mask[:, 8:] = not left
+    return mask
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.sd1()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Marked]:
+    masks = [{"red": half(True), "car": half(False)}, {"car": half(True)}]
+    return [Marked(picture(16, 16), PROMPT, each) for each in masks]
+
+
+def test_iou_is_counted_over_all_pictures_as_by_hand(pipe: Any, pictures: list[Marked]) -> None:
+    table = xattn.dissect(pipe, pictures, levels=(0.5,))
+    assert table.concepts == ("car", "red")
+    assert table.counts.tolist() == [2, 1]
+    for h, head in enumerate(table.heads[:3]):
+        both = either = 0
+        for n, each in enumerate(pictures):
+            trace = xattn.probe(
+                pipe, [p.image for p in pictures], [PROMPT] * 2, levels=0.5, keep=("layer", "head")
+            )[n]
+            heat = head_maps(trace.run, "car", head.layer)[head]
+            for cell in np.ndindex(*heat.shape):
+                above = heat[cell] > 2 * heat.mean()
+                inside = on_grid(each.masks["car"], heat.shape)[cell]
+                both, either = both + int(above and inside), either + int(above or inside)
+        assert table.values[h, 0] == pytest.approx(both / either)
+
+
+def test_a_planted_head_is_found() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.random((8, 8)) > 0.8 for _ in range(4)]
+    noise = [rng.random((8, 8)).astype(np.float32) for _ in masks]
+    planted = [
+        mask.astype(np.float32) + 0.1 * each for mask, each in zip(masks, noise, strict=True)
+    ]
+    assert iou(planted, masks) == 1.0
+    assert iou(noise, masks, limit=0.8) < 0.3
+    assert iou([], []) == 0.0
+
+
+def test_all_heads_make_the_default_map(pipe: Any, pictures: list[Marked]) -> None:
+    table = xattn.dissect(pipe, pictures, levels=(0.5,))
+    trace = xattn.probe(pipe, picture(16, 16), PROMPT, levels=0.5, keep=("layer", "head"))
+    default = np.asarray(trace.heatmap("red"))
+    np.testing.assert_allclose(
+        np.asarray(trace.heatmap("red", heads=table.every)), default, rtol=1e-5
+    )
+    few = np.asarray(trace.heatmap("red", heads=table["red"]))
+    assert not np.allclose(few, default)
+    one = table.order("red")[0]
+    alone = head_maps(trace.run, "red", one.layer)[one]
+    found = trace.heatmap("red", heads={one.layer: [one.head]})
+    np.testing.assert_allclose(np.asarray(found), alone, rtol=1e-5)
+    with pytest.raises(ValueError, match="was not recorded"):
+        trace.heatmap("red", heads={"nowhere": [0]})
+
+
+def test_relevance_needs_no_masks_and_shares_out_each_heads_points(
+    pipe: Any, pictures: list[Marked]
+) -> None:
+    concepts = {"colour": ["red"], "thing": ["car"]}
+    table = xattn.dissect(pipe, pictures, by="relevance", concepts=concepts, levels=(0.5,))
+    np.testing.assert_allclose(table.values.sum(1), 1)
+    trace = xattn.probe(
+        pipe, [picture(16, 16)] * 2, [PROMPT] * 2, levels=0.5, keep=("layer", "head")
+    )
+    for h, head in enumerate(table.heads):
+        points = [0, 0]  # of red, of car
+        for each in trace:
+            red, car = (head_maps(each.run, word, head.layer)[head] for word in ("red", "car"))
+            points[int((car / np.maximum(red + car, 1e-12)).mean() > 0.5)] += 1
+        assert table.values[h].tolist() == pytest.approx([point / 2 for point in points])
+
+
+def test_heads_are_labelled_drawn_and_told() -> None:
+    heads = (Head("down_blocks.0.attn2", 0), Head("down_blocks.0.attn2", 1))
+    table = Dissection(
+        heads, ("red", "car"), np.array([[0.5, 0.1], [0.01, 0.02]]), np.array([3, 4])
+    )
+    assert table.detectors() == [(heads[0], "red", 0.5)]
+    assert "knows 'red' best: IoU 0.500" in table.sentences()[0]
+    assert "none of the concepts" in table.sentences()[1]
+    assert "*0.500" in table.table()
+    assert table.top("car", 1) == {"down_blocks.0.attn2": (0,)}
+    assert sorted(table.random(1)) == sorted(heads)
+    assert table.plot().height > 60
+    with pytest.raises(ValueError, match="not one of the concepts"):
+        table["boat"]
+
+
+@pytest.mark.parametrize("make", [tiny.sd1, lambda: transformers.sd3(t5=False)])
+def test_weakened_words_change_the_picture_and_a_weight_of_one_nothing(make: Any) -> None:
+    own = make()
+    pictures = [Marked(picture(16, 16), PROMPT, {"red": half(True)})]
+    table = xattn.dissect(own, pictures, levels=(0.5,))
+    plain = draw(own, PROMPT)
+    with table.weaken(own, "red", weight=1.0):
+        np.testing.assert_array_equal(draw(own, PROMPT), plain)
+    with table.weaken(own, "red", count=len(table.heads)) as heads:
+        weak = draw(own, PROMPT)
+        np.testing.assert_array_equal(draw(own, "two cats"), draw(own, "two cats"))
+    assert heads == table.every
+    assert not np.allclose(weak, plain, atol=1e-4)
+    np.testing.assert_array_equal(draw(own, PROMPT), plain)
+
+
+def test_a_weight_in_all_heads_is_that_of_a_reweighted_word(pipe: Any) -> None:
+    """The same as ``Reweight`` where its attention does not follow the source."""
+    trace = xattn.probe(
+        pipe, picture(16, 16), PROMPT, levels=0.5, layers="*", keep=("layer", "head")
+    )
+    heads = {layer.name: range(layer.heads) for layer in trace.run.layers}
+    every = tuple(Head(name, head) for name, several in heads.items() for head in several)
+    table = Dissection(every, ("red",), np.ones((len(every), 1)), np.array([1]))
+    before = dict(pipe.unet.attn_processors)
+    with table.weaken(pipe, "red", count=len(every), weight=0.5):
+        weak = draw(pipe, PROMPT)
+    assert_restored(pipe, before)
+    edit = xattn.Reweight("red", 0.5)
+    options = {"cross_steps": 0.0, "self_steps": 0.0}
+    edited = xattn.edit(
+        pipe, PROMPT, [xattn.Refine(PROMPT, **options), edit], num_inference_steps=3,
+        height=32, width=32, generator=torch.Generator().manual_seed(0), output_type="np",
+    )  # fmt: skip
+    np.testing.assert_allclose(np.asarray(edited.images[0]), weak[0], atol=2e-3)
+
+
+def test_a_folder_with_captions_is_read(tmp_path: Path) -> None:
+    picture(16, 16).save(tmp_path / "one.png")
+    Image.fromarray(half(True)).save(tmp_path / "red.png")
+    line = {"image": "one.png", "prompt": PROMPT, "masks": {"red": "red.png"}}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
+    (found,) = marked(tmp_path)
+    assert found.prompt == PROMPT
+    np.testing.assert_array_equal(found.masks["red"], half(True))
+    (tmp_path / "captions.jsonl").write_text('{"image": "one.png"}\n', "utf-8")
+    with pytest.raises(ValueError, match="line 1"):
+        marked(tmp_path)
+    with pytest.raises(ValueError, match=r"has no captions\.jsonl"):
+        marked(tmp_path / "none")
+
+
+def test_cocos_polygons_become_masks(tmp_path: Path) -> None:
+    picture(16, 16).save(tmp_path / "one.png")
+    data = {
+        "images": [{"id": 1, "file_name": "one.png", "width": 16, "height": 16}],
+        "categories": [{"id": 7, "name": "car"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 7, "segmentation": [[0, 0, 7, 0, 7, 15, 0, 15]]}
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(data), "utf-8")
+    (found,) = from_coco(tmp_path / "coco.json", tmp_path)
+    assert found.prompt == "a car"
+    np.testing.assert_array_equal(found.masks["car"], half(True))
+
+
+def test_what_cannot_be_dissected_is_refused(pipe: Any, pictures: list[Marked]) -> None:
+    with pytest.raises(ValueError, match="'iou' or 'relevance'"):
+        xattn.dissect(pipe, pictures, by="magic")
+    with pytest.raises(ValueError, match="no word of 'sky' has a mask"):
+        xattn.dissect(pipe, pictures, concepts={"sky": ["night"]})
+    with pytest.raises(ValueError, match="share of cells"):
+        xattn.dissect(pipe, pictures, threshold=2.0)
+    with pytest.raises(ValueError, match="scenes is empty"):
+        xattn.dissect(pipe, [])

@@ -1,0 +1,215 @@
+"""``dissect(pipe, scenes)``: which concept each head of a model knows.
+
+By intersection over union: a head's map of a word, above a threshold, against the word's mask; as
+in network dissection (Bau et al. 2017) intersections and unions are summed over all pictures first.
+By relevance (head relevance vectors, Park et al. 2025), without masks: at each place a head's
+attention to one word of each concept competes in a softmax, and the concept with the largest mean
+over the picture has a point; a head's points, divided by their sum, are its row.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from xattn.api.probe import probe
+from xattn.attribution.marked import Marked, marked
+from xattn.maps import daam, select
+from xattn.records.run import LayerFilter, Run
+from xattn.results.dissection import Dissection, Head
+from xattn.text.prompt import WordError
+
+Concepts = Mapping[str, Sequence[str]]
+LEVELS = (0.3, 0.5, 0.7)
+
+
+def dissect(
+    pipe: Any,
+    scenes: Any,
+    *,
+    by: str = "iou",
+    concepts: Concepts | None = None,
+    threshold: float | None = None,
+    levels: Sequence[float] = LEVELS,
+    layers: LayerFilter = None,
+    batch: int = 8,
+    seed: int = 0,
+) -> Dissection:
+    """Tell which concept each head of a model's text attention knows.
+
+    Every picture is passed once through the denoiser at each level, as by ``probe``.
+
+    Args:
+        pipe: a pipeline that can be probed: Stable Diffusion 1, 2, XL, 3, or FLUX.1.
+        scenes: pictures whose words have masks: scenes of Toyland, a folder with a
+            ``captions.jsonl``, or ``xattn.attribution.marked.Marked`` pictures.
+        by: "iou" against the masks, or "relevance", which needs none.
+        concepts: the words of each concept, such as ``{"colour": ["red", "blue"]}``; each word
+            with a mask is a concept of its own by default.
+        threshold: of a head's map: the share of cells that are above it, over all pictures (0.005
+            in Bau et al. 2017); twice each map's mean by default.
+        levels: shares of the noise schedule.
+        layers: as for ``heatmap``; those of the default heat map by default.
+        batch: how many pictures pass together.
+        seed: of the noise.
+
+    Raises:
+        ValueError: an option is out of its range, or no word of the concepts has a mask.
+
+    Example:
+        >>> from xattn.toyland import scene
+        >>> table = xattn.dissect(xattn.demo(), [scene(n) for n in range(20)])
+        >>> print(table.table())
+    """
+    if by not in ("iou", "relevance"):
+        raise ValueError(f"by={by!r} must be 'iou' or 'relevance'")
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold!r} is a share of cells in (0, 1), or None")
+    pictures = marked(scenes)
+    words = _concepts(pictures, concepts)
+    tally = _Overlaps(words, threshold) if by == "iou" else _Points(words)
+    for start in range(0, len(pictures), batch):
+        some = pictures[start : start + batch]
+        trace = probe(
+            pipe, [each.image for each in some], [each.prompt for each in some],
+            levels=levels, seed=seed + start, batch=batch, keep=("layer", "head"),
+        )  # fmt: skip
+        for picture, each in zip(some, trace, strict=True):
+            tally.add(each.run, picture, layers)
+    heads, values, counts = tally.found()
+    return Dissection(heads, tuple(words), values, counts, by, words)
+
+
+def _concepts(pictures: Sequence[Marked], given: Concepts | None) -> dict[str, list[str]]:
+    """Return the words of each concept, after checking that there are any."""
+    there = sorted({word for picture in pictures for word in picture.masks})
+    if given is None:
+        return {word: [word] for word in there}
+    found = {name: list(words) for name, words in given.items()}
+    for name, words in found.items():
+        if not set(words).intersection(there):
+            raise ValueError(
+                f"concepts: no word of {name!r} has a mask in these pictures; those that have one "
+                f"are: {', '.join(there)}"
+            )
+    return found
+
+
+def head_maps(run: Run, word: str, layers: LayerFilter) -> dict[Head, NDArray[np.float32]]:
+    """Return each head's map of a word on the latent grid, clamped at 0."""
+    positions = select.word_positions(run, word)
+    found = {}
+    for n in select.layers_of(run, layers)[0]:
+        maps = daam.to_grid(daam.head_maps(run, n, positions).mean(1), run.latent)
+        for head, each in enumerate(maps):
+            found[Head(run.layers[n].name, head)] = each.numpy()
+    return found
+
+
+def on_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask on another grid: cells that it covers by half or more."""
+    given = torch.from_numpy(np.asarray(mask, dtype=np.float32))[None, None]
+    small: NDArray[np.float32] = F.interpolate(given, size=grid, mode="area")[0, 0].numpy()
+    return small >= 0.5
+
+
+class _Overlaps:
+    """Intersections and unions of each head's maps with masks, by concept."""
+
+    def __init__(self, words: dict[str, list[str]], share: float | None) -> None:
+        self.words, self.share = words, share
+        self.maps: dict[tuple[Head, str], list[NDArray[np.float32]]] = defaultdict(list)
+        self.masks: dict[str, list[NDArray[np.bool_]]] = defaultdict(list)
+
+    def add(self, run: Run, picture: Marked, layers: LayerFilter) -> None:
+        """Keep the maps of a picture's words, and their masks."""
+        for concept, words in self.words.items():
+            for word in words:
+                if word not in picture.masks:
+                    continue
+                with suppress(WordError):
+                    for head, heat in head_maps(run, word, layers).items():
+                        self.maps[head, concept].append(heat)
+                    self.masks[concept].append(on_grid(picture.masks[word], run.latent))
+
+    def found(self) -> tuple[tuple[Head, ...], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the heads, (heads, concepts) IoUs, and how many masks each concept had."""
+        heads = tuple(dict.fromkeys(head for head, _ in self.maps))
+        values = np.zeros((len(heads), len(self.words)))
+        for h, head in enumerate(heads):
+            limit = self._limit(head)
+            for c, concept in enumerate(self.words):
+                values[h, c] = iou(self.maps[head, concept], self.masks[concept], limit)
+        counts = np.array([len(self.masks[concept]) for concept in self.words])
+        return heads, values, counts
+
+    def _limit(self, head: Head) -> float | None:
+        if self.share is None:
+            return None
+        own = [m.ravel() for concept in self.words for m in self.maps[head, concept]]
+        return float(np.quantile(np.concatenate(own), 1 - self.share))
+
+
+def iou(
+    maps: Sequence[NDArray[np.float32]],
+    masks: Sequence[NDArray[np.bool_]],
+    limit: float | None = None,
+) -> float:
+    """Return the IoU of maps above a limit with masks, summed over all; 0 where both are empty.
+
+    Args:
+        maps: (height, width) each.
+        masks: of the same shapes.
+        limit: what a map must exceed; twice its own mean where None.
+    """
+    both = either = 0
+    for heat, mask in zip(maps, masks, strict=True):
+        above = heat > (2 * heat.mean() if limit is None else limit)
+        both += int((above & mask).sum())
+        either += int((above | mask).sum())
+    return both / either if either else 0.0
+
+
+class _Points:
+    """A point for the concept that each head attends to most, picture by picture."""
+
+    def __init__(self, words: dict[str, list[str]]) -> None:
+        self.words = words
+        self.points: dict[Head, NDArray[np.float64]] = {}
+        self.counts = np.zeros(len(words), dtype=np.int64)
+
+    def add(self, run: Run, picture: Marked, layers: LayerFilter) -> None:
+        """Let the concepts of a picture's words compete in each head."""
+        own = {}
+        for c, words in enumerate(self.words.values()):
+            for word in words:
+                with suppress(WordError):
+                    own.setdefault(c, head_maps(run, word, layers))
+        for c in own:
+            self.counts[c] += 1
+        if len(own) < 2:
+            return
+        for head in next(iter(own.values())):
+            # probabilities are exponentials of logits: their shares are a softmax over concepts
+            stack = np.stack([maps[head] for maps in own.values()])
+            shares = stack / np.maximum(stack.sum(0), 1e-12)
+            row = self.points.setdefault(head, np.zeros(len(self.words)))
+            row[list(own)[int(shares.mean((1, 2)).argmax())]] += 1
+
+    def found(self) -> tuple[tuple[Head, ...], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the heads, (heads, concepts) shares of points, and the concepts' counts.
+
+        Raises:
+            ValueError: no picture has words of two concepts.
+        """
+        if not self.points:
+            raise ValueError("by='relevance' needs pictures with words of two concepts or more")
+        rows = np.stack(list(self.points.values())) / np.maximum(self.counts, 1)
+        return tuple(self.points), rows / np.maximum(rows.sum(1, keepdims=True), 1e-12), self.counts
