@@ -4,7 +4,8 @@ By intersection over union: a head's map of a word, above a threshold, against t
 in network dissection (Bau et al. 2017) intersections and unions are summed over all pictures first.
 By relevance (head relevance vectors, Park et al. 2025), without masks: at each place a head's
 attention to one word of each concept competes in a softmax, and the concept with the largest mean
-over the picture has a point; a head's points, divided by their sum, are its row.
+over the picture has a point. A concept's points are divided by their mean over the heads, so that
+1 is an average head.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class _Points:
 
     def add(self, run: Run, picture: Marked, layers: LayerFilter) -> None:
         """Let the concepts of a picture's words compete in each head."""
-        own = {}
+        own: dict[int, dict[Head, NDArray[np.float32]]] = {}
         for c, words in enumerate(self.words.values()):
             for word in words:
                 with suppress(WordError):
@@ -204,12 +205,12 @@ class _Points:
             row[list(own)[int(shares.mean((1, 2)).argmax())]] += 1
 
     def found(self) -> tuple[tuple[Head, ...], NDArray[np.float64], NDArray[np.int64]]:
-        """Return the heads, (heads, concepts) shares of points, and the concepts' counts.
+        """Return the heads, their relevance (heads, concepts), and the concepts' counts.
 
         Raises:
             ValueError: no picture has words of two concepts.
         """
         if not self.points:
             raise ValueError("by='relevance' needs pictures with words of two concepts or more")
-        rows = np.stack(list(self.points.values())) / np.maximum(self.counts, 1)
-        return tuple(self.points), rows / np.maximum(rows.sum(1, keepdims=True), 1e-12), self.counts
+        points = np.stack(list(self.points.values()))
+        return tuple(self.points), points / np.maximum(points.mean(0), 1e-12), self.counts

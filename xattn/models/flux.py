@@ -157,7 +157,8 @@ def _unpacked(packed: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     cells = packed.unflatten(2, (-1, _PATCH, _PATCH))  # (rows, places, channels, 2, 2)
     grid = cells.unflatten(1, (height // _PATCH, width // _PATCH))
-    return grid.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3, 4)
+    whole: Tensor = grid.permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3, 4)
+    return whole
 
 
 _grids: Any = WeakIdKeyDictionary()  # reading ids waits for the device: once for each run

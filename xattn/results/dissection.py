@@ -36,7 +36,7 @@ class Dissection:
     Attributes:
         heads: the heads, in the model's order.
         concepts: the concepts.
-        values: (heads, concepts): IoU, or shares of points that sum to one for each head.
+        values: (heads, concepts): IoU, or relevance, which is 1 for an average head.
         counts: how many masks, or pictures, each concept had.
         by: "iou" or "relevance".
         words: the words of each concept.
@@ -93,7 +93,7 @@ class Dissection:
     def sentences(self, threshold: float = 0.04) -> list[str]:
         """Return a sentence for each head: its label, and how sure it is."""
         known = {head: (concept, value) for head, concept, value in self.detectors(threshold)}
-        what = "IoU" if self.by == "iou" else "share of its points"
+        what = "IoU" if self.by == "iou" else "relevance"
         names = dict(zip(self._layers, sheets.shortened(self._layers), strict=True))
         found = []
         for head in self.heads:
@@ -152,7 +152,7 @@ class Dissection:
     def plot(self) -> Image.Image:
         """Draw the table: a row for each head, a column for each concept."""
         names = [f"{name} {head.head}" for name, head in zip(self._names, self.heads, strict=True)]
-        title = "IoU of heads with concepts" if self.by == "iou" else "heads' shares of points"
+        title = "IoU of heads with concepts" if self.by == "iou" else "relevance of heads"
         return charts.matrix(self.values, names, self.concepts, title=title)
 
     @property
