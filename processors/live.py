@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ class Live(Handler):
         rows: the rows of the batch to keep, as slices.
         tokens: the kept positions, as a slice if they are consecutive.
         maps: (images, tokens, queries), float32 or more, the mean over heads; None before a call.
+        after: called each time maps were kept; it may end the pass by an exception.
     """
 
     def __init__(self, name: str) -> None:
@@ -25,6 +28,7 @@ class Live(Handler):
         self.rows: tuple[slice, ...] = ()
         self.tokens: Tokens = slice(None)
         self.maps: Tensor | None = None
+        self.after: Callable[[], None] | None = None
 
     def observe(self, call: AttentionCall) -> None:
         """Keep the maps of the wanted rows.
@@ -36,3 +40,5 @@ class Live(Handler):
         parts = [call.maps(span, self.tokens).mean(1) for span in self.rows]
         if not self.seen:
             self.maps = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if self.after is not None:
+                self.after()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.diagnosis import Case, auroc, fitted, interval, rates, truth
+from benchmarks.drift import Features
 from benchmarks.judge import Seen, Verdict
-from benchmarks.steering import DEFAULT, goals_of, positions
+from benchmarks.steering import DEFAULT, goals_of, placed, positions
 from tests.runs import prompt
 from xattn.results.diagnosis import Displaced, Leaked, Merged, Neglected
 from xattn.results.heatmap import HeatMap
@@ -60,3 +61,16 @@ def test_the_judge_agrees_or_not(wanted: Any) -> None:
     assert truth(Displaced("star", 1, HEAT, side="left"), scene, there) is True
     twins: Any = replace(wanted, things=(first, first))
     assert truth(Neglected("star", 1, HEAT), twins, there) is None
+
+
+def test_the_drift_of_a_shifted_set_is_the_square_of_the_shift() -> None:
+    one = np.random.default_rng(0).normal(size=(50, 4))
+    assert Features.distance(one, one) == pytest.approx(0, abs=1e-6)
+    assert Features.distance(one, one + np.array([3, 0, 4, 0])) == pytest.approx(25, rel=1e-4)
+    assert Features.distance(one, 2 * one - one.mean(0)) == pytest.approx(one.var(0, ddof=1).sum())
+
+
+def test_places_are_asked_of_one_object() -> None:
+    for each in placed(3):
+        (thing,) = each.things
+        assert f"on the {thing.place_word}" in each.caption

@@ -28,7 +28,7 @@ MAPS = shown(FLAT, [[4.0, 2.0], [1.0, 1.0]], [[1.0, 2.0], [3.0, 2.0]])
 
 
 def test_present_is_one_less_the_peak_after_a_softmax_over_the_tokens() -> None:
-    goal = Present("car", sharpness=2.0, sigma=0.0)
+    goal = Present("car", method="excite", sharpness=2.0, sigma=0.0)
     peaks = []
     for a, red, car in [(1, 4, 1), (1, 2, 2), (1, 1, 3), (1, 1, 2)]:  # the four cells
         total = math.exp(2 * a) + math.exp(2 * red) + math.exp(2 * car)
@@ -37,8 +37,23 @@ def test_present_is_one_less_the_peak_after_a_softmax_over_the_tokens() -> None:
 
 
 def test_present_of_several_words_is_the_worst_of_them() -> None:
-    both = float(Present("red", "car").loss(MAPS))
-    assert both == max(float(Present(word).loss(MAPS)) for word in ("red", "car"))
+    both = float(Present("red", "car", method="excite").loss(MAPS))
+    assert both == max(float(Present(word, method="excite").loss(MAPS)) for word in ("red", "car"))
+
+
+def test_present_by_shares_is_what_words_have_to_themselves() -> None:
+    red, car = [4 / 8, 2 / 8, 1 / 8, 1 / 8], [1 / 8, 2 / 8, 3 / 8, 2 / 8]
+    shares = [
+        sum(p * p / (p + q) for p, q in zip(*pair, strict=True))
+        for pair in ((red, car), (car, red))
+    ]
+    goal = Present("red", "car", own=0.6)
+    assert goal.shares(MAPS).tolist() == pytest.approx(shares)
+    assert float(goal.loss(MAPS)) == pytest.approx(2 - sum(shares))
+    assert float(goal.loss(shown(FLAT, FLAT, FLAT))) == pytest.approx(1.0)
+    assert goal.met(0.8, 0.0)
+    assert not goal.met(0.81, 0.0)
+    assert float(Present("car").loss(MAPS)) == pytest.approx(0.0)  # no other noun is there
 
 
 def test_smoothing_is_a_gaussian_of_three_cells_mirrored_at_the_edges() -> None:
@@ -51,7 +66,7 @@ def test_smoothing_is_a_gaussian_of_three_cells_mirrored_at_the_edges() -> None:
 
 
 def test_present_refines_once_at_each_threshold_and_is_met_at_the_last() -> None:
-    goal = Present("car", thresholds={0.0: 0.1, 0.2: 0.5})
+    goal = Present("car", method="excite", thresholds={0.0: 0.1, 0.2: 0.5}, steps=0.5)
     assert goal.refines(0.0, -0.1) == 0.9
     assert goal.refines(0.1, 0.0) is None
     assert goal.refines(0.25, 0.15) == 0.5

@@ -68,10 +68,10 @@ def test_a_gradient_step_lowers_the_loss_of_the_call_that_follows(pipe: Any, pla
         draw(pipe)
     with xattn.steer(pipe, LEFT) as steering:
         image = draw(pipe)
-        assert steering.at_most(2) == 2
+        assert steering.at_most(2) == 6  # three rounds in each of two steps
     (was, _), (now, _) = before.losses[str(unsteered)], steering.losses[str(LEFT)]
     assert now[0] < was[0]
-    assert steering.gradient_steps == 2
+    assert 2 <= steering.gradient_steps <= 6
     assert steering.nbytes
     assert not torch.equal(image, plain)
 
@@ -100,8 +100,8 @@ def test_the_scheduler_steps_from_what_the_denoiser_saw() -> None:
 
 
 def test_present_refines_until_its_threshold_and_no_longer_than_said(pipe: Any) -> None:
-    goal = xattn.Present("boat", thresholds={0.0: 0.99}, refinements=3, step_size=1.0)
-    with xattn.steer(pipe, goal) as steering:
+    goal = xattn.Present("boat", method="excite", thresholds={0.0: 0.99}, refinements=3)
+    with xattn.steer(pipe, goal, rounds=1, move=None) as steering:
         draw(pipe)
     assert steering.gradient_steps == 3 == steering.at_most(2)
 
@@ -148,7 +148,7 @@ def test_sdxl_in_half_precision_is_steered() -> None:
     assert image.isfinite().all()
     assert image.dtype == torch.bfloat16
     assert not torch.equal(image, plain)
-    assert steering.gradient_steps == 2
+    assert steering.gradient_steps >= 2
 
 
 def test_joint_attention_is_steered() -> None:
@@ -159,7 +159,7 @@ def test_joint_attention_is_steered() -> None:
     plain = draw(pipe, **options)
     with xattn.steer(pipe, LEFT) as steering:
         image = draw(pipe, **options)
-    assert steering.gradient_steps == 2
+    assert steering.gradient_steps >= 2
     assert not torch.equal(image, plain)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xattn.guidance.goal import Goal
 from xattn.guidance.noise import NoiseFound, NoiseSearch
-from xattn.guidance.steering import Steering
+from xattn.guidance.steering import MOVE, ROUNDS, Steering
 from xattn.session.loop import Loop, LoopOrigin
 from xattn.session.origin import Origin
 from xattn.session.patching import StandIn, replaced
@@ -21,7 +21,13 @@ from xattn.session.session import opened
 
 
 @contextmanager
-def steer(pipe: Any, *goals: Goal) -> Iterator[Steering]:
+def steer(
+    pipe: Any,
+    *goals: Goal,
+    move: float | None = MOVE,
+    rounds: int = ROUNDS,
+    layers: str | Sequence[str] | None = None,
+) -> Iterator[Steering]:
     """Steer a pipeline's images towards goals: words that are there, bound, placed, kept apart.
 
     Before each denoiser call of the run's first part, while a goal isn't met, the latents take
@@ -33,6 +39,12 @@ def steer(pipe: Any, *goals: Goal) -> Iterator[Steering]:
         pipe: a pipeline, or an ``xattn.Loop`` with its scheduler.
         *goals: ``Present``, ``Bind``, ``Place``, ``Apart``; in a batch each goal acts on the
             images whose prompt has its words.
+        move: how far the latents move in one gradient step: the root mean square, where the
+            denoiser's input has about 1; less in later steps. None for the papers' own
+            step_size x gradient, whose length depends on the model.
+        rounds: gradient steps at most in each step of the schedule; 1 in the papers.
+        layers: names or globs of the layers by whose maps goals are judged; by default those
+            nearest to a quarter of the latents' height and width.
 
     Yields:
         The ``Steering``: ``losses`` by goal and step, ``gradient_steps``, ``at_most(steps)``,
@@ -41,7 +53,8 @@ def steer(pipe: Any, *goals: Goal) -> Iterator[Steering]:
     Raises:
         MemoryError: before the first gradient step, if it would not fit.
         TypeError: something is not a goal, or the pipeline is of no known family.
-        ValueError: a word is in none of the prompts (before anything is drawn).
+        ValueError: an option is out of range, or a word is in none of the prompts (before anything
+            is drawn).
 
     Example:
         >>> goals = xattn.Present("mug"), xattn.Bind("pink", "fish"), xattn.Place("star", "left")
@@ -50,8 +63,10 @@ def steer(pipe: Any, *goals: Goal) -> Iterator[Steering]:
         >>> steering.losses, steering.gradient_steps
     """
     _check(goals)
+    if (move is not None and not 0 < move <= 10) or rounds < 1:
+        raise ValueError(f"move={move} must be in (0, 10], rounds={rounds} at least 1")
     origin = _origin(pipe)
-    steering = Steering(goals)
+    steering = Steering(goals, move=move, rounds=rounds, layers=layers)
     with ExitStack() as stack:
         scheduler = origin.scheduler
         if scheduler is not None and goals:

@@ -16,7 +16,7 @@ from xattn.text.prompt import Words
 class Apart(Goal):
     """Make words act in different places.
 
-    The loss is the segregation loss of A-STAR (Agarwal et al. 2023, equation 1) on maps divided by
+    The loss is the segregation loss of A-STAR (Agarwal et al. 2023, equation 2) on maps divided by
     their sums: for each pair of words, sum over cells of min(A, B) / (A + B summed), which is 0
     for maps that share nothing and 1/2 for equal ones; the sum over pairs.
 
@@ -25,7 +25,7 @@ class Apart(Goal):
         overlap: it is met where no pair's loss is above this, in [0, 1/2].
         weight: the factor of its loss.
         steps: the share of the run in which it is steered to.
-        step_size: the latents move by step_size x gradient, less in later steps.
+        step_size: the latents move by step_size x gradient where ``move=None``.
 
     Raises:
         ValueError: a value is out of range, or there are fewer than two words.
@@ -43,7 +43,7 @@ class Apart(Goal):
         *subjects: Words,
         overlap: float = 0.2,
         weight: float = 1.0,
-        steps: float = 0.5,
+        steps: float = 0.2,
         step_size: float = 20.0,
     ) -> None:
         values = {

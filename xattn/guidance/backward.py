@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from xattn.models.family import DenoiserCall
+from xattn.processors.live import Live
 from xattn.processors.wrapping import chain_of, is_wrapped, unwrap
 
 _SCALES = (256.0, 1.0)  # of a loss in float16, whose gradients vanish below 6e-8
@@ -21,6 +22,43 @@ def forward_of(denoiser: nn.Module) -> Callable[..., Any]:
     model: Any = getattr(denoiser, "_orig_mod", denoiser)
     forward: Callable[..., Any] = model.forward
     return forward
+
+
+class PassEnded(Exception):  # noqa: N818  (not an error: a pass has done its part)
+    """All maps of a pass are there, and the layers after them are not needed."""
+
+
+def pass_until(denoiser: nn.Module, handlers: Sequence[Live], given: Mapping[str, Any]) -> None:
+    """Call a denoiser until some layers have their maps; the layers after them are left out.
+
+    A model whose modules are moved by hooks, or which checkpoints, runs to its end.
+
+    Args:
+        denoiser: the model, its other chains asleep.
+        handlers: the layers', aimed and without maps.
+        given: arguments of the call, by name.
+    """
+    model = getattr(denoiser, "_orig_mod", denoiser)
+    whole = any(
+        hasattr(each, "_hf_hook")
+        or hasattr(each, "_diffusers_hook")
+        or getattr(each, "gradient_checkpointing", False)
+        for each in model.modules()
+    )
+
+    def ended() -> None:
+        if all(each.maps is not None for each in handlers):
+            raise PassEnded
+
+    for handler in handlers:
+        handler.after = None if whole else ended
+    try:
+        forward_of(denoiser)(**given)
+    except PassEnded:
+        pass
+    finally:
+        for handler in handlers:
+            handler.after = None
 
 
 def arguments_on(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.guidance.goal import Goal, ImageMaps, check_word
+from xattn.text.pairs import phrases
 from xattn.text.prompt import Words
 
 
@@ -41,8 +42,9 @@ class Bind(Goal):
     Attributes:
         attribute: the word for the colour, material ..., as text or token positions.
         noun: the word that it belongs to.
-        others: the words to keep away from; all others of the prompt by default.
-        near: it is met where D(a, n) is at most this many nats, and nearer than to any other word.
+        others: the words to keep away from; by default all of the prompt but the noun's other
+            adjectives, which a rule for English finds.
+        near: it is met where the two are nearer to each other than to others by this many nats.
 
     Raises:
         ValueError: a value is out of range.
@@ -55,7 +57,7 @@ class Bind(Goal):
     attribute: Words
     noun: Words
     others: tuple[Words, ...] | None = None
-    near: float = 0.1
+    near: float = 0.5
 
     every_token: ClassVar[bool] = True
 
@@ -92,6 +94,9 @@ class Bind(Goal):
         if self.others is not None:
             return list(self.others)
         own = {*maps.prompt.positions(self.attribute), *maps.prompt.positions(self.noun)}
+        for phrase in phrases(maps.prompt):
+            if own.intersection(phrase.noun.positions):  # its other adjectives belong there too
+                own.update(*(pair.adjective.positions for pair in phrase.adjectives))
         known = set(maps.positions)
         return [
             word.positions

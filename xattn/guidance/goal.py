@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,20 +46,21 @@ class Goal:
     Attributes:
         weight: the factor of its loss; 0 for a goal that is only measured.
         steps: the share of the run in which it is steered to, (0, 1].
-        step_size: the latents move by step_size x the gradient of the loss, less in later steps.
+        step_size: the latents move by step_size x the gradient of the loss where ``move=None``.
     """
 
     weight: float = 1.0
-    steps: float = 0.5
+    steps: float = 0.2
     step_size: float = 20.0
 
     every_token: ClassVar[bool] = False
     """Whether the loss depends on the maps of the prompt's other tokens, too."""
 
     def __post_init__(self) -> None:
-        _check_number(self, "weight", 0.0, 1000.0)
-        _check_number(self, "steps", 0.0, 1.0)
-        _check_number(self, "step_size", 0.0, 1000.0)
+        kind = type(self).__name__
+        check_number(kind, "weight", self.weight, 0.0, 1000.0)
+        check_number(kind, "steps", self.steps, 0.0, 1.0)
+        check_number(kind, "step_size", self.step_size, 0.0, 1000.0)
 
     @property
     def words(self) -> tuple[Words, ...]:
@@ -92,13 +93,11 @@ class Goal:
         return f"{type(self).__name__}({', '.join(repr(word) for word in self.words)})"
 
 
-def _check_number(goal: Goal, name: str, low: float, high: float) -> None:
-    value = getattr(goal, name)
+def check_number(goal: str, name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError if a value is not a number in a range."""
     right = isinstance(value, int | float) and not isinstance(value, bool)
     if not right or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(
-            f"{type(goal).__name__}: {name}={value!r} must be a number from {low:g} to {high:g}"
-        )
+        raise ValueError(f"{goal}: {name}={value!r} must be a number from {low:g} to {high:g}")
 
 
 def check_word(goal: str, word: Words) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.guidance.backward import apart, arguments_on, forward_of
+from xattn.guidance.backward import apart, arguments_on, pass_until
 from xattn.guidance.goal import Goal
 from xattn.guidance.steering import Steering, channels_of, input_scale, moved
 from xattn.models.family import DenoiserCall
@@ -34,8 +34,7 @@ class NoiseSearch(Steering):
     """
 
     def __init__(self, goals: Sequence[Goal], *, rounds: int, rate: float, kl: float) -> None:
-        super().__init__(goals)
-        self.rounds = rounds
+        super().__init__(goals, rounds=rounds)
         self.rate = rate
         self.kl = kl
         self.noise: Tensor | None = None
@@ -79,6 +78,7 @@ class NoiseSearch(Steering):
         log_std = torch.zeros_like(given).requires_grad_()
         optimizer = torch.optim.Adam([mean, log_std], lr=self.rate)
         rows, channels = call.conditional[0], channels_of(sampling, call.sample)
+        handlers = [self.collected.layers[layer] for layer in self.judged_layers]
         for number in range(self.rounds + 1):
             noise = mean + log_std.exp() * given
             shift = (noise - given).detach()
@@ -87,7 +87,7 @@ class NoiseSearch(Steering):
             if number == 0:
                 self.check_room(sampling, passed, sample)
             self.collected.aim(self.judged_layers, slice(0, len(sample)))
-            forward_of(sampling.denoiser)(**passed)
+            pass_until(sampling.denoiser, handlers, passed)
             total = self.unmet(self.goals, [None] * len(self.goals), 0.0, 0)
             if total is None or number == self.rounds:
                 break

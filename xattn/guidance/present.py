@@ -1,45 +1,68 @@
-"""Present: a word that should have a place in the image (Attend-and-Excite)."""
+"""Present: words that should have a place in the image, each its own (Attend-and-Excite)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from xattn.guidance.goal import Goal, ImageMaps, check_word, smoothed
+from xattn.guidance.goal import (
+    Goal,
+    ImageMaps,
+    check_number,
+    check_word,
+    distribution,
+    smoothed,
+)
+from xattn.text.pairs import phrases
 from xattn.text.prompt import Words
+
+Method = Literal["share", "excite"]
 
 
 @dataclass(frozen=True, init=False)
 class Present(Goal):
-    """Make a word's attention strong in at least one place.
+    """Make words act somewhere, each in a place of its own.
 
-    The loss is 1 - max(G * A) of Attend-and-Excite (Chefer et al. 2023, equations 1 and 2, for
-    several words the largest loss counts): A is the word's map after a softmax over the tokens
-    without the start token's, G a Gaussian. At the shares of the run in ``thresholds`` the latents
-    are refined (algorithm 1): up to ``refinements`` gradient steps, until the peak reaches the
-    threshold.
+    With ``method="share"`` words compete: D are their maps divided by their sums, and a word's
+    share is the sum over cells of D_word · D_word / (the sum of all words' D): 1 where it meets no
+    other, 1/n where n words act alike. The loss is the sum of 1 - share. On Toyland this share
+    foretells in the first step which objects will be missing, where peaks don't.
+
+    With ``method="excite"`` it is Attend-and-Excite (Chefer et al. 2023, section 3): the loss is
+    1 - max(G * A), of several words the largest; A is the word's map after a softmax over the
+    tokens without the start token's, G a Gaussian. At the shares of the run in ``thresholds`` the
+    latents are refined (algorithm 1): up to ``refinements`` gradient steps, until the peak reaches
+    the threshold. As in the paper: ``Present("mug", method="excite", steps=0.5)`` inside
+    ``steer(..., move=None, rounds=1)``.
 
     Args:
-        *subjects: the words, each as text or token positions.
-        thresholds: share of the run -> the peak to reach there; the last is when it is met.
-        refinements: gradient steps at most for each threshold.
-        sharpness: the factor before the softmax over tokens; 100 in the paper's code.
-        sigma: of the Gaussian, in cells; 0 for none.
+        *subjects: the words, each as text or token positions. One alone competes with the other
+            nouns of its prompt, which are found by a rule for English.
+        method: "share" or "excite".
+        own: of "share": it is met where the words' shares are at least this, on average.
+        thresholds: of "excite": share of the run -> the peak to reach there; the last is when it
+            is met.
+        refinements: of "excite": gradient steps at most for each threshold.
+        sharpness: of "excite": the factor before the softmax; 100 in the authors' code.
+        sigma: of "excite": the Gaussian's, in cells; 0 for none.
         weight: the factor of its loss.
         steps: the share of the run in which it is steered to.
-        step_size: the latents move by step_size x gradient, less in later steps.
+        step_size: the latents move by step_size x gradient where ``move=None``.
 
     Raises:
         ValueError: a value is out of range, or there is no word.
 
     Example:
-        >>> with xattn.steer(pipe, xattn.Present("mug")) as steering:
+        >>> with xattn.steer(pipe, xattn.Present("cat", "mug")) as steering:
         ...     image = pipe("a cat and a mug").images[0]
     """
 
     subjects: tuple[Words, ...] = ()
+    method: Method = "share"
+    own: float = 0.6
     thresholds: dict[float, float] = field(default_factory=dict)
     refinements: int = 20
     sharpness: float = 100.0
@@ -50,35 +73,44 @@ class Present(Goal):
     def __init__(
         self,
         *subjects: Words,
+        method: Method = "share",
+        own: float = 0.6,
         thresholds: dict[float, float] | None = None,
         refinements: int = 20,
         sharpness: float = 100.0,
         sigma: float = 0.5,
         weight: float = 1.0,
-        steps: float = 0.5,
+        steps: float = 0.2,
         step_size: float = 20.0,
     ) -> None:
         known = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8} if thresholds is None else dict(thresholds)
         values = {
-            "subjects": subjects, "thresholds": known, "refinements": refinements,
-            "sharpness": sharpness, "sigma": sigma, "weight": weight, "steps": steps,
-            "step_size": step_size,
+            "subjects": subjects, "method": method, "own": own, "thresholds": known,
+            "refinements": refinements, "sharpness": sharpness, "sigma": sigma,
+            "weight": weight, "steps": steps, "step_size": step_size,
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
-        if not subjects:
+        self._check()
+
+    def _check(self) -> None:
+        if not self.subjects:
             raise ValueError("Present needs a word of the prompt: Present('mug')")
-        for word in subjects:
+        for word in self.subjects:
             check_word("Present", word)
-        shares = [*known, *known.values()]
-        if not known or not all(0 <= share <= 1 for share in shares):
+        check_number("Present", "own", self.own, 0.0, 1.0)
+        if self.method not in ("share", "excite"):
+            raise ValueError(f"Present: method={self.method!r} must be 'share' or 'excite'")
+        shares = [*self.thresholds, *self.thresholds.values()]
+        if not shares or not all(0 <= share <= 1 for share in shares):
             raise ValueError(
-                f"Present: thresholds={thresholds!r} must map shares of the run to peaks, all in "
-                "[0, 1], like {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}"
+                f"Present: thresholds={self.thresholds!r} must map shares of the run to peaks, "
+                "all in [0, 1], like {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}"
             )
-        if isinstance(refinements, bool) or not isinstance(refinements, int) or refinements < 0:
-            raise ValueError(f"Present: refinements={refinements!r} must be a whole number")
+        times = self.refinements
+        if isinstance(times, bool) or not isinstance(times, int) or times < 0:
+            raise ValueError(f"Present: refinements={times!r} must be a whole number")
 
     @property
     def words(self) -> tuple[Words, ...]:
@@ -86,23 +118,45 @@ class Present(Goal):
         return self.subjects
 
     def loss(self, maps: ImageMaps) -> Tensor:
-        """Return the largest of the words' 1 - max(G * A), in [0, 1]."""
+        """Return the sum of the words' 1 - share, or the largest of their 1 - max(G * A)."""
+        if self.method == "share":
+            return (1 - self.shares(maps)).sum()
         sharp = (self.sharpness * maps.maps).softmax(0)  # over tokens
         shown = ImageMaps(maps.prompt, maps.positions, sharp, maps.share)
         losses = [1 - smoothed(shown.of(word), self.sigma).max() for word in self.subjects]
         worst: Tensor = max(losses)
         return worst
 
+    def shares(self, maps: ImageMaps) -> Tensor:
+        """Return each word's share of the places where it acts, in [0, 1]."""
+        everything = [*self.subjects, *self._rivals(maps)]
+        each = torch.stack([distribution(maps.of(word)) for word in everything])
+        own = each.square() / each.sum(0).clamp_min(1e-12)
+        return own.flatten(1).sum(1)[: len(self.subjects)]
+
+    def _rivals(self, maps: ImageMaps) -> list[Words]:
+        if len(self.subjects) > 1:
+            return []
+        own, known = set(maps.prompt.positions(self.subjects[0])), set(maps.positions)
+        nouns = [phrase.noun.positions for phrase in phrases(maps.prompt)]
+        return [noun for noun in nouns if known.issuperset(noun) and own.isdisjoint(noun)]
+
     def met(self, loss: float, share: float) -> bool:
-        """Return whether every word's peak reaches the last threshold."""
+        """Return whether shares reach ``own`` on average, or peaks the last threshold."""
+        if self.method == "share":
+            return loss <= len(self.subjects) * (1 - self.own)
         return loss <= 1 - self.thresholds[max(self.thresholds)]
 
     def refines(self, share: float, before: float) -> float | None:
         """Return the loss of the threshold that this step is the first to pass, or None."""
+        if self.method == "share":
+            return None
         passed = [at for at in self.thresholds if before < at <= share + 1e-9]
         return 1 - self.thresholds[max(passed)] if passed else None
 
     @property
     def most_refinements(self) -> tuple[int, int]:
         """How often it refines at most, and by how many gradient steps each time."""
+        if self.method == "share":
+            return 0, 0
         return len([at for at in self.thresholds if at < self.steps]), self.refinements

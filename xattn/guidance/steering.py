@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from xattn.guidance.backward import apart, arguments_on, backward_bytes, forward_of, gradient
+from xattn.guidance.backward import apart, arguments_on, backward_bytes, gradient, pass_until
 from xattn.guidance.goal import Goal, ImageMaps
 from xattn.instruments.live import LiveRecorder
 from xattn.instruments.reach import quarter_grid
@@ -20,6 +21,8 @@ from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling
 from xattn.text.prompt import WordError
 
+MOVE, ROUNDS = 0.05, 3
+
 Losses = list[list[Tensor | None]]
 """For each image, each goal's loss; None where the image's prompt has not its words."""
 
@@ -27,13 +30,18 @@ Losses = list[list[Tensor | None]]
 class Steering(Instrument):
     """Move the latents towards goals, before the denoiser's call in each step.
 
-    One gradient step: the prompts' rows go once through the denoiser and back, and
-    latents -= step_size · sqrt(1 - share/2) · gradient of the sum of weight · loss, over the goals
-    that aren't met (Chefer et al. 2023, algorithm 1). Goals are judged by the maps of the layers
-    nearest to a quarter of the latents' height and width, the mean over heads and layers.
+    One gradient step: the prompts' rows go once through the denoiser, as far as its last judged
+    layer, and back; the latents then move by sqrt(1 - share/2) · ``move`` against the gradient of
+    the sum of weight · loss, over the goals that aren't met. That is algorithm 1 of
+    Attend-and-Excite (Chefer et al. 2023), whose steps are of another length: step_size times the
+    gradient, with ``move=None``. Goals are judged by the maps of the layers nearest to a quarter
+    of the latents' height and width, the mean over heads and layers.
 
     Attributes:
         goals: the goals.
+        move: how far the latents move in a gradient step: the root mean square, where the
+            denoiser's input has about 1. None for step_size · gradient.
+        rounds: gradient steps in a step of the schedule, at most.
         losses: for each goal, by its text, its loss at each step, a tuple of one for each image,
             as the denoiser's own call had it: after steering. NaN where a prompt has not its words.
         gradient_steps: how many were taken in the latest run.
@@ -46,14 +54,23 @@ class Steering(Instrument):
 
     steers = True
 
-    def __init__(self, goals: Sequence[Goal]) -> None:
+    def __init__(
+        self,
+        goals: Sequence[Goal],
+        *,
+        move: float | None = MOVE,
+        rounds: int = ROUNDS,
+        layers: str | Sequence[str] | None = None,
+    ) -> None:
         self.goals = tuple(goals)
+        self.move = move
+        self.rounds = rounds
         self.losses: dict[str, list[tuple[float, ...]]] = {}
         self.gradient_steps = 0
         self.checks = 0
         self.nbytes: int | None = None
         self.shift: Tensor | None = None  # of the latents, waiting for the scheduler's step
-        self.collected = LiveRecorder()
+        self.collected = LiveRecorder(layers=layers)
         self.judged_layers: list[AttentionLayer] = []
         self._scale = 1.0
 
@@ -68,7 +85,7 @@ class Steering(Instrument):
         usual = max(math.ceil(goal.steps * steps - 1e-9) for goal in self._wanted)
         often = max(goal.most_refinements[0] for goal in self._wanted)
         each = max(goal.most_refinements[1] for goal in self._wanted)
-        return usual + often * max(0, each - 1)
+        return usual * self.rounds + often * max(0, each - self.rounds)
 
     # -- what the session calls
 
@@ -94,7 +111,8 @@ class Steering(Instrument):
         self.collected.begin(sampling)
         layers = list(self.collected.layers)
         grid = quarter_grid((sampling.grid(each) for each in layers), sampling.latent)
-        self.judged_layers = [each for each in layers if sampling.grid(each) == grid]
+        named = self.collected.globs is not None
+        self.judged_layers = [each for each in layers if named or sampling.grid(each) == grid]
         self.losses = {str(goal): [] for goal in self.goals}
         self.gradient_steps = self.checks = 0
         self.shift, self.nbytes = None, None
@@ -187,28 +205,34 @@ class Steering(Instrument):
         start = call.sample[rows]
         own = frozenset(id(handler) for handler in self.collected.layers.values())
         targets = [goal.refines(share, before) for goal in goals]
-        most = max([1, *(g.most_refinements[1] for g, t in zip(goals, targets, strict=True) if t)])
+        refined = [g.most_refinements[1] for g, t in zip(goals, targets, strict=True) if t]
+        handlers = [self.collected.layers[layer] for layer in self.judged_layers]
         shift: Tensor | None = None
         with apart(sampling.denoiser, own):
-            for number in range(most):
+            for number in range(max([self.rounds, *refined])):
                 sample = moved(start, shift, self._scale, channels).requires_grad_()
                 given = arguments_on(arguments, call, rows, sample)
                 if number == 0 and call.step == 0:
                     self.check_room(sampling, given, sample)
                 self.collected.aim(self.judged_layers, slice(0, len(sample)))
-                forward_of(sampling.denoiser)(**given)
+                pass_until(sampling.denoiser, handlers, given)
                 total = self.unmet(goals, targets, share, number)
                 if total is None:
                     self.checks += 1
                     break
                 slope = gradient(total, sample)
                 slope = slope[:, :channels] if slope.ndim == 4 else slope[..., :channels]
-                step = slope * (-rate * self._scale)
+                step = self._length(slope) * -rate * slope
                 shift = step if shift is None else shift + step
                 self.gradient_steps += 1
-                if not any(target is not None for target in targets):
-                    break
         return shift
+
+    def _length(self, slope: Tensor) -> Tensor | float:
+        """Return the factor of a gradient (images, ...) that makes a step of it."""
+        if self.move is None:
+            return self._scale
+        size = slope.flatten(1).pow(2).mean(1).sqrt().clamp_min(1e-20)
+        return (self.move / self._scale / size).view(-1, *[1] * (slope.ndim - 1))
 
     def unmet(
         self,
@@ -219,7 +243,7 @@ class Steering(Instrument):
     ) -> Tensor | None:
         """Return the weighted sum of the losses to descend; None if there are none.
 
-        The first gradient step of a step is for whatever isn't met, the others are refinements.
+        The first ``rounds`` gradient steps are for whatever isn't met, the others are refinements.
         """
         wanted = []
         for row in self._judged(goals, share):
@@ -228,13 +252,13 @@ class Steering(Instrument):
                     continue
                 value = float(loss.detach())
                 refined = target is not None and value > target
-                if refined if number else not goal.met(value, share):
+                if refined or (number < self.rounds and not goal.met(value, share)):
                     wanted.append(goal.weight * goal.step_size * loss)
         return torch.stack(wanted).sum() if wanted else None
 
     def _judged(self, goals: Sequence[Goal], share: float) -> Losses:
         """Return each image's losses, by the maps of the latest pass."""
-        maps = torch.stack([self.collected.native(layer) for layer in self.judged_layers]).mean(0)
+        maps = on_one_grid([self.collected.native(layer) for layer in self.judged_layers])
         found: Losses = []
         for image, prompt in enumerate(self.collected.prompts):
             positions, heats = self.collected.positions, maps[image]
@@ -283,6 +307,18 @@ class Steering(Instrument):
 
     def __str__(self) -> str:
         return f"Steering({', '.join(map(str, self.goals))}: {self.gradient_steps} gradient steps)"
+
+
+def on_one_grid(natives: Sequence[Tensor]) -> Tensor:
+    """Return the mean of layers' maps (images, tokens, height, width), on their finest grid."""
+    finest = max((each.shape[-2:] for each in natives), key=lambda grid: grid[0] * grid[1])
+    sized = [
+        each
+        if each.shape[-2:] == finest
+        else F.interpolate(each, size=finest, mode="bilinear", align_corners=False)
+        for each in natives
+    ]
+    return torch.stack(sized).mean(0)
 
 
 def channels_of(sampling: Sampling, sample: Tensor) -> int:
