@@ -58,7 +58,7 @@ def inverted(
     )  # fmt: skip
 
 
-NARROWED = 0.3
+NARROWED = 0.5
 """What ``LocalBlend.changed`` is for photographs by default; the benchmarks chose it."""
 
 
