@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.api.record import record as record
     from xattn.api.steer import initial_noise as initial_noise
     from xattn.api.steer import steer as steer
+    from xattn.api.vectors import concept_vector as concept_vector
     from xattn.api.vital import vital as vital
     from xattn.attribution.attribute import attribute as attribute
     from xattn.attribution.attribute import attribution_cost as attribution_cost
@@ -61,6 +62,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.places import WordsAt as WordsAt
     from xattn.results.trace import Trace as Trace
     from xattn.results.trace import load as load
+    from xattn.results.vectors import ConceptVector as ConceptVector
+    from xattn.results.vectors import Similarity as Similarity
     from xattn.results.vitality import Vitality as Vitality
     from xattn.session.loop import Loop as Loop
     from xattn.text.prompt import WordError as WordError
@@ -79,6 +82,7 @@ _HOMES = {
         "api.probe": "probe",
         "api.record": "record",
         "api.steer": "initial_noise steer",
+        "api.vectors": "concept_vector",
         "api.vital": "vital",
         "attribution.attribute": "attribute attribution_cost",
         "attribution.dissect": "dissect",
@@ -109,6 +113,7 @@ _HOMES = {
         "results.heatmap": "HeatMap",
         "results.places": "WordsAt",
         "results.trace": "Trace load",
+        "results.vectors": "ConceptVector Similarity",
         "results.vitality": "Vitality",
         "session.loop": "Loop",
         "text.prompt": "WordError",

@@ -49,6 +49,7 @@ def probe(
     dtype: torch.dtype = torch.float16,
     affinity: bool = False,
     also: str | Sequence[str] | None = None,
+    outputs: bool = False,
 ) -> Trace:
     """Return a trace of where the words of a text act in a given image.
 
@@ -78,6 +79,7 @@ def probe(
         dtype: as for ``record``.
         affinity: as for ``record``.
         also: as for ``record``; with it the prompt can be empty.
+        outputs: as for ``record``.
 
     Raises:
         TypeError: the model's family can't be probed, or an image is not a picture.
@@ -89,7 +91,9 @@ def probe(
         >>> trace = xattn.probe(xattn.demo(), scene(1).image, scene(1).caption)
         >>> trace.grid().save("words.png")
     """
-    options = Options.of(keep=keep, words=words, layers=layers, dtype=dtype, affinity=affinity)
+    options = Options.of(
+        keep=keep, words=words, layers=layers, dtype=dtype, affinity=affinity, outputs=outputs
+    )
     shares, noises = _levels(levels), _whole("seeds", seeds)
     origin = ProbeOrigin(pipe, shares, noises)
     names = concept_names(also)
@@ -195,6 +199,7 @@ def _single(run: Run, image: int, photo: Photo) -> Run:
         info={**run.info, "picture": str(photo)},
         images=[photo.image],
         affinity=affinity,
+        outputs={name: each[image : image + 1] for name, each in run.outputs.items()},
     )
 
 

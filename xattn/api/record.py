@@ -13,6 +13,7 @@ from torch import nn
 from xattn.api.concepts import concept_names, encoded_concepts
 from xattn.instruments.affinity import AffinityRecorder
 from xattn.instruments.concepts import Concept, ConceptRecorder
+from xattn.instruments.outputs import OutputRecorder
 from xattn.instruments.previews import Previews
 from xattn.instruments.recorder import Recorder
 from xattn.records.options import Options
@@ -40,6 +41,7 @@ def record(
     previews: bool = False,
     affinity: bool = False,
     also: str | Sequence[str] | None = None,
+    outputs: bool = False,
 ) -> Iterator[Trace]:
     """Record the attention of every word of a prompt, at every step, inside the block.
 
@@ -68,6 +70,9 @@ def record(
             itself.
         also: words or phrases that are not prompted, for ``trace.concepts``: two float32 maps of
             each per layer and step. The image and all other maps stay as they are.
+        outputs: keep what the text gives to each cell in each cross-attention layer, averaged
+            over steps, for ``trace.similarity``: in float16, 40 MB for an image of Stable
+            Diffusion 1 at 512 px.
 
     Yields:
         A ``Trace``, filled inside the block.
@@ -93,6 +98,7 @@ def record(
         negative=negative,
         previews=previews,
         affinity=affinity,
+        outputs=outputs,
     )
     trace = Trace(runs=[])
     origin = _origin(pipe, options, prompt)
@@ -112,6 +118,8 @@ def instruments_of(
     if options.previews:
         instruments.append(Previews())
     instruments.append(Recorder(options, trace.runs))
+    if options.outputs:
+        instruments.append(OutputRecorder())
     if concepts:
         instruments.append(ConceptRecorder(concepts, options.keep))
     return instruments

@@ -128,6 +128,7 @@ class ConceptRecorder(Instrument):
             estimates=None,
             affinity=None,
             concepts={},
+            outputs={},
         )
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:

@@ -32,6 +32,7 @@ class Options:
     negative: bool = False
     previews: bool = False
     affinity: bool = False
+    outputs: bool = False
 
     def __post_init__(self) -> None:
         unknown = self.keep - set(AXES)
@@ -52,6 +53,8 @@ class Options:
             raise ValueError("previews=True and negative=True cannot be combined")
         if self.affinity and self.negative:
             raise ValueError("affinity=True and negative=True cannot be combined")
+        if self.outputs and self.negative:
+            raise ValueError("outputs=True and negative=True cannot be combined")
         if isinstance(self.to, Path) and self.to.exists() and not self.to.is_dir():
             raise ValueError(f"to={os.fspath(self.to)!r} is a file; maps are streamed to a folder")
 

@@ -91,6 +91,9 @@ class Run:
             grid, and denoiser calls; None where ``affinity=True`` wasn't asked for.
         map_layers: globs of the layers that heat maps are made of by default; None for the usual
             selection, which goes by the layers' grids.
+        outputs: what text gave to the image's cells in each cross-attention layer, by its name:
+            float16 (images, heads x channels, height, width), the mean over denoiser calls; in
+            memory alone, and empty where ``outputs=True`` wasn't asked for.
         concepts: the maps of concepts that were asked for beside the prompt, a run for each form
             whose token axis is that of the concepts; empty where none were.
         frames: how many frames a video's maps have; each counts as an image, those of one video
@@ -112,12 +115,13 @@ class Run:
     affinity: torch.Tensor | None = None
     map_layers: tuple[str, ...] | None = None
     concepts: dict[str, Run] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     frames: int = 1
 
     @property
     def nbytes(self) -> int:
-        """Size of the maps, previews, affinities and concepts in bytes."""
-        extras = (self.estimates, self.affinity, *self.concepts.values())
+        """Size of the maps, previews, affinities, outputs and concepts in bytes."""
+        extras = (self.estimates, self.affinity, *self.outputs.values(), *self.concepts.values())
         return self.store.nbytes + sum(extra.nbytes for extra in extras if extra is not None)
 
     def prompt(self, image: int) -> Prompt:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xattn.maps import competition, select
+from xattn.maps import competition, directions, select
 from xattn.maps.select import Asked, Heads, Steps
 from xattn.records.run import LayerFilter
-from xattn.results import diagnosis
+from xattn.results import diagnosis, vectors
 from xattn.results.concepts import ConceptMaps, concept_maps
 from xattn.results.difference import Difference, difference
 from xattn.results.entropies import LayerEntropies
@@ -207,6 +207,55 @@ class Asking(Recorded):
         return concept_maps(
             self.run, wanted, index, form=form, steps=steps, layers=layers, refined=refined
         )
+
+    def similarity(
+        self, vector: vectors.ConceptVector, image: int = 0, *, layers: LayerFilter = None
+    ) -> vectors.Similarity:
+        """Return how far each place's output goes in a concept's direction, in [-1, 1].
+
+        The cosine of what the text gave to the place, less the mean over the picture, with the
+        concept's values; the mean over layers. Needs ``outputs=True``.
+
+        Args:
+            vector: of ``xattn.concept_vector`` with the same pipeline.
+            image: index of the image.
+            layers: as for ``heatmap``.
+
+        Raises:
+            ValueError: no outputs were kept, or the vector is another model's.
+
+        Example:
+            >>> trace.similarity(xattn.concept_vector(pipe, "yellow")).overlay().save("yellow.png")
+        """
+        return vectors.similarity(self.run, vector, image, layers)
+
+    def explained(
+        self, vector: vectors.ConceptVector, image: int = 0, *, layers: LayerFilter = "all"
+    ) -> dict[str, float]:
+        """Return the share of the outputs' variance over places along a concept's direction.
+
+        By layer, in [0, 1]. Needs ``outputs=True``.
+        """
+        index = select.image_index(self.run, image)
+        return directions.explained(self.run, vector.directions, index, layers)
+
+    def represented(
+        self,
+        place: tuple[float, float],
+        concepts: Sequence[vectors.ConceptVector],
+        image: int = 0,
+        *,
+        layers: LayerFilter = None,
+    ) -> list[tuple[str, float]]:
+        """Return (concept, cosine) at a place, what it represents most first.
+
+        Args:
+            place: (x, y), each in [0, 1] from the top left corner.
+            concepts: vectors of the recorded pipeline.
+            image: index of the image.
+            layers: as for ``heatmap``.
+        """
+        return vectors.represented(self.run, place, concepts, image, layers)
 
     def layer_entropies(self, image: int = 0, *, layers: LayerFilter = "all") -> LayerEntropies:
         """Return how undecided each layer is between the words, the most decided first.
