@@ -24,7 +24,8 @@ def drawn(pipe: Any, **options: Any) -> Any:
 
 def test_outputs_are_what_the_last_projection_receives_and_nothing_changes() -> None:
     pipe = tiny.sd1()
-    plain, seen = drawn(pipe), {}
+    plain = drawn(pipe)
+    seen: dict[str, list[torch.Tensor]] = {}
     hooks = [
         module.to_out[0].register_forward_pre_hook(
             lambda _, given, name=name: seen.setdefault(name, []).append(given[0])

@@ -49,7 +49,8 @@ def concept_vector(pipe: Any, text: str) -> ConceptVector:
 
 def _direction(layer: AttentionLayer, concept: Concept, background: Concept) -> Tensor:
     difference = _value(layer, concept) - _value(layer, background)
-    return difference / difference.norm().clamp_min(1e-12)
+    length: Tensor = difference.norm().clamp_min(1e-12)
+    return difference / length
 
 
 def _value(layer: AttentionLayer, concept: Concept) -> Tensor:
