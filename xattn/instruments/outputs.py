@@ -82,4 +82,5 @@ class OutputRecorder(Instrument):
 
 def _kept(mean: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return (images, heads x channels, height, width) of (images, heads, queries, channels)."""
-    return mean.permute(0, 1, 3, 2).flatten(1, 2).unflatten(-1, grid).to("cpu", torch.float16)
+    kept: Tensor = mean.permute(0, 1, 3, 2).flatten(1, 2).unflatten(-1, grid)
+    return kept.to("cpu", torch.float16)
