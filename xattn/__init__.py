@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.attribution.attribute import attribute as attribute
     from xattn.attribution.attribute import attribution_cost as attribution_cost
     from xattn.attribution.dissect import dissect as dissect
+    from xattn.attribution.saliency import saliency as saliency
+    from xattn.attribution.sanity import sanity as sanity
     from xattn.batch.index import open_runs as open_runs
     from xattn.edits.kinds import LocalBlend as LocalBlend
     from xattn.edits.kinds import Refine as Refine
@@ -60,6 +62,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.faithfulness import Faithfulness as Faithfulness
     from xattn.results.heatmap import HeatMap as HeatMap
     from xattn.results.places import WordsAt as WordsAt
+    from xattn.results.sanity import Sanity as Sanity
     from xattn.results.trace import Trace as Trace
     from xattn.results.trace import load as load
     from xattn.results.vectors import ConceptVector as ConceptVector
@@ -86,6 +89,8 @@ _HOMES = {
         "api.vital": "vital",
         "attribution.attribute": "attribute attribution_cost",
         "attribution.dissect": "dissect",
+        "attribution.saliency": "saliency",
+        "attribution.sanity": "sanity",
         "batch": "batch",
         "batch.index": "open_runs",
         "edits.kinds": "LocalBlend Refine Replace Reweight",
@@ -112,6 +117,7 @@ _HOMES = {
         "results.faithfulness": "Faithfulness",
         "results.heatmap": "HeatMap",
         "results.places": "WordsAt",
+        "results.sanity": "Sanity",
         "results.trace": "Trace load",
         "results.vectors": "ConceptVector Similarity",
         "results.vitality": "Vitality",

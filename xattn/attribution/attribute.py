@@ -193,7 +193,7 @@ def explained(
         cache: a folder.
     """
     method, probed, shares = method_of(how), askable(pipe), _levels(levels, method_of(how))
-    prompt, picture = trace.run.prompt(trace._index(image)), _picture(trace, image)
+    prompt, picture = trace.run.prompt(trace._index(image)), picture_of(trace, image)
     players = players_of(prompt, of)
     texts = Texts(pipe, family_of_pipeline(pipe), prompt, players, absent)
     aim = target_of(target, pipe)
@@ -242,7 +242,12 @@ def _traced(pipe: Any, what: Any, samples: Samples, options: dict[str, Any]) -> 
     return trace
 
 
-def _picture(trace: Trace, image: int) -> Image.Image:
+def picture_of(trace: Trace, image: int) -> Image.Image:
+    """Return the picture that was recorded with an image.
+
+    Raises:
+        ValueError: there is none.
+    """
     picture = trace._picture(trace._index(image))
     if not isinstance(picture, Image.Image):
         raise ValueError(
