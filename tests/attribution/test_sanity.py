@@ -60,7 +60,7 @@ def test_a_grounded_map_stands_out_of_its_null_distribution() -> None:
 
 
 def test_shuffled_weights_keep_their_values_and_come_back() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 5))
+    model: Any = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 5))
     first, last = (each.weight.detach().clone() for each in model)
     with shuffled_weights(model, 0.5):
         assert torch.equal(model[0].weight, first)

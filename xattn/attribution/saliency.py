@@ -98,7 +98,8 @@ class _Score:
         with torch.enable_grad():
             given = latents.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self(given).sum(), given)
-        return torch.linalg.vector_norm(slope[0], dim=0)
+        size: Tensor = torch.linalg.vector_norm(slope[0], dim=0)
+        return size
 
     def _estimate(self, latents: Tensor, encoded: tuple[Any, ...]) -> Tensor:
         pipe = self.texts.pipe

@@ -92,7 +92,7 @@ def sanity(
     absent = maps(others, strangers, [seed] * len(others))
     orders = _shuffled(text, word, shuffles, seed)
     moved = maps([order for order, _ in orders], [word] * len(orders), [seed] * len(orders))
-    place = maps(*zip(*orders, strict=True), [seed] * len(orders))
+    place = maps([o for o, _ in orders], [there for _, there in orders], [seed] * len(orders))
     weights = []
     for share in STAGES:
         with shuffled_weights(denoiser_of(pipe), share, seed):
