@@ -36,6 +36,8 @@ def page(whole: Mapping[str, Any]) -> str:
         lines += ["", f"## {model}", ""]
         if "figures" in found:
             lines += _figures(found)
+        if "choice" in found:
+            lines += ["", *_choice(found["choice"])]
         if "times" in found:
             lines += ["", *_times(found["times"])]
         if "machine" in found:
@@ -62,6 +64,24 @@ def _figures(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {method} | {one['count']} | {_cell(one, 1, 1)} | {calls:.0f} | {share} |")
     for edit in EDITS:
         lines += ["", *_edit(figures, methods, edit)]
+    return lines
+
+
+def _choice(found: Mapping[str, Any]) -> list[str]:
+    """Format what the narrowing of masks was chosen by: other scenes than those above."""
+    figures, head = found["figures"], "direct, choosing masks, "
+    names = [n.removeprefix(head).partition(":")[0] for n in figures if n.endswith(": right")]
+    lines = [
+        f"Masks, chosen on {found['scenes']} other scenes: cells that changed by less than a share "
+        "of the largest change are left out at the last step.",
+        "",
+        "| edit, share | right, % | background PSNR, dB |",
+        "|---|---|---|",
+    ]
+    for name in names:
+        cells = [_cell(figures[f"{head}{name}: right"], 100, 0)]
+        cells += [_cell(figures[f"{head}{name}: background PSNR"], 1, 1)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

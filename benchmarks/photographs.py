@@ -6,8 +6,9 @@ of inversion makes the same edits of the same scenes, which are given as photogr
 one object a recolour, a swap, an added object and night; in scenes of two a recolour and a swap of
 the first, the second removed, and night. A recolour is drawn plain, and blended by the object's
 word; swaps, additions and removals are blended. "paper's mask" is LocalBlend without the step that
-photographs add to it. What is drawn is kept in `--kept`, so an
-interrupted run goes on where it stopped; `--only-score` scores what there is.
+photographs add to it. What is drawn is kept in `--kept`, so an interrupted run goes on where it
+stopped; `--only-score` scores what there is. `--choose` draws other scenes, to choose how far
+masks are narrowed.
 
 `benchmarks.photo_scores` says how pictures are scored, `--times` measures the times alone.
 """
@@ -47,6 +48,10 @@ STEPS, GUIDANCE = 20, 5.0
 SHARE = {"direct": 1, "null-text": 4, "fixed-point": 4}
 """A method draws every n-th pair of scenes, for its cost; one that is not here every second."""
 
+CHOICE = "direct, choosing masks"
+SHARES = (0.0, 0.3, 0.5, 0.7)
+"""Of the largest change, below which a mask is narrowed."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -64,8 +69,19 @@ class Case:
     noun: str
     added: tuple[str, str]
 
+    def narrowings(self) -> dict[str, Edits]:
+        """Return a recolour and a swap with masks narrowed more and more, to choose among."""
+        thing, found = self.drawn.things[0], {}
+        for share in SHARES:
+            blend = xattn.LocalBlend(thing.noun, changed=share)
+            found[f"recolour, {share:g}"] = [xattn.Replace(thing.colour, self.colour), blend]
+            found[f"swap, {share:g}"] = [xattn.Replace(thing.noun, self.noun), blend]
+        return found
+
     def edits(self, method: str) -> dict[str, Edits]:
         """Return the edits, by name; "direct" makes some with the paper's masks, too."""
+        if method == CHOICE:
+            return self.narrowings()
         caption, thing = self.drawn.caption, self.drawn.things[0]
         word = xattn.LocalBlend(thing.noun)
         recolour = xattn.Replace(thing.colour, self.colour)
@@ -156,7 +172,8 @@ class Drawer:
         """Invert and edit a case; CPU seconds are those of this process."""
         drawn, began = case.drawn, time.process_time()
         inversion = xattn.invert(
-            self.pipe, drawn.image, drawn.caption, method=method, steps=self.steps,
+            self.pipe, drawn.image, drawn.caption, method=method.partition(",")[0],
+            steps=self.steps,
             guidance_scale=GUIDANCE, measure=False,
             generator=torch.Generator().manual_seed(drawn.seed),
         )  # fmt: skip
@@ -182,13 +199,13 @@ class Drawer:
 def together(case: Case, method: str) -> list[list[Edits]]:
     """Return the edits of a case in groups of those that one call can make."""
     edits = list(case.edits(method).values())
-    each = METHODS[method].edits or len(edits)
+    each = METHODS[method.partition(",")[0]].edits or len(edits)
     return [edits[start : start + each] for start in range(0, len(edits), each)]
 
 
 def drawn_by(names: Sequence[str], number: int) -> list[str]:
     """Return the methods that draw the case of a number; a scene of one object, one of two."""
-    return [name for name in names if number // 2 % SHARE.get(name, 2) == 0]
+    return [name for name in names if number // 2 % SHARE.get(name.partition(",")[0], 2) == 0]
 
 
 # -- times
@@ -237,7 +254,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--model", default="unet", help="unet, contextual or mmdit")
     parser.add_argument("--methods", help="by commas; all that the model can have by default")
-    parser.add_argument("--choose", action="store_true", help="on other scenes; writes nothing")
+    parser.add_argument("--choose", action="store_true", help="how far to narrow masks")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no scene after these")
     parser.add_argument("--only-score", action="store_true", help="score what is kept, no more")
     parser.add_argument("--times", type=int, default=0, help="pairs of calls to time, no more")
@@ -258,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind = kind_of(pipe)
     names = [name for name, each in METHODS.items() if kind in each.kinds]
     names = options.methods.split(",") if options.methods else names
+    names = [CHOICE] if options.choose else names
     chosen = cases(options.count, CHOICE_SEED if options.choose else FIRST_SEED)
     options.kept.mkdir(parents=True, exist_ok=True)
     drawer = Drawer(pipe, options.model, options.steps, options.kept)
@@ -270,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 drawer.draw(case, name)
     figures, scenes = scored(pipe, drawer, chosen, names, options.judge)
     if options.choose:
-        print("\n".join(f"{name}: {each}" for name, each in figures.items()))
+        write(options.out, options.model, {"choice": {"scenes": scenes, "figures": figures}})
         return
     write(options.out, options.model, {"scenes": scenes, "steps": options.steps,
                                        "machine": machine.facts(), "figures": figures})  # fmt: skip
