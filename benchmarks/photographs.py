@@ -71,7 +71,8 @@ class Case:
 
     def narrowings(self) -> dict[str, Edits]:
         """Return a recolour and a swap with masks narrowed more and more, to choose among."""
-        thing, found = self.drawn.things[0], {}
+        thing = self.drawn.things[0]
+        found: dict[str, Edits] = {}
         for share in SHARES:
             blend = xattn.LocalBlend(thing.noun, changed=share)
             found[f"recolour, {share:g}"] = [xattn.Replace(thing.colour, self.colour), blend]
