@@ -68,7 +68,7 @@ def edit(
             or the result of editing a photograph: its inversion is used again, with any options.
         image: a photograph to edit, a PIL image or a path, for text-to-image pipelines; the prompt
             says what it shows. It is inverted first, as by ``invert``. Pipelines that have an
-            ``image`` of their own get it as theirs.
+            ``image`` of their own get it as theirs; a ControlNet's is ``control_image`` here.
         method: how to invert it, as for ``invert``; "direct" by default.
         start: share of the run before which edited images are held to the photograph's pivots;
             0 by default, 0.36 with "edit-friendly".
@@ -94,7 +94,7 @@ def edit(
     """
     if isinstance(pipe, nn.Module):
         raise TypeError("edit needs a pipeline; for a UNet in a custom loop use editing")
-    if image is not None and has_picture(pipe):
+    if image is not None and has_picture(pipe, options):
         options["image"], image = image, None
     if image is not None or isinstance(source, Inversion) or _is_photo(source):
         if keep_source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,13 @@ from xattn.results.edit import EditResult
 from xattn.session.generators import Given
 
 
-def has_picture(pipe: Any) -> bool:
-    """Return whether a pipeline has an ``image`` option of its own."""
-    return "image" in options_of(type(pipe))
+def has_picture(pipe: Any, options: Mapping[str, Any]) -> bool:
+    """Return whether ``image`` is a pipeline's own option, not a photograph to invert.
+
+    A ControlNet's own is, unless its picture is among the options as ``control_image``.
+    """
+    known = options_of(type(pipe))
+    return "image" in known and ("control_image" in known or "control_image" not in options)
 
 
 OF_INVERT = ("size", "control_image")
