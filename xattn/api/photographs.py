@@ -62,7 +62,7 @@ def inverted(
     )  # fmt: skip
 
 
-NARROWED = 0.5
+NARROWED = 0.3
 """What ``LocalBlend.changed`` is for photographs by default; the benchmarks chose it."""
 
 

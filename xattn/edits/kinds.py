@@ -208,7 +208,7 @@ class LocalBlend:
         start: share of the run at which blending starts.
         changed: share of the largest change of the latents below which a cell of the words' mask
             is left out at the last step, in [0, 1); cells beside one that changed more stay in.
-            None is 0, as in the paper, and 0.5 for photographs.
+            None is 0, as in the paper, and 0.3 for photographs.
 
     Raises:
         ValueError: neither words nor a mask, or both; a number out of its range.
