@@ -62,6 +62,8 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.faithfulness import Faithfulness as Faithfulness
     from xattn.results.heatmap import HeatMap as HeatMap
     from xattn.results.places import WordsAt as WordsAt
+    from xattn.results.presence import Presence as Presence
+    from xattn.results.presence import Verdict as Verdict
     from xattn.results.sanity import Sanity as Sanity
     from xattn.results.trace import Trace as Trace
     from xattn.results.trace import load as load
@@ -117,6 +119,7 @@ _HOMES = {
         "results.faithfulness": "Faithfulness",
         "results.heatmap": "HeatMap",
         "results.places": "WordsAt",
+        "results.presence": "Presence Verdict",
         "results.sanity": "Sanity",
         "results.trace": "Trace load",
         "results.vectors": "ConceptVector Similarity",

@@ -80,10 +80,13 @@ def test_probe_shows_the_words_in_a_given_picture(
 ) -> None:
     Image.new("RGB", (16, 16), "red").save("photo.png")
     words = ["probe", "photo.png", PROMPT, "--model", model, "--size", "16", "--level", "0.5"]
-    code, out, _ = xattn_command(*words, "--json")
+    code, out, _ = xattn_command(*words, "--also", "boat", "--presence", "--json")
     assert code == 0
     told = json.loads(out)
     assert told["picture"] == "photo.png, 16x16"
+    assert list(told["presence"]) == ["red", "car", "lawn", "boat"]
+    assert (told["calibrated"], told["verdict"] in ("match", "partly", "mismatch")) == (False, True)
+    assert (tmp_path / "xattn-probe/also-01-boat.png").exists()
     assert told["levels"] == [0.5]
     assert list(told["words"]) == ["a", "red", "car", "on", "lawn"]
     trace = xattn.load(tmp_path / "xattn-probe/trace.safetensors")

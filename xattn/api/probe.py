@@ -11,12 +11,14 @@ from torch import Tensor
 
 from xattn.api.concepts import concept_names, encode_prompts, encoded_concepts
 from xattn.api.photos import Photo, Pictures, Room, fitted, photos
+from xattn.api.presence import content_words, evidence
 from xattn.api.record import Words, instruments_of
 from xattn.edits.timing import is_number
 from xattn.instruments.concepts import Concept
 from xattn.models import family_of_pipeline
 from xattn.models.family import DenoiserCall
 from xattn.models.probing import encoded_pictures, probed_family
+from xattn.records.concepts import BACKGROUND
 from xattn.records.options import Options
 from xattn.records.run import Run
 from xattn.records.stores import ImageStore
@@ -27,6 +29,7 @@ from xattn.session.pipeline import PipelineOrigin
 from xattn.session.rows import RowFinder
 from xattn.session.sampling import Asked
 from xattn.session.session import opened
+from xattn.toyland.calibration import fingerprint
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Default levels: their mean points right more often than any one of them."""
@@ -50,6 +53,7 @@ def probe(
     affinity: bool = False,
     also: str | Sequence[str] | None = None,
     outputs: bool = False,
+    presence: bool = False,
 ) -> Trace:
     """Return a trace of where the words of a text act in a given image.
 
@@ -80,6 +84,10 @@ def probe(
         affinity: as for ``record``.
         also: as for ``record``; with it the prompt can be empty.
         outputs: as for ``record``.
+        presence: measure for ``trace.presence`` and ``trace.verdict`` whether each word of the
+            prompt (but articles, prepositions ...) and of ``also`` is in the picture. Each of
+            them, and the empty text, is a further row of the denoiser at each level and noise:
+            (words + 1) x levels x seeds for a picture, in calls of ``batch`` rows.
 
     Raises:
         TypeError: the model's family can't be probed, or an image is not a picture.
@@ -113,8 +121,31 @@ def probe(
             options,
             concepts,
         )
+        if presence:
+            for run, i in zip(runs, group, strict=True):
+                run.info["presence"] = _presence(
+                    origin, shown[i], texts[i], starts[i], names, batch
+                )
         trace.runs += runs
     return trace
+
+
+def _presence(
+    origin: ProbeOrigin, photo: Photo, text: str, start: int, also: Sequence[str], batch: int
+) -> dict[str, Any]:
+    """Return the evidence of a picture's words, by the noises of its probe.
+
+    Raises:
+        ValueError: neither the prompt nor ``also`` has a word that could be in a picture.
+    """
+    own = content_words(text)
+    asked = list(dict.fromkeys([*own, *(name for name in also if name != BACKGROUND)]))
+    if not asked:
+        raise ValueError(f"presence=True: the prompt {text!r} has no word to look for; use also=")
+    levels = list(zip(origin.levels, origin.at, strict=True))
+    noises = _generators(start, origin.noises)
+    found = evidence(origin.pipe, origin.family, photo.image, asked, levels, noises, batch)
+    return {**found, "text": own, "fingerprint": list(fingerprint(origin.denoiser))}
 
 
 class ProbeOrigin(PipelineOrigin):

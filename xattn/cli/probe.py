@@ -9,7 +9,7 @@ import typer
 
 from xattn.cli import UsageError
 from xattn.cli import options as o
-from xattn.cli.output import Folder, consoles, figures, print_json, tell
+from xattn.cli.output import Folder, consoles, enlarged, figures, print_json, slug, tell
 from xattn.cli.record import extent, write_pictures
 
 EPILOG = 'Example: [bold]xattn probe photo.jpg "a red car on a lawn" --out photo[/bold]'
@@ -44,6 +44,18 @@ def probe(
         list[str] | None, typer.Option(help="Names or globs of the layers to record.")
     ] = None,
     refined: o.RefinedOption = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="A word to look for that the text does not have. Repeat it for more."),
+    ] = None,
+    presence: Annotated[
+        bool,
+        typer.Option(
+            "--presence",
+            help="Say of each word how likely it is in the picture: a pass more for each of them "
+            "at every level and noise.",
+        ),
+    ] = False,
     model: o.ModelOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
@@ -66,14 +78,22 @@ def probe(
     with o.asked(), progress.status("looking"):
         trace = xattn.probe(
             pipe, image, prompt, levels=levels or LEVELS, seeds=seeds, seed=seed, size=size,
-            keep=o.axes_of([keep]), words=words, layers=layers, affinity=refined,
+            keep=o.axes_of([keep]), words=words, layers=layers, affinity=refined, also=also,
+            presence=presence,
         )  # fmt: skip
     with progress.status("writing"):
         write(folder, trace, list(words or trace.words), refined=refined)
+    if presence:
+        if trace.run.info["presence"]["text"]:
+            console.print(str(trace.verdict()), highlight=False)
+        for word in also or []:
+            console.print(f"{word}: {trace.presence(word)}", highlight=False)
     if as_json:
         facts: dict[str, Any] = {"prompt": prompt, **request.facts(pipe), **extent(trace)}
         facts |= {name: trace.run.info[name] for name in ("picture", "levels", "noises")}
         shown = list(words or trace.words)
+        if presence:
+            facts |= told(trace)
         print_json(
             {**facts, "files": folder.files, "words": figures(trace, shown, refined=refined)}
         )
@@ -87,3 +107,19 @@ def write(folder: Folder, trace: Any, words: list[str], *, refined: bool) -> Non
     trace.save(folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"))
     trace.report(folder.new("report.html", "the report: open it in a browser"), 0)
     write_pictures(folder, trace, picture, words, refined=refined)
+    if trace.run.concepts:
+        for number, (name, heat) in enumerate(trace.concepts().items(), start=1):
+            path = f"also-{slug(number, name)}.png"
+            folder.picture(path, heat.overlay(enlarged(picture)), f"where {name!r} would act")
+
+
+def told(trace: Any) -> dict[str, Any]:
+    """Return what a trace says about presence, as plain JSON values."""
+    found = trace.run.info["presence"]
+    each = {word: trace.presence(word) for word in found["words"]}
+    first = next(iter(each.values()))
+    return {
+        "verdict": trace.verdict().kind if found["text"] else None,
+        "presence": {word: round(float(value), 4) for word, value in each.items()},
+        "calibrated": first.calibrated,
+    }

@@ -10,12 +10,13 @@ import torch
 from xattn.maps import competition, directions, select
 from xattn.maps.select import Asked, Heads, Steps
 from xattn.records.run import LayerFilter
-from xattn.results import diagnosis, vectors
+from xattn.results import diagnosis, presence, vectors
 from xattn.results.concepts import ConceptMaps, concept_maps
 from xattn.results.difference import Difference, difference
 from xattn.results.entropies import LayerEntropies
 from xattn.results.heatmap import HeatMap
 from xattn.results.places import By, WordsAt, word_rows, words_at, words_at_each
+from xattn.results.presence import Presence, Verdict
 from xattn.results.recorded import Recorded
 
 if TYPE_CHECKING:
@@ -207,6 +208,37 @@ class Asking(Recorded):
         return concept_maps(
             self.run, wanted, index, form=form, steps=steps, layers=layers, refined=refined
         )
+
+    def presence(self, word: str, image: int = 0) -> Presence:
+        """Return how likely a word is in the picture at all, in [0, 1].
+
+        By how much the word helps the denoiser on the noised picture, beside the other words that
+        were asked. For the bundled models it is a probability, fitted on scenes of their training;
+        for another model a score, and its text says so. Needs ``probe(..., presence=True)``.
+
+        Args:
+            word: a word of the prompt, or one of ``also``.
+            image: index of the image.
+
+        Raises:
+            ValueError: presence was not asked for, or not of this word.
+
+        Example:
+            >>> trace = xattn.probe(pipe, photo, "", also=["car", "boat"], presence=True)
+            >>> trace.presence("boat")
+        """
+        return presence.presence_of(self.run, word, image)
+
+    def verdict(self, image: int = 0) -> Verdict:
+        """Return whether the prompt fits the picture: match, partly, mismatch.
+
+        With the presence of each of its words, the most present first. Needs
+        ``probe(..., presence=True)``.
+
+        Raises:
+            ValueError: presence was not asked for, or the prompt has no word.
+        """
+        return presence.verdict_of(self.run, image)
 
     def similarity(
         self, vector: vectors.ConceptVector, image: int = 0, *, layers: LayerFilter = None
