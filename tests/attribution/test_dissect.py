@@ -17,6 +17,7 @@ from tests.helpers import assert_restored, draw, picture
 from tests.tiny import transformers
 from xattn.attribution.dissect import head_maps, iou, on_grid
 from xattn.attribution.marked import Marked, from_coco, marked
+from xattn.edits import codec
 from xattn.results.dissection import Dissection, Head
 
 PROMPT = "a red car"
@@ -138,25 +139,62 @@ def test_weakened_words_change_the_picture_and_a_weight_of_one_nothing(make: Any
     np.testing.assert_array_equal(draw(own, PROMPT), plain)
 
 
-def test_a_weight_in_all_heads_is_that_of_a_reweighted_word(pipe: Any) -> None:
-    """The same as ``Reweight`` where its attention does not follow the source."""
-    trace = xattn.probe(
-        pipe, picture(16, 16), PROMPT, levels=0.5, layers="*", keep=("layer", "head")
+def every_head(pipe: Any) -> dict[str, list[int]]:
+    """Return all heads of all text layers."""
+    keep = ("layer", "head")
+    trace = xattn.probe(pipe, picture(16, 16), PROMPT, levels=0.5, layers="*", keep=keep)
+    return {layer.name: list(range(layer.heads)) for layer in trace.run.layers}
+
+
+def edited(pipe: Any, *edits: Any, **options: Any) -> list[Any]:
+    result = xattn.edit(
+        pipe, PROMPT, *edits, num_inference_steps=3, height=32, width=32,
+        generator=torch.Generator().manual_seed(0), output_type="np", **options,
+    )  # fmt: skip
+    return [np.asarray(image) for image in (result.source, *result.images)]
+
+
+@pytest.mark.parametrize("make", [tiny.sd1, lambda: transformers.sd3(t5=False)])
+def test_a_weight_in_every_head_is_the_words_weight(make: Any) -> None:
+    own = make()
+    heads = every_head(own)
+    source, plain, same, few = edited(
+        own,
+        xattn.Reweight("red", 3.0),
+        xattn.Reweight("red", 3.0, heads=heads),
+        xattn.Reweight("red", 3.0, heads={next(iter(heads)): [0]}),
     )
-    heads = {layer.name: range(layer.heads) for layer in trace.run.layers}
-    every = tuple(Head(name, head) for name, several in heads.items() for head in several)
+    np.testing.assert_allclose(same, plain, atol=5e-3)  # rounding, through three sharp steps
+    assert not np.allclose(few, plain, atol=2e-2)
+    assert not np.allclose(few, source, atol=1e-5)
+
+
+def test_a_weight_of_heads_goes_with_other_edits_and_into_json(pipe: Any) -> None:
+    heads = every_head(pipe)
+    swap = xattn.Replace("red", "blue")
+    _, both, same = edited(
+        pipe,
+        [swap, xattn.Reweight("blue", 2.0)],
+        [swap, xattn.Reweight("blue", 2.0, heads=heads)],
+    )
+    np.testing.assert_allclose(same, both, atol=1e-3)
+    edit = xattn.Reweight("red", 2.0, heads={"mid": (0, 2)})
+    assert codec.from_json(codec.to_json(edit)).heads == {"mid": (0, 2)}
+    assert "heads" not in repr(xattn.Reweight("red", 2.0))
+    with pytest.raises(ValueError, match="heads of layers"):
+        xattn.Reweight("red", 2.0, heads={})
+    with pytest.raises(ValueError, match="is not a layer with these heads"):
+        edited(pipe, xattn.Reweight("red", 2.0, heads={"nowhere": [0]}))
+
+
+def test_weakening_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
+    every = tuple(Head(name, n) for name, several in every_head(pipe).items() for n in several)
     table = Dissection(every, ("red",), np.ones((len(every), 1)), np.array([1]))
     before = dict(pipe.unet.attn_processors)
-    with table.weaken(pipe, "red", count=len(every), weight=0.5):
-        weak = draw(pipe, PROMPT)
+    with table.weaken(pipe, "red", heads=every[:3], weight=0.5) as heads:
+        draw(pipe, PROMPT)
+    assert sum(map(len, heads.values())) == 3
     assert_restored(pipe, before)
-    edit = xattn.Reweight("red", 0.5)
-    options = {"cross_steps": 0.0, "self_steps": 0.0}
-    edited = xattn.edit(
-        pipe, PROMPT, [xattn.Refine(PROMPT, **options), edit], num_inference_steps=3,
-        height=32, width=32, generator=torch.Generator().manual_seed(0), output_type="np",
-    )  # fmt: skip
-    np.testing.assert_allclose(np.asarray(edited.images[0]), weak[0], atol=2e-3)
 
 
 def test_a_folder_with_captions_is_read(tmp_path: Path) -> None:

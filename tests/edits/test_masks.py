@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xattn.edits.masks import blended, fit_mask, left_out, narrowed, pair_mask, word_mask
-from xattn.edits.plan import Places
+from xattn.edits.tokens import Places
 
 
 def spot(height: int, width: int, row: int, column: int, value: float = 1.0) -> torch.Tensor:

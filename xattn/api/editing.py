@@ -17,6 +17,7 @@ from xattn.instruments.editor import Editor, check_editable, shares_of
 from xattn.instruments.keeper import Keeper, KeptSource
 from xattn.instruments.planner import Planner
 from xattn.instruments.recorder import Recorder
+from xattn.instruments.weigher import HeadWeigher
 from xattn.models import family_of, family_of_pipeline
 from xattn.records.options import Options
 from xattn.results.trace import Trace
@@ -173,12 +174,14 @@ def session_of(
     editor = Editor(plan, side=side, kept=kept if reads else None, layers=layers)
     blender = Blender(plan, side=side, scale=scale, kept=kept, reads=reads)
     held = [] if holding is None else [holding(plan)]
-    instruments: list[Instrument] = [editor, *held, blender]
+    weigher = HeadWeigher(plan, alone=reads)
+    weighed = [weigher] if weigher.heads else []
+    instruments: list[Instrument] = [*weighed, editor, *held, blender]
     if kept is not None and not reads:
         prompts, tokens = len(plan.prompts), plan.length
         instruments.insert(0, Keeper(kept, prompts=prompts, tokens=tokens, side=side))
     if plan.shares.joint:
-        instruments.insert(0, Planner(edits, (editor, blender), alone=alone))
+        instruments.insert(0, Planner(edits, (editor, blender, weigher), alone=alone))
     recorded = None if trace is False else Trace(runs=[])
     if recorded is not None:
         instruments.append(Recorder(options, recorded.runs, edited=True))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from xattn.edits.checks import check_heads, check_occurrence, check_texts
 from xattn.edits.timing import SEPARATE, Share, Shares, fits_float32, is_number, window
 
 if TYPE_CHECKING:  # torch itself only where a mask is given: the command line reads this module
@@ -47,23 +47,8 @@ class _Scheduled:
                 f'{{"blue": 0.5}}, got {self.word_steps!r}'
             )
         for word, share in self.word_steps.items():
-            _check_texts("a word of word_steps", [word])
+            check_texts("a word of word_steps", [word])
             window(share, f"word_steps[{word!r}]")
-
-
-def _check_texts(name: str, given: Iterable[Any]) -> None:
-    for one in given:
-        if not isinstance(one, str):
-            raise ValueError(f"{name} must be a text, got {one!r} ({type(one).__name__})")
-
-
-def _check_occurrence(given: object) -> None:
-    if given is None:
-        return
-    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
-        raise ValueError(
-            f"occurrence must be a whole number from 0, or None for every one, got {given!r}"
-        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Replace(_Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_occurrence(self.occurrence)
+        check_occurrence(self.occurrence)
         single = isinstance(self.old, str)
         if single == (self.new is None) or not (single or isinstance(self.old, Mapping)):
             raise ValueError(
@@ -99,8 +84,8 @@ class Replace(_Scheduled):
                 f"old={self.old!r}, new={self.new!r}"
             )
         pairs = self.swaps
-        _check_texts("a word that Replace takes away", pairs)
-        _check_texts("a word that Replace puts in", pairs.values())
+        check_texts("a word that Replace takes away", pairs)
+        check_texts("a word that Replace puts in", pairs.values())
         if not pairs or any(not old.strip() or not new.strip() for old, new in pairs.items()):
             raise ValueError(
                 f"Replace({dict(pairs)!r}) has an empty word; to remove a word's effect "
@@ -151,25 +136,34 @@ class Reweight(_Scheduled):
         weights: a word or phrase, or a mapping from words to weights.
         weight: the weight of a single word.
         occurrence: which occurrence of a repeated word, from 0; all by default.
+        heads: heads of each layer, by its name, where the weight acts; everywhere by default.
 
     Raises:
-        ValueError: a weight is missing, or outside the range of float32.
+        ValueError: a weight is missing, or outside the range of float32; or heads names none.
     """
 
     weights: str | Mapping[str, float]
     weight: float | None = None
     occurrence: int | None = field(default=None, kw_only=True)
+    heads: Mapping[str, Sequence[int]] | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        shown = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.heads is None:  # as before there was such a thing: batches know items by it
+            del shown["heads"]
+        return f"Reweight({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_occurrence(self.occurrence)
+        check_occurrence(self.occurrence)
+        check_heads(self.heads)
         single = isinstance(self.weights, str)
         if single == (self.weight is None) or not (single or isinstance(self.weights, Mapping)):
             raise ValueError(
                 'Reweight takes a word and its weight, or {"red": 3.0, ...}, got '
                 f"weights={self.weights!r}, weight={self.weight!r}"
             )
-        _check_texts("a word of Reweight", self.items)
+        check_texts("a word of Reweight", self.items)
         if not self.items:
             raise ValueError('Reweight({}) has no words; pass some, as in Reweight({"red": 3.0})')
         for word, value in self.items.items():
@@ -234,7 +228,7 @@ class LocalBlend:
             given = getattr(self, name)
             words = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
             object.__setattr__(self, name, tuple(words))
-            _check_texts(f"a word of LocalBlend's {name}", getattr(self, name))
+            check_texts(f"a word of LocalBlend's {name}", getattr(self, name))
         named = bool(self.words or self.source_words or self.target_words)
         if named == (self.mask is not None):
             raise ValueError(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xattn.edits.plan import Places, Positions
+from xattn.edits.tokens import Places, Positions
 
 
 def word_mask(maps: Tensor, grid: tuple[int, int], threshold: float) -> Tensor:

@@ -21,41 +21,14 @@ from torch import Tensor
 from xattn.edits.kinds import Edit, Edits, LocalBlend, Refine, Replace, Reweight, agreed, composed
 from xattn.edits.table import table_of
 from xattn.edits.timing import SEPARATE, Shares, inside, window
+from xattn.edits.tokens import HeadWeight, Places
 from xattn.text.align import mapping_of
 from xattn.text.prompt import Prompt, WordError
 
 Window = tuple[float, float]
 Tokenize = Callable[[str], Prompt]
-Positions = tuple[int, ...] | Tensor
 
 NEVER: Window = (0.0, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """The token positions whose maps form a LocalBlend's mask.
-
-    Attributes:
-        source: positions in the source's prompt.
-        target: positions in the sibling's prompt.
-        source_less: positions in the source's prompt to exclude.
-        target_less: positions in the sibling's prompt to exclude.
-    """
-
-    source: Positions
-    target: Positions
-    source_less: Positions
-    target_less: Positions
-
-    @property
-    def any(self) -> bool:
-        """Whether there are any positions."""
-        return any(map(len, (self.source, self.target, self.source_less, self.target_less)))
-
-    def on(self, device: torch.device) -> Places:
-        """Return the positions as tensors on a device."""
-        found = (self.source, self.target, self.source_less, self.target_less)
-        return Places(*(torch.as_tensor(p, dtype=torch.long, device=device) for p in found))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +45,7 @@ class Sibling:
         self_window: when self-attention follows the source.
         blend: its LocalBlend.
         places: the tokens the LocalBlend looks at; None without one.
+        heads: weights that act in single heads; they are not in ``weights``.
     """
 
     edits: tuple[Edit, ...]
@@ -83,6 +57,7 @@ class Sibling:
     self_window: Window
     blend: LocalBlend | None = None
     places: Places | None = None
+    heads: tuple[HeadWeight, ...] = ()
 
     def schedule(self, step: int, steps: int) -> Tensor:
         """Return c, the tokens following the source at a step, bool (tokens,)."""
@@ -94,7 +69,8 @@ class Sibling:
         """Whether it is a plain run of its own prompt at every step."""
         cross = any(b > a for a, b in self.windows) and bool(self.follows.any())
         own = self.self_window[1] > self.self_window[0]
-        return not cross and not own and bool((self.weights == 1).all())
+        plain = bool((self.weights == 1).all()) and not self.heads
+        return not cross and not own and plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +198,7 @@ def _sibling(
             # mixing in a column without a source leaves a column without a source
             follows = ~own & ~((more != 0) & ~follows[:, None]).any(0)
             prompt, mapping = after, mapping @ more
-    weights = _weights(prompt, edits, mapping.shape[1])
+    weights, heads = _weights(prompt, edits, mapping.shape[1])
     blend = next((e for e in edits if isinstance(e, LocalBlend)), None)
     if edits == (blend,):
         raise ValueError(
@@ -235,7 +211,7 @@ def _sibling(
         for word, share in getattr(edit, "word_steps", {}).items():
             for position in prompt.positions(word):
                 windows[position] = window(share, "word_steps")
-    if prompt.text == source.text and bool((weights == 1).all()):
+    if prompt.text == source.text and bool((weights == 1).all()) and not heads:
         windows, self_window = [NEVER] * mapping.shape[1], NEVER
     places = None
     if blend is not None and blend.mask is None:
@@ -244,7 +220,7 @@ def _sibling(
         less = [_both(word, source, prompt, mapping * follows) for word in blend.subtract]
         places = Places((), (), _union(a for a, _ in less), _union(b for _, b in less))
     return Sibling(
-        edits, prompt, mapping, follows, tuple(windows), weights, self_window, blend, places
+        edits, prompt, mapping, follows, tuple(windows), weights, self_window, blend, places, heads
     )
 
 
@@ -291,8 +267,11 @@ def _replaced(prompt: Prompt, edit: Replace) -> str:
     return text
 
 
-def _weights(prompt: Prompt, edits: Sequence[Edit], length: int) -> Tensor:
-    weights, taken = torch.ones(length), set[int]()
+def _weights(
+    prompt: Prompt, edits: Sequence[Edit], length: int
+) -> tuple[Tensor, tuple[HeadWeight, ...]]:
+    """Return each token's weight, and the weights that act in single heads."""
+    weights, taken, heads = torch.ones(length), set[int](), list[HeadWeight]()
     for edit in edits:
         if isinstance(edit, Reweight):
             for word, weight in edit.items.items():
@@ -302,8 +281,11 @@ def _weights(prompt: Prompt, edits: Sequence[Edit], length: int) -> Tensor:
                         f"{word!r} overlaps another word that is weighted in the same edit"
                     )
                 taken.update(positions)
-                weights[list(positions)] = float(weight)
-    return weights
+                if edit.heads is None:
+                    weights[list(positions)] = float(weight)
+                elif weight != 1:
+                    heads.append(HeadWeight(positions, float(weight), edit.heads))
+    return weights, tuple(heads)
 
 
 def _places(blend: LocalBlend, source: Prompt, target: Prompt, mapping: Tensor) -> Places:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from xattn.edits import masks
 from xattn.edits.kinds import LocalBlend
-from xattn.edits.plan import EditPlan, Places
+from xattn.edits.plan import EditPlan
 from xattn.edits.timing import begun
+from xattn.edits.tokens import Places
 from xattn.instruments.keeper import KeptSource
 from xattn.instruments.reach import map_layers, middle_grid
 from xattn.models.family import AttentionLayer, DenoiserCall

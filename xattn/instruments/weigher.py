@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import torch
 
+from xattn.edits.plan import EditPlan
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.call import Handler
 from xattn.processors.weighting import Weighting
@@ -78,3 +79,39 @@ class Weigher(Instrument):
             with suppress(WordError):
                 found.update(prompt.positions(word))
         return sorted(found)
+
+
+class HeadWeigher(Weigher):
+    """Weigh words of siblings in single heads, as a plan says; it runs before the editor.
+
+    Args:
+        plan: the plan of the edits; the batch is prompt-major.
+        alone: whether the batch is the siblings alone, of a kept source.
+    """
+
+    def __init__(self, plan: EditPlan, *, alone: bool = False) -> None:
+        super().__init__({}, None, 0.0)
+        self.plan = plan
+        self.alone = alone
+        self.heads = {
+            name: sorted({*self.heads.get(name, ()), *heads})
+            for sibling in plan.siblings
+            for weight in sibling.heads
+            for name, heads in weight.heads.items()
+        }
+
+    def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
+        """Lay out the factors of each sibling's rows."""
+        if call.component:
+            return
+        first = 0 if self.alone else 1
+        images = sampling.images // (len(self.plan.siblings) + first)
+        start = call.conditional[0].start + first * images
+        for layer, handler in self.layers.items():
+            factors = torch.ones(call.rows, layer.heads, self.plan.length, device=sampling.device)
+            for n, sibling in enumerate(self.plan.siblings):
+                rows = slice(start + n * images, start + (n + 1) * images)
+                for weight in sibling.heads:
+                    for head in weight.heads.get(layer.name, ()):
+                        factors[rows, head, list(weight.positions)] = weight.weight
+            handler.factors, handler.live = factors, True
