@@ -164,8 +164,8 @@ def test_a_weight_in_every_head_is_the_words_weight(make: Any) -> None:
         xattn.Reweight("red", 3.0, heads=heads),
         xattn.Reweight("red", 3.0, heads={next(iter(heads)): [0]}),
     )
-    np.testing.assert_allclose(same, plain, atol=5e-3)  # rounding, through three sharp steps
-    assert not np.allclose(few, plain, atol=2e-2)
+    # rounding grows over three sharp steps, and stays far below what the other heads do
+    assert np.abs(same - plain).max() < 0.1 * np.abs(few - plain).max()
     assert not np.allclose(few, source, atol=1e-5)
 
 

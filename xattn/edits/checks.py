@@ -30,7 +30,7 @@ def check_heads(given: object) -> None:
         return
     right = isinstance(given, Mapping) and any(len(heads) for heads in given.values())
     numbers = [n for heads in given.values() for n in heads] if isinstance(given, Mapping) else []
-    if not right or not all(isinstance(n, Integral) and n >= 0 for n in numbers):
+    if not right or not all(isinstance(n, Integral) and int(n) >= 0 for n in numbers):
         raise ValueError(
             "heads must be heads of layers by the layers' names, such as "
             f'{{"mid_block.attentions.0.transformer_blocks.0.attn2": [0, 2]}}, got {given!r}'
