@@ -68,20 +68,21 @@ def _figures(found: Mapping[str, Any]) -> list[str]:
 
 
 def _choice(found: Mapping[str, Any]) -> list[str]:
-    """Format what the narrowing of masks was chosen by: other scenes than those above."""
-    figures, head = found["figures"], "direct, choosing masks, "
-    names = [n.removeprefix(head).partition(":")[0] for n in figures if n.endswith(": right")]
+    """Format what masks and start were chosen by: other scenes than those above."""
+    figures = found["figures"]
+    names = [name.removesuffix(": right") for name in figures if name.endswith(": right")]
     lines = [
-        f"Masks, chosen on {found['scenes']} other scenes: cells that changed by less than a share "
-        "of the largest change are left out at the last step.",
+        f"Chosen on {found['scenes']} other scenes: the share of the run before which edits are "
+        "held to the photograph, and the share of the largest change below which a mask's cells "
+        "are left out at the last step.",
         "",
-        "| edit, share | right, % | background PSNR, dB |",
+        "| edits held, edit, share of change | right, % | background PSNR, dB |",
         "|---|---|---|",
     ]
-    for name in names:
-        cells = [_cell(figures[f"{head}{name}: right"], 100, 0)]
-        cells += [_cell(figures[f"{head}{name}: background PSNR"], 1, 1)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name in sorted(names, key=lambda name: (*name.split(", ")[:3], float(name.split(", ")[3]))):
+        cells = [_cell(figures[f"{name}: right"], 100, 0)]
+        cells += [_cell(figures[f"{name}: background PSNR"], 1, 1)]
+        lines.append(f"| {name.removeprefix('direct, ')} | {' | '.join(cells)} |")
     return lines
 
 

@@ -8,7 +8,7 @@ the first, the second removed, and night. A recolour is drawn plain, and blended
 word; swaps, additions and removals are blended. "paper's mask" is LocalBlend without the step that
 photographs add to it. What is drawn is kept in `--kept`, so an interrupted run goes on where it
 stopped; `--only-score` scores what there is. `--choose` draws other scenes, to choose how far
-masks are narrowed.
+masks are narrowed, and how long edits are held to the photograph.
 
 `benchmarks.photo_scores` says how pictures are scored, `--times` measures the times alone.
 """
@@ -48,9 +48,10 @@ STEPS, GUIDANCE = 20, 5.0
 SHARE = {"direct": 1, "null-text": 4, "fixed-point": 4}
 """A method draws every n-th pair of scenes, for its cost; one that is not here every second."""
 
-CHOICE = "direct, choosing masks"
-SHARES = (0.0, 0.3, 0.5, 0.7)
-"""Of the largest change, below which a mask is narrowed."""
+CHOICE = "direct, from "
+SHARES, STARTS = (0.0, 0.3, 0.5, 0.7), (0.0, 0.2, 0.36)
+"""To choose among: of the largest change, below which masks are narrowed; of the run, before which
+edits are held to the photograph."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Case:
     added: tuple[str, str]
 
     def narrowings(self) -> dict[str, Edits]:
-        """Return a recolour and a swap with masks narrowed more and more, to choose among."""
+        """Return a recolour and a swap with masks narrowed more and more."""
         thing = self.drawn.things[0]
         found: dict[str, Edits] = {}
         for share in SHARES:
@@ -81,7 +82,7 @@ class Case:
 
     def edits(self, method: str) -> dict[str, Edits]:
         """Return the edits, by name; "direct" makes some with the paper's masks, too."""
-        if method == CHOICE:
+        if method.startswith(CHOICE):
             return self.narrowings()
         caption, thing = self.drawn.caption, self.drawn.things[0]
         word = xattn.LocalBlend(thing.noun)
@@ -179,9 +180,11 @@ class Drawer:
             generator=torch.Generator().manual_seed(drawn.seed),
         )  # fmt: skip
         inverted = time.process_time()
+        begun = method.removeprefix(CHOICE)
+        start = float(begun) if begun != method else None
         results = [
             xattn.edit(
-                self.pipe, drawn.caption, *edits, source=inversion, trace=False,
+                self.pipe, drawn.caption, *edits, source=inversion, trace=False, start=start,
                 guidance_scale=GUIDANCE, generator=torch.Generator().manual_seed(drawn.seed),
             )
             for edits in together(case, method)
@@ -255,7 +258,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--model", default="unet", help="unet, contextual or mmdit")
     parser.add_argument("--methods", help="by commas; all that the model can have by default")
-    parser.add_argument("--choose", action="store_true", help="how far to narrow masks")
+    parser.add_argument("--choose", action="store_true", help="masks and start, by other scenes")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no scene after these")
     parser.add_argument("--only-score", action="store_true", help="score what is kept, no more")
     parser.add_argument("--times", type=int, default=0, help="pairs of calls to time, no more")
@@ -276,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind = kind_of(pipe)
     names = [name for name, each in METHODS.items() if kind in each.kinds]
     names = options.methods.split(",") if options.methods else names
-    names = [CHOICE] if options.choose else names
+    names = [f"{CHOICE}{start:g}" for start in STARTS] if options.choose else names
     chosen = cases(options.count, CHOICE_SEED if options.choose else FIRST_SEED)
     options.kept.mkdir(parents=True, exist_ok=True)
     drawer = Drawer(pipe, options.model, options.steps, options.kept)
