@@ -49,6 +49,8 @@ SHARE = {"direct": 1, "null-text": 4, "fixed-point": 4}
 """A method draws every n-th pair of scenes, for its cost; one that is not here every second."""
 
 CHOICE = "direct, from "
+HELD = "direct, held 0.36"
+"""Direct inversion whose edits begin as late as those of "edit-friendly"."""
 SHARES, STARTS = (0.0, 0.3, 0.5, 0.7), (0.0, 0.2, 0.36)
 """To choose among: of the largest change, below which masks are narrowed; of the run, before which
 edits are held to the photograph."""
@@ -180,8 +182,7 @@ class Drawer:
             generator=torch.Generator().manual_seed(drawn.seed),
         )  # fmt: skip
         inverted = time.process_time()
-        begun = method.removeprefix(CHOICE)
-        start = float(begun) if begun != method else None
+        start = float(method.rpartition(" ")[2]) if ", " in method else None
         results = [
             xattn.edit(
                 self.pipe, drawn.caption, *edits, source=inversion, trace=False, start=start,
@@ -257,7 +258,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=24, help="of scenes")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--model", default="unet", help="unet, contextual or mmdit")
-    parser.add_argument("--methods", help="by commas; all that the model can have by default")
+    parser.add_argument("--methods", help="by semicolons; all that the model can have by default")
     parser.add_argument("--choose", action="store_true", help="masks and start, by other scenes")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no scene after these")
     parser.add_argument("--only-score", action="store_true", help="score what is kept, no more")
@@ -278,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     kind = kind_of(pipe)
     names = [name for name, each in METHODS.items() if kind in each.kinds]
-    names = options.methods.split(",") if options.methods else names
+    names = options.methods.split(";") if options.methods else [*names, HELD]
     names = [f"{CHOICE}{start:g}" for start in STARTS] if options.choose else names
     chosen = cases(options.count, CHOICE_SEED if options.choose else FIRST_SEED)
     options.kept.mkdir(parents=True, exist_ok=True)
