@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.attribution.attribute import attribute as attribute
     from xattn.attribution.attribute import attribution_cost as attribution_cost
     from xattn.attribution.dissect import dissect as dissect
+    from xattn.attribution.importance import importance as importance
     from xattn.attribution.saliency import saliency as saliency
     from xattn.attribution.sanity import sanity as sanity
     from xattn.batch.index import open_runs as open_runs
@@ -91,6 +92,7 @@ _HOMES = {
         "api.vital": "vital",
         "attribution.attribute": "attribute attribution_cost",
         "attribution.dissect": "dissect",
+        "attribution.importance": "importance",
         "attribution.saliency": "saliency",
         "attribution.sanity": "sanity",
         "batch": "batch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from xattn.api.arguments import refuse_unknown
 from xattn.api.invert import encoded
 from xattn.api.record import instruments_of
 from xattn.attribution.asking import Asking
+from xattn.attribution.inputs import Drawing, inputs_of
 from xattn.attribution.method import Found, Method
 from xattn.attribution.methods import method_of
 from xattn.attribution.players import Player, players_of
@@ -118,7 +120,10 @@ def attribute(
         pipe: a pipeline of Stable Diffusion 1, 2, XL, 3, or FLUX.1.
         what: a trace, of ``record`` or of ``probe``, whose picture is explained; or a prompt,
             which is drawn and recorded first.
-        of: "words", or phrases of the prompt, each of which is one thing that can be absent.
+        of: "words", or phrases of the prompt, each of which is one thing that can be absent; or
+            "inputs": the prompt, a negative prompt, a control map, an initial image, an image
+            prompt, a LoRA, the seed, whichever the call has. The picture is then really drawn
+            without them, by "occlusion", "shapley" or "surrogate".
         how: "occlusion" (without each word), "shapley" (the mean over all orders of words),
             "information" (nats; Kong et al. 2024), "surrogate" (a local linear model; LIME),
             "gradient" (integrated gradients), or a method with settings of your own, such as
@@ -148,6 +153,8 @@ def attribute(
         >>> why.bar().save("words.png")
         >>> print(why.table())
     """
+    if of == "inputs":
+        return _of_inputs(pipe, what, how, target, seed, options)
     samples = Samples(askable(pipe), image)
     method_of(how), _levels(levels, method_of(how))  # refused before anything is drawn
     trace = _traced(pipe, what, samples, options)
@@ -155,6 +162,30 @@ def attribute(
         pipe, trace, samples.kept, of=of, how=how, target=target, image=image, absent=absent,
         levels=levels, noises=noises, seed=seed, batch=batch, cache=cache,
     )  # fmt: skip
+
+
+def _of_inputs(
+    pipe: Any, what: Any, how: Any, target: Any, seed: int, options: dict[str, Any]
+) -> Attribution:
+    """Return which of a call's inputs decided its picture."""
+    method = method_of(how)
+    if not isinstance(what, str) or method.name not in ("occlusion", "shapley", "surrogate"):
+        raise ValueError(
+            "of='inputs' draws a prompt, one text, without each of its inputs, by how='occlusion', "
+            "'shapley' or 'surrogate'"
+        )
+    refuse_unknown(pipe, options)
+    given = {"generator": torch.Generator().manual_seed(seed), **options}
+    inputs = inputs_of(pipe, what, given)
+    ask, aim = (
+        Drawing(pipe, inputs, {**given, "prompt": what}),
+        target_of(target, pipe, decodes=False),
+    )
+    found = method.find(ask, aim)
+    pixels = (ask.full[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    names = tuple(each.name for each in inputs)
+    said = "the call without the input"
+    return _result(method, ask, aim, found, names, said, what, None, Image.fromarray(pixels))
 
 
 @torch.no_grad()
@@ -206,7 +237,9 @@ def explained(
     ask = Asking(probed, texts, states, batch, store)
     found = method.find(ask, aim)
     pipe.maybe_free_model_hooks()
-    return _result(method, ask, aim, found, _attention(trace, players, image), picture)
+    names, beside = tuple(p.name for p in players), _attention(trace, players, image)
+    found_by = _result(method, ask, aim, found, names, ABSENT[absent], prompt.text, beside, picture)
+    return replace(found_by, levels=tuple(dict.fromkeys(states.levels)))
 
 
 def askable(pipe: Any) -> Probed:
@@ -276,9 +309,12 @@ def _attention(trace: Trace, players: Sequence[Player], image: int) -> NDArray[n
 
 def _result(
     method: Method,
-    ask: Asking,
+    ask: Asking | Drawing,
     target: Target,
     found: Found,
+    names: tuple[str, ...],
+    absent: str,
+    prompt: str,
     attention: NDArray[np.float64] | None,
     picture: Image.Image,
 ) -> Attribution:
@@ -288,17 +324,16 @@ def _result(
         return target.values(estimates, ask.full).double().numpy()
 
     return Attribution(
-        words=tuple(player.name for player in ask.texts.players),
+        words=names,
         values=found.scores.detach().double().numpy(),
         maps=None if found.maps is None else found.maps.float().numpy(),
         intervals=None if found.intervals is None else found.intervals.double().numpy(),
         attention=attention,
-        prompt=ask.texts.prompt.text,
+        prompt=prompt,
         how=method.name,
         target=target.name,
-        absent=ABSENT[ask.texts.absent],
+        absent=absent,
         calls=ask.asked,
-        levels=tuple(dict.fromkeys(ask.states.levels)),
         facts=found.facts,
         picture=picture,
         ask=values,

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from xattn.attribution.asking import Asking
 from xattn.attribution.targets import Target
 
 
@@ -27,6 +26,24 @@ class Found:
     maps: Tensor | None = None
     intervals: Tensor | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Asked(Protocol):
+    """The protocol of what a method asks: clean estimates, or pictures, by what is present.
+
+    Attributes:
+        players: how many words, or inputs.
+        full: the estimates with all of them, (states, channels, height, width).
+    """
+
+    @property
+    def players(self) -> int: ...  # noqa: D102
+
+    @property
+    def full(self) -> Tensor: ...  # noqa: D102
+
+    def estimates(self, present: Tensor) -> Tensor:
+        """Return the estimates of some sets, (rows, states, channels, height, width)."""
 
 
 class Method(Protocol):
@@ -50,5 +67,5 @@ class Method(Protocol):
     def rows(self, players: int) -> int:
         """Return the most rows of the denoiser that it needs at each state."""
 
-    def find(self, ask: Asking, target: Target) -> Found:
+    def find(self, ask: Any, target: Target) -> Found:
         """Return each word's score."""

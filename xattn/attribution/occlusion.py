@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from xattn.attribution import levels
-from xattn.attribution.asking import Asking
-from xattn.attribution.method import Found
+from xattn.attribution.method import Asked, Found
 from xattn.attribution.targets import Target
 
 
@@ -24,7 +23,7 @@ class Occlusion:
         """Return one row for each word, and one for the whole prompt."""
         return players + 1
 
-    def find(self, ask: Asking, target: Target) -> Found:
+    def find(self, ask: Asked, target: Target) -> Found:
         """Return the target's losses, without one word each."""
         estimates = ask.estimates(~torch.eye(ask.players, dtype=torch.bool))
         whole, full = ask.full[None], ask.full

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from xattn.attribution import levels
-from xattn.attribution.asking import Asking
-from xattn.attribution.method import Found
+from xattn.attribution.method import Asked, Found
 from xattn.attribution.targets import Target
 
 
@@ -41,7 +40,7 @@ class Shapley:
         """Return all subsets, or at most those along the sampled orders."""
         return 2**players if players <= self.exact else 2 + self.orders * (players - 1)
 
-    def find(self, ask: Asking, target: Target) -> Found:
+    def find(self, ask: Asked, target: Target) -> Found:
         """Return each word's Shapley value of the target, and of each cell's."""
         count = ask.players
         if count <= self.exact:
@@ -58,7 +57,7 @@ class Shapley:
         return Found(mean, maps, limits, {"orders": len(orders)})
 
 
-def _values(ask: Asking, target: Target, present: Tensor) -> tuple[Tensor, Tensor]:
+def _values(ask: Asked, target: Target, present: Tensor) -> tuple[Tensor, Tensor]:
     """Return the target of each subset in float64, and of each of its cells."""
     values, cells = [], []
     _ = ask.estimates(present[:1])

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from xattn.attribution import levels
-from xattn.attribution.asking import Asking
-from xattn.attribution.method import Found
+from xattn.attribution.method import Asked, Found
 from xattn.attribution.targets import Target
 
 
@@ -43,7 +42,7 @@ class Surrogate:
         """Return a row for each sample."""
         return int(min(self.samples, 2**players))
 
-    def find(self, ask: Asking, target: Target) -> Found:
+    def find(self, ask: Asked, target: Target) -> Found:
         """Return the coefficients; the share of variance that they explain is in the facts."""
         present = perturbed(ask.players, self.rows(ask.players), self.seed)
         estimates = ask.estimates(present)

@@ -81,10 +81,13 @@ class Function:
         function: from pictures (rows, 3, height, width) in [0, 1] to numbers (rows,).
         pipe: the pipeline whose autoencoder decodes them.
         name: what the number is.
+        decodes: whether estimates are latents; else they are pictures already.
     """
 
-    def __init__(self, function: Callable[[Tensor], Any], pipe: Any, name: str = "") -> None:
-        self.function, self.pipe = function, pipe
+    def __init__(
+        self, function: Callable[[Tensor], Any], pipe: Any, name: str = "", *, decodes: bool = True
+    ) -> None:
+        self.function, self.pipe, self.decodes = function, pipe, decodes
         self.name = name or getattr(function, "__name__", "a function of the image")
 
     def values(self, estimates: Tensor, full: Tensor) -> Tensor:
@@ -103,7 +106,9 @@ class Function:
     def _asked(self, latents: Tensor) -> Tensor:
         rows = []
         for some in latents.split(16):
-            pictures = decoded_pictures(self.pipe, some.to(self.pipe.vae.device))
+            pictures = some
+            if self.decodes:
+                pictures = decoded_pictures(self.pipe, some.to(self.pipe.vae.device))
             given = torch.as_tensor(self.function(pictures)).float().cpu()
             if given.shape != (len(some),):
                 raise ValueError(
@@ -119,12 +124,13 @@ def squared(estimates: Tensor, full: Tensor) -> Tensor:
     return ((estimates - full.to(estimates)) ** 2).mean(2)
 
 
-def target_of(given: Any, pipe: Any) -> Target:
+def target_of(given: Any, pipe: Any, *, decodes: bool = True) -> Target:
     """Return the target that is asked for.
 
     Args:
         given: "image", a mask (height, width), or a function of pictures.
         pipe: the pipeline.
+        decodes: whether estimates are latents; else they are pictures already.
 
     Raises:
         ValueError: it is none of them.
@@ -136,4 +142,4 @@ def target_of(given: Any, pipe: Any) -> Target:
                 "pictures (rows, 3, height, width)"
             )
         return Change()
-    return Function(given, pipe) if callable(given) else Change(given)
+    return Function(given, pipe, decodes=decodes) if callable(given) else Change(given)
