@@ -3,7 +3,7 @@
 `python -m benchmarks.diagnosis --count N --model unet|contextual` draws N hard captions of
 training seeds, on which a threshold for each kind of finding is chosen, and N others, on which
 figures are stated: the area under the ROC curve, with its 95 % bootstrap interval over scenes, and
-precision and recall at the threshold. It writes `diagnosis.json` or `diagnosis-contextual.json` to
+precision and recall at the threshold. It writes `diagnosis-MODEL.json` and `diagnosis.md` to
 `benchmarks/results`. `Background` has no truth here: no object of Toyland is a background.
 """
 
@@ -17,17 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.judge import Judge, Verdict, train_judge, verdicts
-from benchmarks.toyland import GUIDANCE, HARD_SEED, RESULTS, STEPS, decode
+from benchmarks.judge import Judge, Seen, Verdict, train_judge, verdicts
+from benchmarks.steering import usual
+from benchmarks.toyland import HARD_SEED, RESULTS, decode, take
 from xattn import record, toyland
-from xattn.results.diagnosis import Displaced, Finding, Leaked, Merged, Neglected, scores
+from xattn.results.diagnosis import (
+    Displaced,
+    Finding,
+    Leaked,
+    Merged,
+    Neglected,
+    Thresholds,
+    scores,
+)
+from xattn.results.trace import Trace
 from xattn.text.pairs import phrases
 from xattn.toyland.scenes import Scene, scene
-from xattn.toyland.world import NOUNS, SIDE
+from xattn.toyland.world import SIDE
 
-FIT_SEED = 16_000_000
+FIT_SEED = 15_000_000
 KINDS: tuple[type[Finding], ...] = (Neglected, Leaked, Merged, Displaced)
 
 
@@ -40,56 +49,78 @@ class Case:
     true: bool
 
 
+def matched(wanted: Scene, found: Verdict) -> list[Seen | None]:
+    """Return what the judge saw of each object asked for, first in its colour, then in any."""
+    free = list(found.things)
+    exact = [take(free, thing.noun, thing.colour) for thing in wanted.things]
+    return [
+        seen or take(free, thing.noun) for seen, thing in zip(exact, wanted.things, strict=True)
+    ]
+
+
 def truth(finding: Finding, wanted: Scene, found: Verdict) -> bool | None:
     """Return whether the judge agrees with a finding; None where it can't say.
 
-    Only nouns that the caption names once are judged: which of two is meant, a picture can't say.
+    Words are known by their positions. Of two nouns alike of which one is seen, in neither's
+    colour, a picture can't say which it is.
     """
-    asked = [thing.noun for thing in wanted.things]
-    named = [noun for noun in (finding.word, getattr(finding, "noun", None)) if noun in NOUNS]
-    if isinstance(finding, Merged):
-        named.append(finding.other)
-    if isinstance(finding, Leaked):
-        named.append(finding.onto)
-    if any(asked.count(noun) != 1 for noun in named):
+    about = [wanted.words[word.positions[0] - 1].about for word in finding.about]
+    things = [index for index in about if isinstance(index, int)]
+    if len(things) < len(about):  # the ground, or the sky
         return None
-    seen = {noun: [s for s in found.things if s.noun == noun] for noun in NOUNS}
+    seen = matched(wanted, found)
+
+    def known(index: int) -> bool:
+        thing = wanted.things[index]
+        twins = [n for n, t in enumerate(wanted.things) if t.noun == thing.noun and n != index]
+        strange = [s for n in twins if (s := seen[n]) and s.colour != wanted.things[n].colour]
+        return seen[index] is not None or not strange
+
     match finding:
-        case Neglected(word=word):
-            return not seen[word]
-        case Leaked(word=colour, onto=onto):
-            return any(thing.colour == colour for thing in seen[onto]) if seen[onto] else None
-        case Merged(word=one, other=two):
-            return not (seen[one] and seen[two])
-        case Displaced(word=word, side=side):
-            if not seen[word]:
+        case Neglected():
+            return seen[things[0]] is None if known(things[0]) else None
+        case Leaked():
+            other, colour = seen[things[2]], wanted.things[things[1]].colour
+            is_colour = finding.word == colour
+            return other.colour == colour if other is not None and is_colour else None
+        case Merged():
+            if not (known(things[0]) and known(things[1])):
                 return None
-            return (seen[word][0].x < SIDE / 2) != (side == "left")
+            return seen[things[0]] is None or seen[things[1]] is None
+        case Displaced(side=side):
+            place = seen[things[0]]
+            return None if place is None else (place.x < SIDE / 2) != (side == "left")
     return None
 
 
-def collected(pipe: Any, judge: Judge, scenes: Sequence[Scene]) -> dict[str, list[Case]]:
+def collected(
+    pipe: Any, judge: Judge, scenes: Sequence[Scene], batch: int = 10
+) -> dict[str, list[Case]]:
     """Draw scenes, score every possible finding, and ask the judge."""
     cases: dict[str, list[Case]] = {kind.__name__: [] for kind in KINDS}
-    for wanted in scenes:
-        with record(pipe) as trace:
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        with record(pipe, keep=["layer"]) as trace:
             latents = pipe(
-                wanted.caption,
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-                generator=torch.Generator().manual_seed(wanted.seed),
-                output_type="latent",
+                [one.caption for one in part], output_type="latent", **usual(part)
             ).images
-        (found,) = verdicts(judge, decode(pipe, latents))
-        prompt = trace.run.prompt(0)
-        maps = {word: trace.heatmap(word.positions) for word in prompt.words}
-        told = [each for each in phrases(prompt) if each.noun.text in NOUNS]
-        for finding in scores(prompt, maps, told):
-            agrees = truth(finding, wanted, found)
-            if agrees is not None:
-                name = type(finding).__name__
-                cases[name].append(Case(wanted.seed, finding.score, agrees))
+        seen = verdicts(judge, decode(pipe, latents))
+        for image, (wanted, found) in enumerate(zip(part, seen, strict=True)):
+            judged(trace, image, wanted, found, cases)
+        print(f"{start + len(part)} captions", flush=True)
     return cases
+
+
+def judged(
+    trace: Trace, image: int, wanted: Scene, found: Verdict, cases: dict[str, list[Case]]
+) -> None:
+    """Add an image's possible findings to the cases, each with the judge's word on it."""
+    prompt = trace.run.prompt(image)
+    for finding in scores(prompt, trace.word_maps(image), phrases(prompt)):
+        name = type(finding).__name__
+        agrees = truth(finding, wanted, found) if name in cases else None
+        if agrees is not None:
+            cases[name].append(Case(wanted.seed, finding.score, agrees))
 
 
 def auroc(cases: Sequence[Case]) -> float:
@@ -135,37 +166,70 @@ def rates(cases: Sequence[Case], limit: float) -> tuple[float, float]:
     return sum(true) / max(1, len(true)), sum(false) / max(1, len(false))
 
 
-def measure(pipe: Any, judge: Judge, count: int) -> dict[str, Any]:
+def measure(pipe: Any, judge: Judge, fit: int, count: int) -> dict[str, Any]:
     """Fit thresholds on some captions, and state figures on others."""
-    training = collected(pipe, judge, [scene(FIT_SEED + n, hard=True) for n in range(count)])
+    training = collected(pipe, judge, [scene(FIT_SEED + n, hard=True) for n in range(fit)])
     others = collected(pipe, judge, [scene(HARD_SEED + n, hard=True) for n in range(count)])
     found = {}
     for name, cases in others.items():
-        limit = fitted(training[name])
+        limit = fitted(training[name]) if fit else getattr(Thresholds(), name.lower())
         recall, rejected = rates(cases, limit)
         raised = [case.true for case in cases if case.score >= limit]
         found[name] = {
-            "area": interval(cases), "threshold": limit, "recall": recall, "rejected": rejected,
+            "area": interval(cases), "area where fitted": interval(training[name]),
+            "threshold": limit, "recall": recall, "rejected": rejected,
             "precision": sum(raised) / len(raised) if raised else float("nan"),
         }  # fmt: skip
     return found
 
 
+def markdown(folder: Path) -> str:
+    """Write the figures of all models as a page."""
+    lines = [
+        "# Diagnosis: figures", "",
+        "Made by `python -m benchmarks.diagnosis`: hard captions, thresholds fitted on some and "
+        "figures stated on others. Area under the ROC curve against the judge, with its 95 % "
+        "bootstrap interval over captions; 0.5 is chance.",
+    ]  # fmt: skip
+    for path in sorted(folder.glob("diagnosis-*.json")):
+        result = json.loads(path.read_text())
+        lines += ["", f"## `{result.pop('model')}`", ""]
+        lines += ["| finding | area | true, of cases | threshold | recall | precision |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, one in result.items():
+            area = one["area"]
+            lines.append(
+                f"| {name} | {area['mean']:.2f} ({area['low']:.2f} to {area['high']:.2f}) | "
+                f"{area['true']} of {area['count']} | {one['threshold']:.2f} | "
+                f"{one['recall']:.2f} | {one['precision']:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.diagnosis", description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="captions to fit on, and others")
-    parser.add_argument("--model", choices=["unet", "contextual"], default="unet")
+    parser.add_argument("--count", type=int, default=100, help="captions to state figures on")
+    parser.add_argument(
+        "--fit",
+        type=int,
+        default=60,
+        help="other captions, to fit on; 0 for xattn's own thresholds",
+    )
+    parser.add_argument("--model", choices=["unet", "contextual"], default="contextual")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--judge", type=Path, default=Path(".work/judge-hard.pt"), help="kept here")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     pipe = toyland.demo(options.model, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    result = {"model": options.model, **measure(pipe, train_judge(options.judge), options.count)}
-    ending = "" if options.model == "unet" else f"-{options.model}"
-    (options.out / f"diagnosis{ending}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    judge = train_judge(options.judge)
+    result = {"model": options.model, **measure(pipe, judge, options.fit, options.count)}
+    path = options.out / f"diagnosis-{options.model}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    page = markdown(options.out)
+    (options.out / "diagnosis.md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ what is there. `--tune M` compares settings on other captions than those that ar
 deprecated Attend-and-Excite pipeline from the same seeds. It writes `steering-MODEL.json`, in
 which each part stands for itself, and `steering.md` with the figures of all models.
 
-Intervals are 95 % bootstrap intervals over captions. Cost is counted in passes of one row through
-the denoiser, a backward pass as two, and in this process's CPU seconds.
+Captions are drawn in batches, each steered for itself. Intervals are 95 % bootstrap intervals
+over captions. Cost is counted in passes of one row through the denoiser, a backward pass as two;
+and, of the first captions drawn again one by one, in this process's CPU seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.drift import Features
+from benchmarks.drift import Array, Features
 from benchmarks.judge import Judge, train_judge, verdicts
 from benchmarks.steering_page import SUCCESS, markdown
 from benchmarks.toyland import (
@@ -35,6 +36,7 @@ from benchmarks.toyland import (
     STEPS,
     Tally,
     decode,
+    interval,
     score_hard,
     score_picture,
 )
@@ -47,6 +49,7 @@ from xattn.toyland.scenes import Scene, compose, scene
 from xattn.toyland.world import NOUNS
 
 TUNE_SEED = 15_000_000
+BATCH, TIMED = 10, 5
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,6 @@ SETTINGS = (
 )
 
 
-@dataclass
-class Passes:
-    """Rows that went through a denoiser since the last look."""
-
-    rows: int = 0
-
-    def __call__(self, module: Any, inputs: Any, output: torch.Tensor) -> None:
-        """Count a forward pass; the hook of the denoiser's first layer."""
-        self.rows += len(output)
-
-
 def positions(wanted: Scene) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the token positions of each object's colour and noun; each word is one token."""
     found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
@@ -98,10 +90,10 @@ def goals_of(wanted: Scene, setting: Setting) -> list[Goal]:
     found: list[Goal] = []
     if setting.present:
         nouns = [noun for _, noun in places]
-        found.append(Present(*nouns, weight=setting.present, **setting.goal))
+        found.append(Present(*nouns, weight=setting.present, prompt=wanted.caption, **setting.goal))
     if setting.bind:
         found += [
-            Bind(colour, noun, weight=setting.bind, **setting.goal)
+            Bind(colour, noun, weight=setting.bind, prompt=wanted.caption, **setting.goal)
             for colour, noun in places
             if colour
         ]
@@ -110,89 +102,96 @@ def goals_of(wanted: Scene, setting: Setting) -> list[Goal]:
 
 @dataclass
 class Drawing:
-    """A drawn caption: its latents, and what it cost in passes and in CPU seconds."""
+    """Drawn captions: their latents, the cost of each in passes, and CPU seconds of them all."""
 
     latents: torch.Tensor
-    passes: int
+    passes: list[int]
     seconds: float
 
 
-def draw(pipe: Any, wanted: Scene, goals: Sequence[Goal], **options: Any) -> Drawing:
-    """Draw a caption, steered where there are goals."""
-    passes = Passes()
-    hook = pipe.unet.conv_in.register_forward_hook(passes)
-    start = time.process_time()
-    try:
+Way = Callable[[Sequence[Scene]], Drawing]
+
+
+def way(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], **options: Any) -> Way:
+    """Return a way of drawing: each caption steered towards goals of its own, or to none."""
+
+    def draw(wanted: Sequence[Scene]) -> Drawing:
+        goals = [goal for one in wanted for goal in goals_for(one)]
+        captions = [one.caption for one in wanted]
+        start = time.process_time()
         with steer(pipe, *goals, **options) as steering:
-            latents = pipe(wanted.caption, output_type="latent", **_usual(wanted)).images
-    finally:
-        hook.remove()
-    seconds = time.process_time() - start
-    return Drawing(latents, passes.rows + 2 * steering.gradient_steps, seconds)
+            latents = pipe(captions, output_type="latent", **usual(wanted)).images
+        seconds = time.process_time() - start
+        own = [3 * steps + steering.checks for steps in steering.steps_of or [0] * len(wanted)]
+        return Drawing(latents, [2 * STEPS + more for more in own], seconds)
+
+    return draw
 
 
-def _usual(wanted: Scene) -> dict[str, Any]:
+def usual(wanted: Sequence[Scene]) -> dict[str, Any]:
+    """Return the options of every drawing."""
     return {
         "num_inference_steps": STEPS, "guidance_scale": GUIDANCE,
-        "generator": torch.Generator().manual_seed(wanted.seed),
+        "generator": [torch.Generator().manual_seed(one.seed) for one in wanted],
     }  # fmt: skip
 
 
-Way = Callable[[Scene], Drawing]
-
-
 class Series:
-    """One way of drawing captions: scores, costs and pictures of each."""
+    """Captions drawn in one way: scores, costs and features of each."""
 
-    def __init__(self, way: Way) -> None:
-        self.way = way
+    def __init__(self, draw: Way, batch: int = BATCH) -> None:
+        self.way, self.batch = draw, batch
         self.tally = Tally()
         self.right: dict[int, float] = {}
         self.passes: list[int] = []
-        self.seconds: list[float] = []
-        self.features: list[np.ndarray[Any, Any]] = []
+        self.seconds = 0.0
+        self.features: list[Array] = []
 
-    def draw(self, pipe: Any, judge: Judge, wanted: Scene) -> None:
-        """Draw a caption, and judge it."""
-        drawn = self.way(wanted)
-        self.passes.append(drawn.passes)
-        self.seconds.append(drawn.seconds)
-        images, one = decode(pipe, drawn.latents), Tally()
-        (found,) = verdicts(judge, images)
-        for tally in (one, self.tally):
-            score_hard(wanted, found, tally)
-        self.right[wanted.seed] = one.scores[SUCCESS][0][0]
-        self.features.append(Features(judge).of(images)[0])
+    def draw(self, pipe: Any, judge: Judge, scenes: Sequence[Scene]) -> Series:
+        """Draw captions, and judge them."""
+        for start in range(0, len(scenes), self.batch):
+            part = scenes[start : start + self.batch]
+            drawn = self.way(part)
+            self.passes += drawn.passes
+            self.seconds += drawn.seconds
+            images = decode(pipe, drawn.latents)
+            self.features.append(Features(judge).of(images))
+            for wanted, found in zip(part, verdicts(judge, images), strict=True):
+                one = Tally()
+                for tally in (one, self.tally):
+                    score_hard(wanted, found, tally)
+                self.right[wanted.seed] = one.scores[SUCCESS][0][0]
+            print(f"{len(self.right)}: {np.mean(list(self.right.values())):.2f}", flush=True)
+        return self
 
 
 def compared(judge: Judge, plain: Series, steered: Series, scenes: Sequence[Scene]) -> Any:
     """Return what steering mended, kept, cost, and how far its pictures drifted."""
     tally = Tally()
-    for seed, before in plain.right.items():
+    costs = np.divide(steered.passes, plain.passes)
+    for (seed, before), cost in zip(plain.right.items(), costs, strict=True):
         after = steered.right[seed]
         tally.add("difference", after - before, seed)
         tally.add("kept" if before else "mended", after, seed)
-    ratios = {
-        "passes": np.divide(steered.passes, plain.passes),
-        "time": np.divide(steered.seconds, np.mean(plain.seconds)),
-    }
-    for name, values in ratios.items():
-        for seed, value in zip(plain.right, values, strict=True):
-            tally.add(f"cost in {name}", float(value), seed)
+        tally.add("cost in passes", float(cost), seed)
     features = Features(judge)
     drawn = features.of([one.image for one in scenes])
     others = features.of([scene(TUNE_SEED - 1 - n, hard=True).image for n in range(len(scenes))])
+    unsteered, moved = np.concatenate(plain.features), np.concatenate(steered.features)
     return {
         **tally.summary(),
         "drift": {
-            "plain from drawn scenes": features.distance(np.stack(plain.features), drawn),
-            "steered from drawn scenes": features.distance(np.stack(steered.features), drawn),
-            "steered from plain": features.distance(
-                np.stack(steered.features), np.stack(plain.features)
-            ),
+            "plain from drawn scenes": features.distance(unsteered, drawn),
+            "steered from drawn scenes": features.distance(moved, drawn),
+            "steered from plain": features.distance(moved, unsteered),
             "drawn scenes from others (floor)": features.distance(drawn, others),
         },
     }
+
+
+def timed(ways: Sequence[Way], scenes: Sequence[Scene]) -> list[list[float]]:
+    """Return the CPU seconds of captions drawn one by one, in each way by turns."""
+    return [[draw([one]).seconds for one in scenes[:TIMED]] for draw in ways]
 
 
 def measure(
@@ -203,20 +202,20 @@ def measure(
     plain: Series | None = None,
 ) -> dict[str, Any]:
     """Draw scenes plain, unless they are known, and steered; compare what the judge sees."""
-    known, plain = plain is not None, plain or Series(lambda one: draw(pipe, one, []))
-    steered = Series(lambda one: draw(pipe, one, goals_of(one, setting), **setting.options))
-    for number, wanted in enumerate(scenes):
-        for series in [steered] if known else [plain, steered]:
-            series.draw(pipe, judge, wanted)
-        if number % 10 == 9:
-            mean = [np.mean(list(series.right.values())) for series in (plain, steered)]
-            print(f"{number + 1} captions: plain {mean[0]:.2f}, steered {mean[1]:.2f}", flush=True)
-    return {
+    steering = way(pipe, lambda one: goals_of(one, setting), **setting.options)
+    before = plain or Series(way(pipe, lambda one: [])).draw(pipe, judge, scenes)
+    steered = Series(steering).draw(pipe, judge, scenes)
+    result = {
         "setting": setting.name,
-        "plain": plain.tally.summary(),
+        "plain": before.tally.summary(),
         "steered": steered.tally.summary(),
-        "compared": compared(judge, plain, steered, scenes),
+        "compared": compared(judge, before, steered, scenes),
     }
+    if plain is None:
+        was, now = timed([before.way, steering], scenes)
+        shares, seeds = np.divide(now, np.mean(was)), [one.seed for one in scenes[: len(now)]]
+        result["compared"]["cost in time"] = interval([float(each) for each in shares], seeds)
+    return result
 
 
 def tuned(pipe: Any, judge: Judge, count: int) -> tuple[Setting, list[dict[str, Any]]]:
@@ -225,9 +224,7 @@ def tuned(pipe: Any, judge: Judge, count: int) -> tuple[Setting, list[dict[str, 
     It goes by objects in their colours: everything asked at once is too rare on few captions.
     """
     scenes = [scene(TUNE_SEED + n, hard=True) for n in range(count)]
-    plain = Series(lambda one: draw(pipe, one, []))
-    for wanted in scenes:
-        plain.draw(pipe, judge, wanted)
+    plain = Series(way(pipe, lambda one: [])).draw(pipe, judge, scenes)
     found = [measure(pipe, judge, scenes, setting, plain) for setting in SETTINGS]
     gains = [each["steered"]["object in its colour"]["mean"] for each in found]
     return SETTINGS[int(np.argmax(gains))], found
@@ -235,23 +232,25 @@ def tuned(pipe: Any, judge: Judge, count: int) -> tuple[Setting, list[dict[str, 
 
 def measure_places(pipe: Any, judge: Judge, count: int) -> dict[str, Any]:
     """Draw captions of one object on a side, plain and with `Place`: is it there?"""
-    tallies = {"plain": Tally(), "steered": Tally()}
-    costs: dict[str, list[float]] = {name: [] for name in tallies}
-    for wanted in placed(count):
-        (thing,), noun = wanted.things, positions(wanted)[0][1]
-        ways: dict[str, list[Goal]] = {"plain": [], "steered": [Place(noun, thing.place_word)]}
-        for name, goals in ways.items():
-            drawn = draw(pipe, wanted, goals)
-            costs[name].append(drawn.seconds)
-            (found,) = verdicts(judge, decode(pipe, drawn.latents))
-            score_picture(wanted, found, tallies[name])
+
+    def goals_for(wanted: Scene) -> list[Goal]:
+        noun = positions(wanted)[0][1]
+        return [Place(noun, wanted.things[0].place_word, prompt=wanted.caption)]
+
+    ways = {"plain": way(pipe, lambda one: []), "steered": way(pipe, goals_for)}
+    tallies = {name: Tally() for name in ways}
+    scenes = placed(count)
+    for name, draw in ways.items():
+        for start in range(0, count, BATCH):
+            part = scenes[start : start + BATCH]
+            images = decode(pipe, draw(part).latents)
+            for wanted, found in zip(part, verdicts(judge, images), strict=True):
+                score_picture(wanted, found, tallies[name])
+    seconds = timed(list(ways.values()), scenes)
     names = ("place word", "object", "object colour")
     return {
-        **{
-            name: {key: tally.summary()[key] for key in names if key in tally.summary()}
-            for name, tally in tallies.items()
-        },
-        "cost in time": float(np.mean(costs["steered"]) / np.mean(costs["plain"])),
+        **{name: {key: tallies[name].summary()[key] for key in names} for name in ways},
+        "cost in time": float(np.mean(seconds[1]) / np.mean(seconds[0])),
     }
 
 
@@ -278,7 +277,8 @@ def measure_beside(pipe: Any, judge: Judge, count: int, setting: Setting) -> dic
     )  # fmt: skip
     other.set_progress_bar_config(disable=True)
 
-    def excite(wanted: Scene) -> Drawing:
+    def excite(scenes: Sequence[Scene]) -> Drawing:
+        (wanted,) = scenes
         indices = [noun[0] for _, noun in positions(wanted)]
         own = dict(pipe.unet.attn_processors)
         start = time.process_time()
@@ -287,28 +287,20 @@ def measure_beside(pipe: Any, judge: Judge, count: int, setting: Setting) -> dic
                 wanted.caption, token_indices=indices, output_type="latent",
                 max_iter_to_alter=STEPS // 2,
                 thresholds={0: 0.05, STEPS // 5: 0.5, 2 * STEPS // 5: 0.8},
-                **_usual(wanted),
+                **usual(scenes),
             ).images  # fmt: skip
         finally:
             pipe.unet.set_attn_processor(own)
-        return Drawing(latents.detach(), 0, time.process_time() - start)
+        return Drawing(latents.detach(), [0], time.process_time() - start)
 
     scenes = [scene(HARD_SEED + n, hard=True) for n in range(count)]
-    ways = {
-        "plain": Series(lambda one: draw(pipe, one, [])),
-        "steered": Series(lambda one: draw(pipe, one, goals_of(one, setting), **setting.options)),
-        "diffusers": Series(excite),
-    }
-    for wanted in scenes:
-        for series in ways.values():
-            series.draw(pipe, judge, wanted)
-    seconds = float(np.mean(ways["plain"].seconds))
+    steering = way(pipe, lambda one: goals_of(one, setting), **setting.options)
+    ways = {"plain": way(pipe, lambda one: []), "steered": steering, "diffusers": excite}
+    drawn = {name: Series(each, 1).draw(pipe, judge, scenes) for name, each in ways.items()}
+    plain = drawn["plain"].seconds
     return {
-        name: {
-            **series.tally.summary(),
-            "cost in time": float(np.mean(series.seconds)) / seconds,
-        }
-        for name, series in ways.items()
+        name: {**series.tally.summary(), "cost in time": series.seconds / plain}
+        for name, series in drawn.items()
     }
 
 
@@ -330,18 +322,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = toyland.demo(options.model, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     judge = train_judge(options.judge)
+
+    def save() -> None:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / "steering.md").write_text(markdown(options.out))
+
     setting = next(each for each in SETTINGS if each.name == options.setting)
     if options.tune:
         setting, result["choices"] = tuned(pipe, judge, options.tune)
     if options.count:
         scenes = [scene(HARD_SEED + n, hard=True) for n in range(options.count)]
         result["hard"] = measure(pipe, judge, scenes, setting)
+        save()
     if options.place:
         result["place"] = measure_places(pipe, judge, options.place)
+        save()
     if options.beside:
         result["beside"] = measure_beside(pipe, judge, options.beside, setting)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "steering.md").write_text(markdown(options.out))
+    save()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def _hard_lines(result: dict[str, Any]) -> list[str]:
     lines += ["", "| steered, beside plain | |", "|---|---|"]
     for name in ("difference", "mended", "kept"):
         lines.append(f"| {name} | {percent(found[name]) if name in found else 'none'} |")
-    for name in ("cost in passes", "cost in time"):
+    for name in [name for name in ("cost in passes", "cost in time") if name in found]:
         each = found[name]
         lines.append(f"| {name} | {each['mean']:.2f} ({each['low']:.2f} to {each['high']:.2f}) |")
     for name, value in found["drift"].items():

@@ -162,8 +162,8 @@ def score_hard(wanted: Scene, found: Verdict, tally: Tally) -> None:
     """
     asked = sorted(wanted.things, key=lambda thing: thing.box[0])  # left to right
     free = list(found.things)
-    exact = [_take(free, thing.noun, thing.colour) for thing in asked]
-    named = [seen or _take(free, thing.noun) for seen, thing in zip(exact, asked, strict=True)]
+    exact = [take(free, thing.noun, thing.colour) for thing in asked]
+    named = [seen or take(free, thing.noun) for seen, thing in zip(exact, asked, strict=True)]
     for seen, either in zip(exact, named, strict=True):
         tally.add("object", either is not None, wanted.seed)
         tally.add("object in its colour", seen is not None, wanted.seed)
@@ -181,7 +181,7 @@ def score_hard(wanted: Scene, found: Verdict, tally: Tally) -> None:
     tally.add("everything, and nothing else", complete and rest, wanted.seed)
 
 
-def _take(free: list[Seen], noun: str, colour: str | None = None) -> Seen | None:
+def take(free: list[Seen], noun: str, colour: str | None = None) -> Seen | None:
     """Take the largest fitting object off a list."""
     fitting = [seen for seen in free if seen.noun == noun and colour in (None, seen.colour)]
     if fitting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from benchmarks.steering import DEFAULT, goals_of, placed, positions
 from tests.runs import prompt
 from xattn.results.diagnosis import Displaced, Leaked, Merged, Neglected
 from xattn.results.heatmap import HeatMap
+from xattn.text.prompt import Word
+from xattn.toyland.scenes import Word as SceneWord
 from xattn.toyland.scenes import compose, render
 
 HEAT = HeatMap(np.ones((2, 2)))
@@ -48,19 +50,31 @@ def seen(*things: tuple[str, str, float]) -> Verdict:
     return Verdict(tuple(Seen(noun, colour, 400, x) for noun, colour, x in things), "green", False)
 
 
-def test_the_judge_agrees_or_not(wanted: Any) -> None:
-    first, second = (replace(wanted.things[0], noun=noun) for noun in ("star", "boat"))
-    scene: Any = replace(wanted, things=(first, second))
-    there = seen(("star", "red", 90.0), ("boat", "pink", 20.0))
-    assert truth(Neglected("star", 1, HEAT), scene, there) is False
-    assert truth(Neglected("star", 1, HEAT), scene, seen()) is True
-    leak = Leaked("red", 1, HEAT, noun="boat", onto="star")
-    assert truth(leak, scene, there) is True
-    assert truth(replace(leak, word="pink"), scene, there) is False
-    assert truth(Merged("star", 1, HEAT, other="boat"), scene, there) is False
-    assert truth(Displaced("star", 1, HEAT, side="left"), scene, there) is True
-    twins: Any = replace(wanted, things=(first, first))
-    assert truth(Neglected("star", 1, HEAT), twins, there) is None
+def test_the_judge_agrees_or_not() -> None:
+    wanted: Any = scene_of(("red", "star"), ("pink", "boat"), ("blue", "star"))
+    there = seen(("star", "red", 90.0), ("boat", "blue", 20.0))
+    words = {(w.text, w.about): Word(w.text, 0, 1, (n,)) for n, w in enumerate(wanted.words, 1)}
+    star, boat, twin = words["star", 0], words["boat", 1], words["star", 2]
+    assert truth(Neglected("star", 1, HEAT, about=(star,)), wanted, there) is False
+    assert truth(Neglected("star", 1, HEAT, about=(twin,)), wanted, there) is True
+    strange = seen(("star", "white", 90.0))  # which of the two, nobody knows
+    assert truth(Neglected("star", 1, HEAT, about=(twin,)), wanted, strange) is None
+    leak = Leaked("blue", 1, HEAT, about=(words["blue", 2], twin, boat))
+    assert truth(leak, wanted, there) is True
+    assert (
+        truth(Leaked("red", 1, HEAT, about=(words["red", 0], star, boat)), wanted, there) is False
+    )
+    assert truth(Merged("star", 1, HEAT, about=(star, boat)), wanted, there) is False
+    assert truth(Merged("star", 1, HEAT, about=(star, twin)), wanted, there) is True
+    displaced = Displaced("star", 1, HEAT, side="left", about=(star,))
+    assert truth(displaced, wanted, there) is True
+
+
+def scene_of(*things: tuple[str, str]) -> SimpleNamespace:
+    """A caption of things with their colours, as far as the truth asks for it."""
+    words = [SceneWord(text, about) for about, pair in enumerate(things) for text in ("a", *pair)]
+    objects = [SimpleNamespace(colour=colour, noun=noun) for colour, noun in things]
+    return SimpleNamespace(words=words, things=objects)
 
 
 def test_the_drift_of_a_shifted_set_is_the_square_of_the_shift() -> None:

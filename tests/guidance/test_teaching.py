@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from peft import LoraConfig
 
+import xattn
+from tests import tiny
 from xattn.guidance.noise import divergence
 from xattn.guidance.teaching import SupervisedMaps
 
@@ -64,3 +68,44 @@ def test_the_divergence_is_that_of_two_normals() -> None:
     one = torch.distributions.Normal(mean, log_std.exp())
     want = torch.distributions.kl_divergence(one, torch.distributions.Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(divergence(mean, log_std), want)
+
+
+def test_teaching_accumulates_gradients_as_accelerate_does() -> None:
+    """Two halves of a batch, accumulated by accelerate, teach a LoRA as the whole batch does."""
+    captions = ["a red car", "a boat and a car"]
+    left = torch.zeros(4, 4)
+    left[:, :2] = 1
+    masks: list[dict[Any, Any]] = [{"car": left}, {"boat": 1 - left}]
+
+    def taught(parts: list[slice]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=len(parts))
+        pipe = tiny.sd1()
+        pipe.unet.requires_grad_(False)
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_q", "attn2.to_k"]))
+        for name, weight in pipe.unet.named_parameters():
+            if "lora_B" in name:  # zero at first: A would have no gradient
+                torch.nn.init.constant_(weight, 0.1)
+        weights = [w for w in pipe.unet.parameters() if w.requires_grad]
+        unet, optimizer = accelerator.prepare(pipe.unet, torch.optim.SGD(weights, lr=1.0))
+        states = pipe.encode_prompt(captions, "cpu", 1, False)[0].detach()
+        noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for part in parts:
+            with (
+                accelerator.accumulate(unet),
+                xattn.supervised(
+                    accelerator.unwrap_model(unet), tokenizer=pipe.tokenizer, prompt=captions[part]
+                ) as maps,
+            ):
+                unet(noisy[part], 500, states[part])
+                loss = maps.token_loss(masks[part]) + maps.pixel_loss(masks[part])
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+        return {name: w.detach() for name, w in pipe.unet.named_parameters() if w.requires_grad}
+
+    halves, whole = taught([slice(0, 1), slice(1, 2)]), taught([slice(0, 2)])
+    moved = [weight for name, weight in whole.items() if "lora_B" in name]
+    assert any(not torch.equal(each, torch.full_like(each, 0.1)) for each in moved)
+    for name, weight in whole.items():
+        torch.testing.assert_close(halves[name], weight)

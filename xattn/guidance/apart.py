@@ -26,6 +26,7 @@ class Apart(Goal):
         weight: the factor of its loss.
         steps: the share of the run in which it is steered to.
         step_size: the latents move by step_size x gradient where ``move=None``.
+        prompt: the text of the prompt whose images it acts on.
 
     Raises:
         ValueError: a value is out of range, or there are fewer than two words.
@@ -45,10 +46,11 @@ class Apart(Goal):
         weight: float = 1.0,
         steps: float = 0.2,
         step_size: float = 20.0,
+        prompt: str | None = None,
     ) -> None:
         values = {
             "subjects": subjects, "overlap": overlap, "weight": weight, "steps": steps,
-            "step_size": step_size,
+            "step_size": step_size, "prompt": prompt,
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,11 +48,14 @@ class Goal:
         weight: the factor of its loss; 0 for a goal that is only measured.
         steps: the share of the run in which it is steered to, (0, 1].
         step_size: the latents move by step_size x the gradient of the loss where ``move=None``.
+        prompt: the text of the prompt whose images it acts on; by default every prompt with its
+            words.
     """
 
     weight: float = 1.0
     steps: float = 0.2
     step_size: float = 20.0
+    prompt: str | None = None
 
     every_token: ClassVar[bool] = False
     """Whether the loss depends on the maps of the prompt's other tokens, too."""
@@ -89,6 +93,11 @@ class Goal:
         """How often it refines at most, and by how many gradient steps each time."""
         return 0, 0
 
+    @property
+    def title(self) -> str:
+        """Its text, with its prompt where it has one: what its losses are known by."""
+        return str(self) if self.prompt is None else f"{self} of {self.prompt!r}"
+
     def __str__(self) -> str:
         return f"{type(self).__name__}({', '.join(repr(word) for word in self.words)})"
 
@@ -111,6 +120,18 @@ def check_word(goal: str, word: Words) -> None:
 def distribution(heat: Tensor) -> Tensor:
     """Return a map (height, width) divided by its sum."""
     return heat / heat.sum().clamp_min(1e-12)
+
+
+def on_one_grid(natives: Sequence[Tensor]) -> Tensor:
+    """Return the mean of layers' maps (images, tokens, height, width), on their finest grid."""
+    finest = max((each.shape[-2:] for each in natives), key=lambda grid: grid[0] * grid[1])
+    sized = [
+        each
+        if each.shape[-2:] == finest
+        else F.interpolate(each, size=finest, mode="bilinear", align_corners=False)
+        for each in natives
+    ]
+    return torch.stack(sized).mean(0)
 
 
 def smoothed(maps: Tensor, sigma: float) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xattn.guidance.backward import apart, arguments_on, pass_until
 from xattn.guidance.goal import Goal
-from xattn.guidance.steering import Steering, channels_of, input_scale, moved
+from xattn.guidance.latents import channels_of, input_scale, moved
+from xattn.guidance.steering import Steering
 from xattn.models.family import DenoiserCall
 from xattn.session.sampling import Sampling
 

@@ -51,6 +51,7 @@ class Present(Goal):
         weight: the factor of its loss.
         steps: the share of the run in which it is steered to.
         step_size: the latents move by step_size x gradient where ``move=None``.
+        prompt: the text of the prompt whose images it acts on.
 
     Raises:
         ValueError: a value is out of range, or there is no word.
@@ -82,12 +83,14 @@ class Present(Goal):
         weight: float = 1.0,
         steps: float = 0.2,
         step_size: float = 20.0,
+        prompt: str | None = None,
     ) -> None:
         known = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8} if thresholds is None else dict(thresholds)
         values = {
             "subjects": subjects, "method": method, "own": own, "thresholds": known,
             "refinements": refinements, "sharpness": sharpness, "sigma": sigma,
             "weight": weight, "steps": steps, "step_size": step_size,
+            "prompt": prompt,
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xattn.guidance.backward import apart, arguments_on, backward_bytes, gradient, pass_until
-from xattn.guidance.goal import Goal, ImageMaps
+from xattn.guidance.goal import Goal, ImageMaps, on_one_grid
+from xattn.guidance.latents import channels_of, input_scale, moved
 from xattn.instruments.live import LiveRecorder
 from xattn.instruments.reach import quarter_grid
 from xattn.models.family import AttentionLayer, DenoiserCall
@@ -19,7 +19,7 @@ from xattn.processors.call import Handler
 from xattn.records.room import check_room_for
 from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling
-from xattn.text.prompt import WordError
+from xattn.text.prompt import Prompt, WordError
 
 MOVE, ROUNDS = 0.05, 3
 
@@ -45,6 +45,7 @@ class Steering(Instrument):
         losses: for each goal, by its text, its loss at each step, a tuple of one for each image,
             as the denoiser's own call had it: after steering. NaN where a prompt has not its words.
         gradient_steps: how many were taken in the latest run.
+        steps_of: how many of them moved each image.
         checks: how many forward passes found every goal met.
         nbytes: the bytes that a gradient step keeps for its way back, known before the first; None
             where the model can't be traced.
@@ -67,6 +68,7 @@ class Steering(Instrument):
         self.rounds = rounds
         self.losses: dict[str, list[tuple[float, ...]]] = {}
         self.gradient_steps = 0
+        self.steps_of: list[int] = []
         self.checks = 0
         self.nbytes: int | None = None
         self.shift: Tensor | None = None  # of the latents, waiting for the scheduler's step
@@ -113,8 +115,9 @@ class Steering(Instrument):
         grid = quarter_grid((sampling.grid(each) for each in layers), sampling.latent)
         named = self.collected.globs is not None
         self.judged_layers = [each for each in layers if named or sampling.grid(each) == grid]
-        self.losses = {str(goal): [] for goal in self.goals}
+        self.losses = {goal.title: [] for goal in self.goals}
         self.gradient_steps = self.checks = 0
+        self.steps_of = [0] * sampling.images
         self.shift, self.nbytes = None, None
 
     def _check_words(self, goal: Goal, sampling: Sampling) -> None:
@@ -123,7 +126,9 @@ class Steering(Instrument):
         if first is not None and all(errors):
             raise first
 
-    def _missing(self, goal: Goal, prompt: Any) -> WordError | None:
+    def _missing(self, goal: Goal, prompt: Prompt) -> WordError | None:
+        if goal.prompt not in (None, prompt.text):
+            return WordError(f"{goal} is for another prompt: {goal.prompt!r}")
         try:
             for word in goal.words:
                 prompt.positions(word)
@@ -181,7 +186,7 @@ class Steering(Instrument):
             return True
         share, before = self._share(sampling, call), (call.step - 1) / (sampling.steps or 1)
         for goal in goals:
-            latest = self.losses[str(goal)][-1] if self.losses[str(goal)] else (math.inf,)
+            latest = self.losses[goal.title][-1] if self.losses[goal.title] else (math.inf,)
             target = goal.refines(share, before)
             for loss in latest:
                 if not math.isnan(loss) and not (
@@ -225,6 +230,8 @@ class Steering(Instrument):
                 step = self._length(slope) * -rate * slope
                 shift = step if shift is None else shift + step
                 self.gradient_steps += 1
+                for image, own_slope in enumerate(slope):
+                    self.steps_of[image] += bool(own_slope.any())
         return shift
 
     def _length(self, slope: Tensor) -> Tensor | float:
@@ -287,7 +294,7 @@ class Steering(Instrument):
         rows = self._judged(self.goals, share)
         for number, goal in enumerate(self.goals):
             values = [row[number] for row in rows]
-            self.losses[str(goal)].append(
+            self.losses[goal.title].append(
                 tuple(math.nan if value is None else float(value) for value in values)
             )
 
@@ -307,39 +314,3 @@ class Steering(Instrument):
 
     def __str__(self) -> str:
         return f"Steering({', '.join(map(str, self.goals))}: {self.gradient_steps} gradient steps)"
-
-
-def on_one_grid(natives: Sequence[Tensor]) -> Tensor:
-    """Return the mean of layers' maps (images, tokens, height, width), on their finest grid."""
-    finest = max((each.shape[-2:] for each in natives), key=lambda grid: grid[0] * grid[1])
-    sized = [
-        each
-        if each.shape[-2:] == finest
-        else F.interpolate(each, size=finest, mode="bilinear", align_corners=False)
-        for each in natives
-    ]
-    return torch.stack(sized).mean(0)
-
-
-def channels_of(sampling: Sampling, sample: Tensor) -> int:
-    """Return how many of a sample's channels are the latents'; an inpainting UNet has more."""
-    width = sample.shape[1] if sample.ndim == 4 else sample.shape[-1]
-    return min(sampling.channels, width) if sample.ndim == 4 else int(width)
-
-
-def moved(start: Tensor, shift: Tensor | None, scale: float, channels: int) -> Tensor:
-    """Return a sample with its latents moved by a shift."""
-    moved = start.detach().clone()
-    if shift is not None:
-        part = moved[:, :channels] if moved.ndim == 4 else moved[..., :channels]
-        part.copy_((part.float() + scale * shift).to(part.dtype))
-    return moved
-
-
-def input_scale(scheduler: Any, timestep: Any) -> float:
-    """Return the factor between the latents and the denoiser's sample."""
-    scaling = getattr(scheduler, "scale_model_input", None)
-    if scaling is None:
-        return 1.0
-    at = timestep.flatten()[0] if isinstance(timestep, Tensor) and timestep.ndim else timestep
-    return float(scaling(torch.ones(1), at))

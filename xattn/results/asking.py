@@ -18,6 +18,7 @@ from xattn.results.heatmap import HeatMap
 from xattn.results.places import By, WordsAt, word_rows, words_at, words_at_each
 from xattn.results.presence import Presence, Verdict
 from xattn.results.recorded import Recorded
+from xattn.text.prompt import Word
 
 if TYPE_CHECKING:
     from xattn.results.trace import Trace
@@ -69,6 +70,7 @@ class Asking(Recorded):
         *,
         pairs: diagnosis.Pairs | None = None,
         thresholds: diagnosis.Thresholds | None = None,
+        layers: LayerFilter = None,
     ) -> list[diagnosis.Finding]:
         """Return what seems wrong in an image by its maps, the most certain first.
 
@@ -80,6 +82,8 @@ class Asking(Recorded):
             pairs: (adjective, noun), in place of those found by a small rule for English; a
                 finding's ``sure`` says where that rule went by the order of words alone.
             thresholds: the score at which each kind of finding begins.
+            layers: the layers of the maps: names, globs or a predicate; by default those of the
+                decoder, where the model has one, whose maps say the most.
 
         Raises:
             ValueError: a word of a pair is not in the prompt.
@@ -89,10 +93,16 @@ class Asking(Recorded):
             ...     print(finding)
         """
         index = select.image_index(self.run, image)
-        prompt, kept = self.run.prompt(index), set(self.run.positions)
-        whole = [word for word in prompt.words if kept.issuperset(word.positions)]
-        maps = {word: self.heatmap(word.positions, index) for word in whole}
+        prompt, maps = self.run.prompt(index), self.word_maps(index, layers)
         return diagnosis.diagnose(prompt, maps, pairs, thresholds)
+
+    def word_maps(self, image: int, layers: LayerFilter = None) -> dict[Word, HeatMap]:
+        """Return the map of each of an image's words, by the decoder's layers unless told."""
+        if layers is None and any(map(diagnosis.in_decoder, self.run.layers)):
+            layers = diagnosis.in_decoder
+        prompt, kept = self.run.prompt(image), set(self.run.positions)
+        whole = [word for word in prompt.words if kept.issuperset(word.positions)]
+        return {word: self.heatmap(word.positions, image, layers=layers) for word in whole}
 
     def compare(
         self,
