@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xattn.models.denoisers import RECORDED, REFUSED
+from xattn.models import FAMILIES
+from xattn.models.denoisers import RECORDED, REFUSED, UNEDITED
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 BEGIN, END = "<!-- denoisers:begin -->", "<!-- denoisers:end -->"
@@ -18,12 +19,23 @@ def table() -> str:
     lines = [
         f"{len(RECORDED)} classes are recorded, {len(REFUSED)} refused.",
         "",
-        "| denoiser class | recording | |",
-        "|---|---|---|",
-        *(f"| `{name}` | exact | {draws} |" for name, draws in sorted(RECORDED.items())),
-        *(f"| `{name}` | refused | {why} |" for name, why in sorted(REFUSED.items())),
+        "| denoiser class | recording | editing | |",
+        "|---|---|---|---|",
+        *(
+            f"| `{name}` | exact | {edited(name)} | {draws} |"
+            for name, draws in sorted(RECORDED.items())
+        ),
+        *(f"| `{name}` | refused | refused | {why} |" for name, why in sorted(REFUSED.items())),
     ]
     return "\n".join(lines)
+
+
+def edited(name: str) -> str:
+    """Return whether a recorded class is edited, or why not."""
+    (family,) = (each for each in FAMILIES if name in each.classes)
+    if not family.edits:
+        return f"refused: {UNEDITED[family.classes[0]]}"
+    return "yes" if "blend" in family.edits else "yes, without `LocalBlend`"
 
 
 def written(text: str) -> str:

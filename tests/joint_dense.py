@@ -20,20 +20,35 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tests.dense import Dense, Partners, Sibling, by_alignment, inside
+from tests.dense import Dense, Partners, Sibling, by_alignment, by_words, inside
 from xattn.text.prompt import Prompt
 
 
 @dataclass
 class Layout:
-    """Where text and image stand among the positions of a joint call."""
+    """Where text and image stand among the positions of a joint call.
+
+    Attributes:
+        text: the text's.
+        image: the image's keys.
+        queries: the queries of its grid, if there are more keys than that.
+    """
 
     text: slice
     image: slice
+    queries: slice | None = None
+
+    @property
+    def own(self) -> slice:
+        return self.queries or self.image
 
 
-def softmax(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def softmax(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     weights = (query @ key.transpose(-1, -2) * scale).double()
+    if mask is not None and mask.dtype == torch.bool:
+        weights = weights.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        weights = weights + mask.double()
     weights = (weights - weights.amax(-1, keepdim=True)).exp()
     return weights / weights.sum(-1, keepdim=True)
 
@@ -47,6 +62,26 @@ def joined(*stretches: Partners, length: int) -> Partners:
             moved = None if column is None else {w + offset: x for w, x in column.items()}
             partners.append(moved)
     return [*partners, *({n: 1.0} for n in range(len(partners), length))]
+
+
+def placed(rule: Callable[..., Partners], source: Prompt, target: Prompt) -> Partners:
+    """Partners of texts within a template.
+
+    What it writes in front follows its like, counted back from the text: padding may come first.
+    Behind both ends positions follow their like: in order word by word, at their place aligned.
+    """
+    assert source.end is not None
+    assert target.end is not None
+    one, two = source.tokens[0].position, target.tokens[0].position
+    inner = rule(source.moved(1 - one), target.moved(1 - two))[1 : target.end - two + 2]
+    front: Partners = [{one - two + n: 1.0} if n >= two - one else None for n in range(two)]
+    found = [None if c is None else {w - 1 + one: x for w, x in c.items()} for c in inner]
+    shift = source.end - target.end if rule is by_words else 0
+    behind: Partners = [
+        {n + shift: 1.0} if source.end < n + shift < source.length else None
+        for n in range(target.end + 1, target.length)
+    ]
+    return front + found + behind
 
 
 def aligned(source: Prompt, target: Prompt) -> Partners:
@@ -71,28 +106,34 @@ def columns(taken: Tensor, own: Tensor, sibling: Sibling, step: int, steps: int)
 
 def probabilities(
     query: Tensor, key: Tensor, source: int, row: int, layout: Layout, sibling: Sibling,
-    step: int, steps: int, scale: float,
+    step: int, steps: int, scale: float, mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """An edited row's probabilities, (heads, queries, keys); weights are applied."""
-    text, image = layout.text, layout.image
+    text, image, grid = layout.text, layout.image, layout.own
     q, k = query[row].clone(), key[row].clone()
     if inside(step, steps, sibling.self_):
-        q[:, image], k[:, image] = query[source][:, image], key[source][:, image]
-    own = softmax(q, k, scale)
+        q[:, grid], k[:, image] = query[source][:, grid], key[source][:, image]
+    ours, theirs = mask_of(mask, row), mask_of(mask, source)
+    own = softmax(q, k, scale, ours)
     windows = [sibling.word_windows.get(n, sibling.cross) for n in range(len(sibling.partners))]
     weighted = any(weight != 1 for weight in sibling.weights.values())
     if not weighted and not any(inside(step, steps, window) for window in windows):
         return own
-    taken = softmax(query[source], key[source], scale)[:, image, text]
-    words = columns(taken, own[:, image, text], sibling, step, steps)
+    taken = softmax(query[source], key[source], scale, theirs)[:, grid, text]
+    words = columns(taken, own[:, grid, text], sibling, step, steps)
     mass = words.sum(-1, keepdim=True)
     words = torch.where(mass > 1, words / mass, words)
-    rest = own[:, image, image]
+    rest = own[:, grid, image]
     rest = rest / rest.sum(-1, keepdim=True) * (1 - mass).clamp(min=0)
     for n, weight in sibling.weights.items():
         words[..., n] *= weight
-    own[:, image, text], own[:, image, image] = words, rest
+    own[:, grid, text], own[:, grid, image] = words, rest
     return own
+
+
+def mask_of(mask: Tensor | None, row: int) -> Tensor | None:
+    """A row's part of a mask."""
+    return mask if mask is None or mask.ndim < 4 else mask[row if len(mask) > 1 else 0]
 
 
 @dataclass
@@ -112,26 +153,28 @@ class JointDense(Dense):
     number: int = 0
     _now: float = -1.0
 
-    def output(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def output(
+        self, query: Tensor, key: Tensor, value: Tensor,
+        mask: Tensor | None = None, scale: float | None = None,
+    ) -> Tensor:  # fmt: skip
         """One attention call's output, edited where it is joint."""
-        scale, heads = query.shape[-1] ** -0.5, []
-        positions = self.layout.text.stop - self.layout.text.start
-        positions += self.layout.image.stop - self.layout.image.start
+        scale, heads = scale or query.shape[-1] ** -0.5, []
+        positions = max(self.layout.text.stop, self.layout.image.stop)
         rows = (len(self.siblings) + 1) * self.images
         first, step = rows if self.guided else 0, self.step_of_call(self.call)
         joint = key.shape[2] == positions
         for row in range(len(query)):
             j, i = divmod(row - first, self.images)
-            probs = softmax(query[row], key[row], scale)
+            probs = softmax(query[row], key[row], scale, mask_of(mask, row))
             if joint and j > 0 and not self.passed and self.acts(self.number):
                 probs = probabilities(
                     query, key, first + i, row, self.layout, self.siblings[j - 1],
-                    step, self.steps, scale,
+                    step, self.steps, scale, mask,
                 )  # fmt: skip
             heads.append(probs)
         probs = torch.stack(heads)
         if joint and not self.passed:
-            maps = probs[first : first + rows, :, self.layout.image, self.layout.text].mean(1)
+            maps = probs[first : first + rows, :, self.layout.own, self.layout.text].mean(1)
             layers = self.maps.setdefault(step, {}).setdefault(maps.shape[1], [])
             layers.append(maps.float() / self.calls_of_step(step))
         self.number += joint
@@ -152,20 +195,22 @@ class JointDense(Dense):
             pipe.transformer.register_forward_pre_hook(self._begin, with_kwargs=True),
             pipe.transformer.register_forward_hook(self._end),
         ]
+        if any(s.blend for s in self.siblings):
+            options["callback_on_step_end"] = callback
         try:
             with Explicitly(self):
-                result = pipe(
-                    list(prompts), callback_on_step_end=callback, output_type="latent", **options
-                ).images
+                output = pipe(prompt=list(prompts), output_type="latent", **options)
         finally:
             for hook in hooks:
                 hook.remove()
+        result = output.images if hasattr(output, "images") else output.image
         assert isinstance(result, Tensor)
         return result
 
     def _begin(self, _: Any, args: Any, given: dict[str, Any]) -> None:
         """A second call at the same timestep is guidance's pass, for negative prompts."""
-        now = float(given["timestep"].flatten()[0])
+        given = {**dict(zip(("sample", "timestep"), args, strict=False)), **given}
+        now = float(given.get("timestep", given.get("timesteps")).flatten()[0])
         self.passed = self.call >= 0 and now == self._now
         self.call += not self.passed
         self._now, self.inside_model, self.number = now, True, 0
@@ -189,7 +234,7 @@ class Explicitly(TorchFunctionMode):
             return func(*args, **kwargs)
         names = ("query", "key", "value")
         given = [*args[:3], *(kwargs[name] for name in names[len(args[:3]) :])]
-        return self.dense.output(*given)
+        return self.dense.output(*given, kwargs.get("attn_mask"), kwargs.get("scale"))
 
 
 def unpacked(latents: Tensor, size: tuple[int, int]) -> Tensor:
@@ -213,3 +258,22 @@ def packed(latents: Tensor) -> Tensor:
         for x in range(0, width, 2)
     ]
     return torch.stack(squares, 1)
+
+
+@dataclass
+class CrossDense(JointDense):
+    """Runs a pipeline whose transformer reads the text in layers of its own."""
+
+    def output(
+        self, query: Tensor, key: Tensor, value: Tensor,
+        mask: Tensor | None = None, scale: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        """One attention call's output, edited by the definitions of cross- and self-attention."""
+        scale = scale or query.shape[-1] ** -0.5
+        rows = range(len(query))
+        probs = torch.stack([softmax(query[n], key[n], scale, mask_of(mask, n)) for n in rows])
+        crossed = key.shape[2] != query.shape[2]
+        image = query.shape[2] * 4 == self.latent[0] * self.latent[1]  # or the text's own
+        if not self.passed and (crossed or image):
+            probs = self.attend(probs, crossed)
+        return (probs @ value.double()).to(query.dtype)

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests import denoisers
 from xattn.models import FAMILIES, family_of
-from xattn.models.denoisers import RECORDED, REFUSED
+from xattn.models.denoisers import RECORDED, REFUSED, UNEDITED
 
 
 def classes_of_diffusers() -> set[str]:
@@ -44,6 +44,10 @@ def test_a_refusal_says_why(name: str) -> None:
     with pytest.raises(TypeError) as caught:
         family_of(model)
     assert f"Derived is not a supported denoiser: {REFUSED[name]}; the" in str(caught.value)
+
+
+def test_a_family_that_isnt_edited_says_why() -> None:
+    assert {family.classes[0] for family in FAMILIES if not family.edits} == UNEDITED.keys()
 
 
 def test_the_page_has_the_table_as_it_is() -> None:

@@ -322,7 +322,7 @@ def test_previews_end_in_the_final_latents_or_are_refused(pipes: Any, name: str)
     torch.testing.assert_close(trace.run.estimates[-1].float(), image, atol=5e-2, rtol=1e-2)
 
 
-@every
+@pytest.mark.parametrize("name", ["Lumina 2", "Z-Image", "PRX"])
 def test_edits_are_refused_before_anything_is_drawn(pipes: Any, name: str) -> None:
     with pytest.raises(ValueError, match="can be recorded, and not edited yet"):
         xattn.edit(pipes(name), LAWN, xattn.Replace("red", "blue"))

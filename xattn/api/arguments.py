@@ -113,6 +113,11 @@ def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}= is not an option of {type(pipe).__name__}{advice}")
 
 
+def pictures_of(output: Any) -> Any:
+    """Return the images of a pipeline's result; Kandinsky 5 calls them by another name."""
+    return output.images if hasattr(output, "images") else output.image
+
+
 def options_of(kind: type) -> dict[str, Any]:
     """Return a pipeline class's options with their defaults, those of its base classes included."""
     found: dict[str, Any] = {}

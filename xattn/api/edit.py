@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from xattn.api.arguments import Batch, refuse_unknown
+from xattn.api.arguments import Batch, pictures_of, refuse_unknown
 from xattn.api.editing import Session, TraceOptions, session_of
 from xattn.api.photographs import edit_photo, has_picture, inverted, photographed
 from xattn.edits.kinds import Edits, Reweight
@@ -137,7 +137,7 @@ def edit(
             kept.images, kept.generators = rows.images, rows.generators.twins()
         output = pipe(**rows.arguments(pipe, session, options))
         rows.generators.leave()
-    images = _by_prompt(output.images, rows.images)
+    images = _by_prompt(pictures_of(output), rows.images)
     if kept is not None:
         kept.pictures = images[0]
     return _result(session, images[0], images[1:], _labels(edits, labels), kept)
@@ -184,7 +184,7 @@ def _edit_kept(
         wanted = {**kept.options, **options, "num_images_per_prompt": kept.images}
         rows = Batch.of(pipe, session.prompts, given, wanted)
         output = pipe(**rows.arguments(pipe, session, wanted))
-    images = _by_prompt(output.images, rows.images)
+    images = _by_prompt(pictures_of(output), rows.images)
     return _result(session, kept.pictures, images, _labels(edits, labels), kept)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xattn.edits.kinds import Edits
 from xattn.edits.plan import EditPlan, make_plan
 from xattn.instruments.blender import Blender
-from xattn.instruments.editor import Editor, check_editable, shares_of
+from xattn.instruments.editor import Editor, check_blends, check_editable, shares_of
 from xattn.instruments.keeper import Keeper, KeptSource
 from xattn.instruments.planner import Planner
 from xattn.instruments.recorder import Recorder
@@ -180,7 +180,7 @@ def session_of(
     if kept is not None and not reads:
         prompts, tokens = len(plan.prompts), plan.length
         instruments.insert(0, Keeper(kept, prompts=prompts, tokens=tokens, side=side))
-    if plan.shares.joint:
+    if not origin.loop:
         instruments.insert(0, Planner(edits, (editor, blender, weigher), alone=alone))
     recorded = None if trace is False else Trace(runs=[])
     if recorded is not None:
@@ -211,9 +211,10 @@ def _planned(
         )
     family = family_of_pipeline(pipe)
     check_editable(family)
-    axes, shares = family.axes(pipe), shares_of(family)
-    read = reader(axes) if shares.joint else _reader(axes[0].tokenizers, axes[0].convert)
-    return PipelineOrigin(pipe), make_plan(read(prompt), edits, read, alone=alone, shares=shares)
+    read, shares = reader(family.axes(pipe)), shares_of(family)
+    plan = make_plan(read(prompt), edits, read, alone=alone, shares=shares)
+    check_blends(family, plan)
+    return PipelineOrigin(pipe), plan
 
 
 def _refuse_joint_loop(loop: Loop) -> None:

@@ -11,6 +11,7 @@ from xattn.edits.plan import EditPlan
 from xattn.edits.timing import JOINT, SEPARATE, Shares
 from xattn.instruments.keeper import KeptSource
 from xattn.instruments.reach import area_limit
+from xattn.models.denoisers import UNEDITED
 from xattn.models.family import AttentionLayer, DenoiserCall, Family, choose, named
 from xattn.processors.call import Handler
 from xattn.processors.editing import CrossEditing, KeptCalls, SelfEditing
@@ -206,7 +207,18 @@ def _within(grid: tuple[int, int], most: int) -> bool:
 def check_editable(family: Family) -> None:
     """Raise ValueError where a family's models can be recorded and not edited."""
     if not family.edits:
-        raise ValueError(f"{family.classes[0]} can be recorded, and not edited yet")
+        name = family.classes[0]
+        why = f": {UNEDITED[name]}" if name in UNEDITED else ""
+        raise ValueError(f"{name} can be recorded, and not edited yet{why}")
+
+
+def check_blends(family: Family, plan: EditPlan) -> None:
+    """Raise ValueError if a plan has a LocalBlend and a family's latents can't be blended."""
+    if "blend" not in family.edits and any(s.blend is not None for s in plan.siblings):
+        raise ValueError(
+            f"LocalBlend can't be had with {family.classes[0]}, whose latents it doesn't know; "
+            "leave it out"
+        )
 
 
 def shares_of(family: Family) -> Shares:

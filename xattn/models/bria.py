@@ -14,7 +14,6 @@ class Bria(Flux):
     """The family of Bria. Words are T5's; padding is zeros, and isn't masked."""
 
     classes: tuple[str, ...] = ("BriaTransformer2DModel",)
-    edits: frozenset[str] = frozenset()
     two_passes: bool = False
     scale: float = 1.0
 

@@ -14,7 +14,6 @@ class Chroma(Flux):
     """The family of Chroma. Words are T5's; all padding but its first position is masked."""
 
     classes: tuple[str, ...] = ("ChromaTransformer2DModel",)
-    edits: frozenset[str] = frozenset()
     two_passes: bool = False  # one encode_prompt encodes both prompts
 
     def encoded(self, result: Any) -> Encoded:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall
+from xattn.models.family import JOINT_EDITS, NOTHING, Axis, DenoiserCall
 from xattn.models.joint import Joint, Layout, given_texts, size_of
 from xattn.models.noise import clean_latents
 from xattn.text.tokenize import Template
@@ -22,6 +22,7 @@ class CogView3(Joint):
     """The family of CogView3+ (Zheng et al. 2024). Words are T5's; padding isn't masked."""
 
     classes: tuple[str, ...] = ("CogView3PlusTransformer2DModel",)
+    edits: frozenset[str] = JOINT_EDITS
     blocks: tuple[str, ...] = ("transformer_blocks",)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:

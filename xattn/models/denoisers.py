@@ -45,6 +45,22 @@ INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel")
 STREAMED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 """Transformers whose blocks can pass a text of their own beside the prompt's."""
 
+_WHOLE = "a video's maps are recorded alone"
+
+UNEDITED: dict[str, str] = {
+    "AuraFlowTransformer2DModel": "its registers are keys of neither text nor image",
+    "HunyuanImageTransformer2DModel": "its words stand at places that differ from row to row",
+    "Lumina2Transformer2DModel": "its words stand at places that differ from row to row",
+    "ZImageTransformer2DModel": "its rows hold their text without its padding",
+    "PRXTransformer2DModel": "its image reads text and itself in one call, and no text reads it",
+    "WanTransformer3DModel": _WHOLE,
+    "LTXVideoTransformer3DModel": _WHOLE,
+    "CogVideoXTransformer3DModel": _WHOLE,
+    "HunyuanVideoTransformer3DModel": _WHOLE,
+    "MochiTransformer3DModel": _WHOLE,
+}
+"""Why the first class of a family that is recorded isn't edited."""
+
 _LATER = "its layout is not described yet"
 _VIDEO = "it draws videos, and only images are recorded yet"
 _SOUND = "it makes sound"

@@ -192,6 +192,9 @@ class Family(Protocol):
         """Return the clean latents implied by a denoiser's output."""
 
 
+CROSS_EDITS = frozenset(("replace", "refine", "reweight", "blend", "self"))
+"""The edits of a family whose layers read the text by themselves."""
+
 JOINT_EDITS = frozenset(("replace", "refine", "reweight", "blend", "self", "joint"))
 """The edits of a family whose text and image attend in one call."""
 

@@ -22,7 +22,6 @@ class Flux2(Flux):
     """
 
     classes: tuple[str, ...] = ("Flux2Transformer2DModel",)
-    edits: frozenset[str] = frozenset()
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(hidden_states, ..., timestep, img_ids, txt_ids)``.

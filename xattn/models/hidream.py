@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall
+from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall
 from xattn.models.joint import Joint, Layout, size_of
 from xattn.models.noise import clean_of_flow
 from xattn.processors.call import Place
@@ -27,6 +27,7 @@ class HiDream(Joint):
     """
 
     classes: tuple[str, ...] = ("HiDreamImageTransformer2DModel",)
+    edits: frozenset[str] = JOINT_EDITS
     blocks: tuple[str, ...] = ("double_stream_blocks", "single_stream_blocks")
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:

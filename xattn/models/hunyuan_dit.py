@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall, Encoded
+from xattn.models.family import CROSS_EDITS, NOTHING, Axis, DenoiserCall, Encoded
 from xattn.models.separate import Separate
 
 
@@ -21,6 +21,7 @@ class HunyuanDiT(Separate):
     """
 
     classes: tuple[str, ...] = ("HunyuanDiT2DModel",)
+    edits: frozenset[str] = CROSS_EDITS
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call by its T5 text, which is encoded last."""

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded, Role
+from xattn.models.family import (
+    CROSS_EDITS,
+    NOTHING,
+    AttentionLayer,
+    Axis,
+    DenoiserCall,
+    Encoded,
+    Role,
+)
 from xattn.models.separate import Separate, layers_named
 from xattn.text.tokenize import Template
 
@@ -22,6 +30,7 @@ class Kandinsky5(Separate):
     """
 
     classes: tuple[str, ...] = ("Kandinsky5Transformer3DModel",)
+    edits: frozenset[str] = CROSS_EDITS - {"blend"}  # latents have their channels last
     two_passes: bool = True
     roles: tuple[tuple[str, Role], ...] = (("self_attention", "self"), ("cross_attention", "cross"))
 

@@ -23,7 +23,6 @@ class LongCatImage(Flux):
     """
 
     classes: tuple[str, ...] = ("LongCatImageTransformer2DModel",)
-    edits: frozenset[str] = frozenset()
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

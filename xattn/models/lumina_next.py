@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall
+from xattn.models.family import CROSS_EDITS, NOTHING, Axis, DenoiserCall
 from xattn.models.separate import Separate, preprocessed
 
 
@@ -17,6 +17,7 @@ class LuminaNext(Separate):
     """The family of Lumina-Next (Zhuo et al. 2024)."""
 
     classes: tuple[str, ...] = ("LuminaNextDiT2DModel",)
+    edits: frozenset[str] = CROSS_EDITS
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call; its time runs from 0, noise, to 1."""

@@ -18,7 +18,6 @@ class OvisImage(Flux):
     """The family of Ovis-Image. The chat's first positions, its instruction, are cut off."""
 
     classes: tuple[str, ...] = ("OvisImageTransformer2DModel",)
-    edits: frozenset[str] = frozenset()
     two_passes: bool = False  # one encode_prompt encodes both prompts
 
     def axes(

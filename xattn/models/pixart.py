@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xattn.models.family import NOTHING, Axis
+from xattn.models.family import CROSS_EDITS, NOTHING, Axis
 from xattn.models.separate import Separate, preprocessed
 
 
@@ -20,6 +20,7 @@ class PixArt(Separate):
     """
 
     classes: tuple[str, ...] = ("PixArtTransformer2DModel",)
+    edits: frozenset[str] = CROSS_EDITS
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall, Encoded
+from xattn.models.family import JOINT_EDITS, NOTHING, Axis, DenoiserCall, Encoded
 from xattn.models.joint import Joint, Layout, given_texts
 from xattn.text.tokenize import Template
 
@@ -26,6 +26,7 @@ class QwenImage(Joint):
     """
 
     classes: tuple[str, ...] = ("QwenImageTransformer2DModel",)
+    edits: frozenset[str] = JOINT_EDITS
     two_passes: bool = True
     blocks: tuple[str, ...] = ("transformer_blocks",)
     patch: int | None = _PATCH

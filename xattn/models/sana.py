@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall, Role
+from xattn.models.family import CROSS_EDITS, NOTHING, Axis, DenoiserCall, Role
 from xattn.models.separate import Separate, preprocessed
 from xattn.text.tokenize import Template
 
@@ -24,6 +24,7 @@ class Sana(Separate):
     """
 
     classes: tuple[str, ...] = ("SanaTransformer2DModel",)
+    edits: frozenset[str] = CROSS_EDITS
     roles: tuple[tuple[str, Role], ...] = (("attn2", "cross"),)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:

@@ -90,8 +90,8 @@ def replace_mapping(
         return mapping, torch.zeros(target.length, dtype=torch.bool)
     if aligner != "exact":
         raise ValueError(f"aligner must be 'exact' or 'reference', not {aligner!r}")
-    for place in range(min(source._first, target._first)):
-        mapping[place, place] = 1.0
+    for back in range(1, min(source._first, target._first) + 1):  # padding may stand in front
+        mapping[source._first - back, target._first - back] = 1.0
     for _, from_places, to_places in pairs:
         _map_word(mapping, from_places, to_places)
     source_end, target_end = _ends(source, target)
@@ -115,7 +115,12 @@ def refine_mapping(source: Prompt, target: Prompt) -> tuple[torch.Tensor, torch.
     source_end, target_end = _ends(source, target)
     partner = torch.zeros(target.length, dtype=torch.long)
     has_partner = torch.zeros(target.length, dtype=torch.bool)
-    for from_place, to_place in _aligned(_ids(source), _ids(target)):
+    from_first, to_first = source._first, target._first
+    pairs = [
+        (one + from_first, two + to_first) for one, two in _aligned(_ids(source), _ids(target))
+    ]
+    front = range(1, min(from_first, to_first) + 1)  # padding may stand in front of what is
+    for from_place, to_place in [*((from_first - n, to_first - n) for n in front), *pairs]:
         partner[to_place], has_partner[to_place] = from_place, True
     for place in range(max(source_end, target_end) + 1, min(source.length, target.length)):
         partner[place], has_partner[place] = place, True
@@ -180,9 +185,9 @@ def _map_as_reference(
 
 
 def _ids(prompt: Prompt) -> list[int]:
-    """Token ids from start to end token; the two special tokens align only with themselves."""
+    """Token ids up to the end token, which aligns only with itself."""
     end = [] if prompt.end == prompt.length else [-2]
-    return [-1] * prompt._first + [t.id for t in prompt.tokens] + end
+    return [t.id for t in prompt.tokens] + end
 
 
 def _aligned(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
