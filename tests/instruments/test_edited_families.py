@@ -85,9 +85,7 @@ CASES = {
         blends=False,
     ),
     "Sana": Case(crossed.sana, {**GEMMA, **CFG}, (16, 32), guided=True, crossed=True),
-    "Sana Sprint": Case(
-        lambda: crossed.sana(sprint=True), GEMMA, (16, 32), crossed=True, steps=2
-    ),
+    "Sana Sprint": Case(lambda: crossed.sana(sprint=True), GEMMA, (16, 32), crossed=True, steps=2),
     "Hunyuan-DiT": Case(
         crossed.hunyuan_dit,
         {**LARGE, **CFG, "use_resolution_binning": False},
@@ -151,8 +149,8 @@ def siblings_of(case: Case, prompts: list[Prompt], length: int) -> list[Sibling]
     weights = dict.fromkeys(at(night, "night"), -2.0) | dict.fromkeys(at(night, "red"), 3.0)
     added = partners(by_alignment, one, night, length)
     swapped = partners(by_words, one, boat, length)
-    words = [at(one, "zebra"), at(boat, "boat"), at(one, "lawn"), at(boat, "lawn")]
-    blend = Blend(*words, threshold=0.9) if case.blends else None
+    words, less = (at(one, "zebra"), at(boat, "boat")), (at(one, "lawn"), at(boat, "lawn"))
+    blend = Blend(words[0], words[1], less[0], less[1], threshold=0.9) if case.blends else None
     return [
         Sibling(added, (0, 1), (0, 0.4), weights=weights),
         Sibling(swapped, (0, 0.7), (0, 0.4), blend=blend),
