@@ -31,6 +31,9 @@ def test_why_draws_a_prompt_and_writes_table_bars_and_maps(xattn_command: Any, m
     for name in ("image", "words", "maps", "faithfulness", "01-red"):
         with Image.open(f"xattn-why/{name}.png") as drawn:
             assert drawn.width >= 16
+    page = Path("xattn-why/report.html").read_text("utf-8")
+    assert "Above, where a word is read; below, where it acts" in page
+    assert '"title":"red","text":"shapley: ' in page
 
 
 def test_why_of_a_given_picture_as_json(xattn_command: Any, model: str) -> None:

@@ -239,7 +239,14 @@ def explained(
     pipe.maybe_free_model_hooks()
     names, beside = tuple(p.name for p in players), _attention(trace, players, image)
     found_by = _result(method, ask, aim, found, names, ABSENT[absent], prompt.text, beside, picture)
-    return replace(found_by, levels=tuple(dict.fromkeys(states.levels)))
+    places = tuple(player.positions for player in players)
+    return replace(
+        found_by,
+        levels=tuple(dict.fromkeys(states.levels)),
+        positions=places,
+        trace=trace,
+        image=image,
+    )
 
 
 def askable(pipe: Any) -> Probed:

@@ -94,6 +94,7 @@ def why(
 def write(folder: Folder, found: Any, curves: Any) -> None:
     """Write the picture, the chart, a map of each word where there are any, and the curves."""
     folder.picture("image.png", found.picture, "the picture that is explained")
+    found.report(folder.new("report.html", "attention beside causes: open it in a browser"))
     folder.picture("words.png", found.bar(), f"{found.how}: a bar for each word")
     if curves is not None:
         folder.picture("faithfulness.png", curves.plot(), "what is lost as words go")

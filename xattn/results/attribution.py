@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,10 @@ class Attribution:
         levels: shares of the noise schedule at which it was asked.
         facts: what else the method found, plain values.
         picture: the picture that is explained, where it is known.
+        positions: of each word, on the token axis; empty where they aren't words.
+        trace: the recording of the picture's attention, where there is one.
+        image: index of the picture in it.
+        ask: what ``faithfulness`` asks; None for an attribution from elsewhere.
     """
 
     words: tuple[str, ...]
@@ -51,6 +56,9 @@ class Attribution:
     levels: tuple[float, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     picture: Image.Image | None = None
+    positions: tuple[tuple[int, ...], ...] = ()
+    trace: Any = field(default=None, repr=False)
+    image: int = 0
     ask: Values | None = field(default=None, repr=False)
 
     @property
@@ -127,6 +135,25 @@ class Attribution:
         if self.attention is not None:
             rankings["attention"] = self.attention
         return faithfulness(self.ask, rankings, seed=seed, orders=orders)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write a page of the recording, with each word's attention and causal maps on cards.
+
+        Args:
+            path: where to.
+
+        Raises:
+            ValueError: there is no recording, as for inputs.
+        """
+        if self.trace is None:
+            raise ValueError(
+                "there is no recording of attention to show beside; use bar() and map()"
+            )
+        self.trace.report(path, self.image, why=self)
+
+    def rank(self, word: tuple[str, Any]) -> float:
+        """Return what sorts words, or pairs of a word and more, the largest score first."""
+        return -self.scores[word[0]]
 
     def to_json(self) -> dict[str, Any]:
         """Return scores and facts as plain JSON values."""

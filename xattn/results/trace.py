@@ -17,8 +17,10 @@ from xattn.records import files
 from xattn.records.run import LayerFilter
 from xattn.results import films, grids
 from xattn.results.asking import Asking
+from xattn.results.attribution import Attribution
 from xattn.views import animation, colours, sheets
 from xattn.views.report import page as report
+from xattn.views.report.page import Card, Subject
 
 
 class Trace(Asking):
@@ -184,6 +186,7 @@ class Trace(Asking):
         image: int | None = None,
         *,
         on: Image.Image | Sequence[Image.Image] | None = None,
+        why: Attribution | None = None,
     ) -> None:
         """Write one self-contained HTML page: words to point at, steps and layers to slide.
 
@@ -193,6 +196,8 @@ class Trace(Asking):
                 frames spread over its videos.
             on: a picture to draw on for each image shown, or one picture for one image; those
                 recorded with the images, or grey, by default.
+            why: an attribution of the first image shown: a card of each word has its attention
+                map above, and below where it acts.
 
         Raises:
             ValueError: ``on`` are not as many pictures as images are shown.
@@ -217,7 +222,22 @@ class Trace(Asking):
             )
             for index, canvas in zip(indices, canvases, strict=True)
         ]
-        report.write(path, shown)
+        if why is None:
+            report.write(path, shown)
+        else:
+            heading = "Above, where a word is read; below, where it acts"
+            report.write(path, shown, self._cards(why, shown[0]), heading)
+
+    def _cards(self, why: Attribution, shown: Subject) -> list[Card]:
+        """Return a card for each word of an attribution, the largest score first."""
+        cards = []
+        for word, places in sorted(zip(why.words, why.positions, strict=True), key=why.rank):
+            under = shown.picture if shown.picture is not None else why.picture
+            read = self.heatmap(list(places), shown.image).overlay(under)
+            acts = None if why.maps is None else why.map(word).overlay(under)
+            text = f"{why.how}: {units.number_text(why.scores[word])}"
+            cards.append(Card(word, text, read, acts))
+        return cards
 
     def _canvas(self, index: int, on: Any) -> Image.Image | None:
         """Return the picture to draw on: the one given, or the one recorded with an image."""

@@ -96,13 +96,18 @@ class _Pictures:
         return None if picture is None else self.urls.setdefault(_url(picture), len(self.urls))
 
 
-def write(path: str | os.PathLike[str], subjects: Sequence[Subject]) -> None:
-    """Write the page of a recording.
+def write(
+    path: str | os.PathLike[str],
+    subjects: Sequence[Subject],
+    cards: Sequence[Card] = (),
+    heading: str = "",
+) -> None:
+    """Write the page of a recording, with cards above it under a heading.
 
     Raises:
         ValueError: there is nothing to show, as when no step is complete.
     """
-    Path(path).write_text(page(subjects), encoding="utf-8")
+    Path(path).write_text(page(subjects, cards, heading=heading), encoding="utf-8")
 
 
 def write_edit(path: str | os.PathLike[str], result: Any) -> None:
@@ -145,7 +150,12 @@ def _subjects(result: Any, titles: Sequence[str]) -> list[Subject]:
     ]
 
 
-def page(subjects: Sequence[Subject], cards: Sequence[Card] = (), plan: str = "") -> str:
+def page(
+    subjects: Sequence[Subject],
+    cards: Sequence[Card] = (),
+    plan: str = "",
+    heading: str = "Source and edits",
+) -> str:
     """Return the page as HTML."""
     room = BUDGET // max(1, len(subjects))
     pictures = _Pictures()
@@ -162,6 +172,7 @@ def page(subjects: Sequence[Subject], cards: Sequence[Card] = (), plan: str = ""
             for card in cards
         ],
         "plan": plan,
+        "heading": heading,
         "measures": [name.replace("_", " ") for name in MEASURES],
         "pictures": list(pictures.urls),
     }

@@ -362,6 +362,7 @@
   for (const name of Object.keys(tables)) $("colors").append(el("option", name, { value: name }));
   if (page.cards.length) {
     $("edit").hidden = false;
+    $("edit-title").textContent = page.heading;
     for (const { title, text, picture, mask } of page.cards) {
       const figure = el("figure"), caption = el("figcaption");
       caption.append(el("b", title), el("span", text));
