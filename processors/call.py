@@ -157,7 +157,7 @@ class AttentionCall:
         """
         places = self.places
         if places is not None:
-            spans = _alike(places, rows)
+            spans = alike(places, rows)
             return torch.cat([self._maps_at(span, place, tokens) for span, place in spans])
         known = (rows.start, rows.stop, torch.is_grad_enabled())
         cheap = self._has_sums() or self._is_live()
@@ -200,7 +200,7 @@ class AttentionCall:
             return self.probabilities(rows).mean(1)
         if not self._has_sums():
             self._sums = log_sums(self.query, self.key, self.mask, self.scale)
-        return torch.cat([self._affinity_at(span, place) for span, place in _alike(places, rows)])
+        return torch.cat([self._affinity_at(span, place) for span, place in alike(places, rows)])
 
     def _affinity_at(self, rows: slice, place: Place) -> Tensor:
         assert self._sums is not None
@@ -321,7 +321,7 @@ class Handler:
         return call
 
 
-def _alike(places: Sequence[Place], rows: slice) -> list[tuple[slice, Place]]:
+def alike(places: Sequence[Place], rows: slice) -> list[tuple[slice, Place]]:
     """Return consecutive rows that share one place, with this place."""
     spans: list[tuple[slice, Place]] = []
     for row in range(*rows.indices(len(places))):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from xattn.processors.call import AttentionCall, Handler
 from xattn.processors.probabilities import Tokens
+from xattn.processors.text_maps import text_maps
 
 
 class Recording(Handler):
@@ -21,6 +22,7 @@ class Recording(Handler):
         frames: number of frames of each, which follow one another in the buffer.
         tokens: the kept positions, as a slice if they are consecutive.
         buffer: (images x frames, heads or 1, tokens, height, width), float32, for the maps.
+        of_text: whether the maps are what the text gives to the image, in joint attention.
         share: this layer's weight if it shares the buffer; None if the buffer is its own.
     """
 
@@ -34,6 +36,7 @@ class Recording(Handler):
         self.frames = 1
         self.tokens: Tokens = slice(None)
         self.buffer: Tensor | None = None
+        self.of_text = False
         self.share: float | None = None
 
     def observe(self, call: AttentionCall) -> None:
@@ -55,7 +58,7 @@ class Recording(Handler):
             )
         call.prepare()
         with torch.no_grad():
-            parts = [call.maps(span, self.tokens) for span in self.rows]
+            parts = [self._maps(call, span) for span in self.rows]
             self.write(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _observe_row(self, call: AttentionCall, row: int) -> None:
@@ -64,7 +67,13 @@ class Recording(Handler):
         if row in order:
             call.prepare()
             with torch.no_grad():
-                self.write(call.maps(slice(0, 1), self.tokens), order.index(row))
+                self.write(self._maps(call, slice(0, 1)), order.index(row))
+
+    def _maps(self, call: AttentionCall, rows: slice) -> Tensor:
+        """Return the kept maps of some rows, (rows, heads, tokens, queries)."""
+        if self.of_text:
+            return text_maps(call, rows, self.tokens)
+        return call.maps(rows, self.tokens)
 
     def write(self, maps: Tensor, image: int | None = None) -> None:
         """Write (images, heads, tokens, queries) into the buffer.

@@ -291,12 +291,18 @@ def test_texts_of_several_lengths_have_places_of_their_own(pipes: Any, name: str
     trace, image = recorded(pipe, case, list(texts), record=how, num_images_per_prompt=images)
     assert torch.equal(image, plain)
     assert trace.prompts == tuple(texts)
+    how["direction"] = "text"
+    other, _ = recorded(pipe, case, list(texts), record=how, num_images_per_prompt=images)
     calls, found = torch.stack(truth[layer.name][:: case.passes]), trace.run.maps(-1)
+    given = other.run.maps(-1)
     assert found.shape[1] == 2 * images
     for row, prompt in enumerate(trace.run.prompt_of):
         queries, keys = spans(case, pipe, texts[prompt])
         right = calls[:, row, :, queries, keys].transpose(-1, -2)
         mine = found[:, row].flatten(-2).double()
+        torch.testing.assert_close(mine[..., : right.shape[-2], :], right, atol=1e-5, rtol=0)
+        assert not mine[..., right.shape[-2] :, :].any()
+        right, mine = calls[:, row, :, keys, queries], given[:, row].flatten(-2).double()
         torch.testing.assert_close(mine[..., : right.shape[-2], :], right, atol=1e-5, rtol=0)
         assert not mine[..., right.shape[-2] :, :].any()
 
@@ -320,6 +326,14 @@ def test_previews_end_in_the_final_latents_or_are_refused(pipes: Any, name: str)
     trace, image = recorded(pipe, case, record={"previews": True})
     assert trace.run.estimates is not None
     torch.testing.assert_close(trace.run.estimates[-1].float(), image, atol=5e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["PixArt", "PRX"])
+def test_where_the_text_has_no_queries_the_other_direction_is_refused(
+    pipes: Any, name: str
+) -> None:
+    with pytest.raises(ValueError, match="the text has no queries: leave it out"):
+        recorded(pipes(name), CASES[name], record={"direction": "text"})
 
 
 @pytest.mark.parametrize("name", ["Lumina 2", "Z-Image", "PRX"])

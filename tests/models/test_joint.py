@@ -277,6 +277,28 @@ def test_maps_are_the_dense_softmaxs_and_the_image_is_unchanged(pipes: Any, name
     check(pipes(name), CASES[name], bool(CASES[name].guided), [LAWN])
 
 
+@pytest.mark.parametrize("name", ["Qwen-Image", "Chroma", "AuraFlow", "HunyuanImage"])
+def test_the_other_direction_is_what_the_text_gives_to_the_image(pipes: Any, name: str) -> None:
+    case, pipe = CASES[name], pipes(name)
+    prompts = [LAWN] if case.index else [LAWN, BOAT]
+    off = {"guidance_scale": 1.0} if "guidance_scale" in case.guided else {}
+    options = off if off or not case.index else case.guided
+    names = {layer.name for layer in family_of(pipe.transformer).layers(pipe.transformer)}
+    with dense(pipe.transformer, names) as truth:
+        plain = draw(pipe, case, prompts, **options)
+    how: dict[str, Any] = {"keep": ("step", "layer", "head"), "dtype": torch.float32}
+    how |= {"words": range(case.text), "direction": "text"}
+    trace, image = recorded(pipe, case, prompts, record=how, **options)
+    assert torch.equal(image, plain)
+    for n, layer in enumerate(trace.run.layers):
+        calls = torch.stack(truth[layer.name][:: 1 if off or not options else case.passes])
+        right = calls[:, -len(prompts) :, :, case.keys, case.queries]
+        torch.testing.assert_close(trace.run.maps(n).flatten(-2).double(), right, atol=1e-5, rtol=0)
+    assert trace.heatmap("car").array.max() > 0
+    with pytest.raises(ValueError, match="no place's shares of words"):
+        trace.at((0.5, 0.5))
+
+
 @pytest.mark.parametrize("name", ["Qwen-Image", "Chroma", "Bria", "CogView4"])
 def test_two_prompts_without_guidance_have_maps_and_words_too(pipes: Any, name: str) -> None:
     check(pipes(name), CASES[name], False, [LAWN, BOAT])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ def record(
     affinity: bool = False,
     also: str | Sequence[str] | None = None,
     outputs: bool = False,
+    direction: Literal["image", "text"] = "image",
 ) -> Iterator[Trace]:
     """Record the attention of every word of a prompt, at every step, inside the block.
 
@@ -73,6 +74,9 @@ def record(
         outputs: keep what the text gives to each cell in each cross-attention layer, averaged
             over steps, for ``trace.similarity``: in float16, 40 MB for an image of Stable
             Diffusion 1 at 512 px.
+        direction: whose queries the maps are of. "image" is what each place gives to a word;
+            "text", in joint attention alone, what a word gives to each place: its probabilities
+            over all keys. Then ``trace.at`` has no shares to tell.
 
     Yields:
         A ``Trace``, filled inside the block.
@@ -99,6 +103,7 @@ def record(
         previews=previews,
         affinity=affinity,
         outputs=outputs,
+        direction=direction,
     )
     trace = Trace(runs=[])
     origin = _origin(pipe, options, prompt)

@@ -61,6 +61,10 @@ class Recorder(Instrument):
         """
         chosen = self._chosen(layers)
         self.recordings = {layer: Recording(layer.name, layer.heads) for layer in chosen}
+        if self.options.direction == "text":
+            _check_joint(chosen)
+            for recording in self.recordings.values():
+                recording.of_text = True
         return self.recordings
 
     def _chosen(self, layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
@@ -122,12 +126,17 @@ class Recorder(Instrument):
             frames=frames,
             keep=self.options.keep,
             store=self._buffer.store,
-            info={**sampling.facts, "versions": dict(info_versions())},
+            info={**sampling.facts, **self._facts(), "versions": dict(info_versions())},
             estimates=sampling.estimates,
             affinity=sampling.affinity,
             map_layers=sampling.family.map_layers,
         )
         self.runs.append(sampling.run)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a run's maps are of, where it isn't the usual."""
+        direction = self.options.direction
+        return {} if direction == "image" else {"direction": direction}
 
     def _connect(
         self, buffer: Buffer, aims: Sequence[_Aim], positions: Sequence[int], sampling: Sampling
@@ -211,6 +220,16 @@ class Recorder(Instrument):
         run.images[:] = images
         if ended and isinstance(run.store, FolderStore):
             write_header(run.store.folder, run)
+
+
+def _check_joint(layers: Sequence[AttentionLayer]) -> None:
+    """Raise ValueError unless the text has queries in all layers."""
+    for layer in layers:
+        if layer.role != "joint":
+            raise ValueError(
+                f"direction='text' needs joint attention, where the text attends to the image; in "
+                f"layer {layer.name} the text has no queries: leave it out"
+            )
 
 
 def _index(positions: Sequence[int], device: torch.device, compiled: bool) -> slice | Tensor:

@@ -33,6 +33,7 @@ class Options:
     previews: bool = False
     affinity: bool = False
     outputs: bool = False
+    direction: str = "image"
 
     def __post_init__(self) -> None:
         unknown = self.keep - set(AXES)
@@ -49,6 +50,11 @@ class Options:
             raise ValueError("words=[] keeps nothing; leave words= out to keep every word")
         if self.layers is not None and not self.layers:
             raise ValueError("layers=[] records nothing; leave layers= out to record every layer")
+        if self.direction not in ("image", "text"):
+            raise ValueError(
+                f"direction={self.direction!r}: the queries are the image's or the text's; "
+                "pass 'image' or 'text'"
+            )
         if self.previews and self.negative:
             raise ValueError("previews=True and negative=True cannot be combined")
         if self.affinity and self.negative:

@@ -60,10 +60,20 @@ def words_at(
     Raises:
         ValueError: the place is not on the picture, or a selection is not in the recording.
     """
+    _check_shares(run)
     tokens = competition.mean_tokens(
         run, run.positions, image, steps=steps, layers=layers, heads=heads
     )
     return _ranked(run, image, place, tokens)
+
+
+def _check_shares(run: Run) -> None:
+    """Raise ValueError if a place's values are not shares of its attention."""
+    if run.info.get("direction", "image") != "image":
+        raise ValueError(
+            "direction='text' recorded what words give to places, and no place's shares of words: "
+            "record without it"
+        )
 
 
 def words_at_each(
@@ -74,6 +84,7 @@ def words_at_each(
     Raises:
         ValueError: ``by`` is none of these, or its axis was not kept.
     """
+    _check_shares(run)
     if by == "step":
         stack = daam.step_token_maps(run, run.positions, image, layers=layers)
         return {f"step {n}": _ranked(run, image, place, maps) for n, maps in enumerate(stack)}
