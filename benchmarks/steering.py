@@ -3,9 +3,10 @@
 `python -m benchmarks.steering --count N --model unet|contextual` draws N hard captions plain and
 steered by `Present` and `Bind`, from the same seeds, and lets the judge of `benchmarks.judge` say
 what is there. `--tune M` compares settings on other captions than those that are reported;
-`--place` measures `Place` on captions of one object in place; `--beside` draws with diffusers'
-deprecated Attend-and-Excite pipeline from the same seeds. It writes `steering-MODEL.json`, in
-which each part stands for itself, and `steering.md` with the figures of all models.
+`--noise` draws plainly from the best of several noises, by the same goals; `--place` measures
+`Place` on captions of one object in place; `--beside` draws with diffusers' deprecated
+Attend-and-Excite pipeline from the same seeds. It writes `steering-MODEL.json`, in which each part
+stands for itself, and `steering.md` with the figures of all models.
 
 Captions are drawn in batches, each steered for itself. Intervals are 95 % bootstrap intervals
 over captions. Cost is counted in passes of one row through the denoiser, a backward pass as two;
@@ -40,7 +41,7 @@ from benchmarks.toyland import (
     score_hard,
     score_picture,
 )
-from xattn import steer, toyland
+from xattn import initial_noise, steer, toyland
 from xattn.guidance.bind import Bind
 from xattn.guidance.goal import Goal
 from xattn.guidance.place import Place
@@ -49,7 +50,7 @@ from xattn.toyland.scenes import Scene, compose, scene
 from xattn.toyland.world import NOUNS
 
 TUNE_SEED = 15_000_000
-BATCH, TIMED = 10, 5
+BATCH, TIMED = 10, 3
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,42 @@ def measure(
     return result
 
 
+def chosen(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], tries: int) -> Way:
+    """Return a way of drawing plainly from the best of several noises, the caption's own first."""
+
+    def draw(wanted: Sequence[Scene]) -> Drawing:
+        goals = [goal for one in wanted for goal in goals_for(one)]
+        captions = [one.caption for one in wanted]
+        start = time.process_time()
+        options = usual(wanted)
+        noise = initial_noise(
+            pipe, captions, *goals, tries=tries, rounds=0, seed=wanted[0].seed, **options
+        )
+        latents = pipe(captions, output_type="latent", latents=noise, **options).images
+        seconds = time.process_time() - start
+        return Drawing(latents, [2 * STEPS + tries] * len(wanted), seconds)
+
+    return draw
+
+
+def measure_noise(pipe: Any, judge: Judge, count: int, tries: int) -> dict[str, Any]:
+    """Draw hard captions plainly, and from the best of several noises by the same goals."""
+    scenes = [scene(HARD_SEED + n, hard=True) for n in range(count)]
+    ways = [way(pipe, lambda one: []), chosen(pipe, lambda one: goals_of(one, DEFAULT), tries)]
+    plain, better = (Series(each).draw(pipe, judge, scenes) for each in ways)
+    result = {
+        "tries": tries,
+        "plain": plain.tally.summary(),
+        "steered": better.tally.summary(),
+        "compared": compared(judge, plain, better, scenes),
+    }
+    was, now = timed(ways, scenes)
+    seeds = [one.seed for one in scenes[: len(now)]]
+    shares = [float(each) for each in np.divide(now, np.mean(was))]
+    result["compared"]["cost in time"] = interval(shares, seeds)
+    return result
+
+
 def tuned(pipe: Any, judge: Judge, count: int) -> tuple[Setting, list[dict[str, Any]]]:
     """Return the setting that gains the most on captions that are not reported, and all figures.
 
@@ -311,6 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune", type=int, default=0, help="other captions to compare settings on")
     parser.add_argument("--place", type=int, default=0, help="captions with place words")
     parser.add_argument("--beside", type=int, default=0, help="hard captions for both pipelines")
+    parser.add_argument("--noise", type=int, default=0, help="hard captions from chosen noise")
+    parser.add_argument("--tries", type=int, default=16, help="noises to choose from")
     parser.add_argument("--setting", choices=[each.name for each in SETTINGS], default="default")
     parser.add_argument("--model", choices=["unet", "contextual"], default="contextual")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -333,6 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.count:
         scenes = [scene(HARD_SEED + n, hard=True) for n in range(options.count)]
         result["hard"] = measure(pipe, judge, scenes, setting)
+        save()
+    if options.noise:
+        result["noise"] = measure_noise(pipe, judge, options.noise, options.tries)
         save()
     if options.place:
         result["place"] = measure_places(pipe, judge, options.place)

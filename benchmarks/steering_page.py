@@ -22,7 +22,11 @@ def markdown(folder: Path) -> str:
         result = json.loads(path.read_text())
         lines += ["", f"## `{path.stem.removeprefix('steering-')}`"]
         if "hard" in result:
-            lines += _hard_lines(result["hard"])
+            lines += _hard_lines("`Present` and `Bind`", result["hard"])
+        if "noise" in result:
+            tries = result["noise"]["tries"]
+            about = f"the best of {tries} noises by `Present` and `Bind`, then drawn plainly"
+            lines += _hard_lines(about, result["noise"])
         if "place" in result:
             lines += _place_lines(result["place"])
         if "beside" in result:
@@ -30,7 +34,7 @@ def markdown(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _hard_lines(result: dict[str, Any]) -> list[str]:
+def _hard_lines(about: str, result: dict[str, Any]) -> list[str]:
     lines = [
         "",
         "Hard captions, `Present` and `Bind`:",

@@ -201,6 +201,32 @@ def test_initial_noise_meets_goals_before_anything_is_drawn(pipe: Any, plain: Te
         xattn.initial_noise(pipe, PROMPT)
 
 
+def test_of_several_noises_each_image_takes_the_best(pipe: Any) -> None:
+    prompts = [PROMPT, "a boat"]
+    options: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 1}
+    unsteered = xattn.Place("boat", "left", weight=0.0)
+
+    def loss_of(noise: Tensor) -> tuple[float, ...]:
+        with xattn.steer(pipe, unsteered) as measured:
+            pipe(prompts, latents=noise, output_type="latent", **options)
+        return measured.losses[str(unsteered)][0]
+
+    def noise_of(tries: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        return xattn.initial_noise(
+            pipe, prompts, xattn.Place("boat", "left"), tries=tries, rounds=0,
+            generator=generators, **options,
+        )  # fmt: skip
+
+    given, best = noise_of(1), noise_of(4)
+    other = torch.Generator().manual_seed(0)
+    rest = [torch.randn(given.shape, generator=other) for _ in range(3)]
+    losses = torch.tensor([loss_of(noise) for noise in (given, *rest)])
+    torch.testing.assert_close(torch.tensor(loss_of(best)), losses.min(0).values, rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match="tries=0"):
+        noise_of(0)
+
+
 def test_wrong_asks_are_sentences(pipe: Any) -> None:
     with pytest.raises(TypeError, match="'mug' is not a goal; goals are Present"):
         xattn.steer(pipe, "mug").__enter__()  # type: ignore[arg-type]

@@ -82,6 +82,8 @@ def initial_noise(
     pipe: Any,
     prompt: str | list[str],
     *goals: Goal,
+    tries: int = 1,
+    seed: int = 0,
     rounds: int = 20,
     rate: float = 0.02,
     kl: float = 1.0,
@@ -89,15 +91,18 @@ def initial_noise(
 ) -> Tensor:
     """Return initial noise from which a pipeline's attention meets goals, as ``latents=``.
 
-    The noise of the pipeline's ``generator=`` or ``latents=`` is searched around, by gradient
-    steps at the first timestep, until the goals are met (Guo et al. 2024, "InitNO"). Nothing is
-    drawn; drawing then costs what it always does.
+    Of ``tries`` noises, that of the pipeline's ``generator=`` or ``latents=`` among them, each
+    image takes the one from which the goals' losses are least: one pass each, without a way back.
+    That one is searched around by gradient steps at the first timestep, until the goals are met
+    (Guo et al. 2024, "InitNO"). Nothing is drawn; drawing then costs what it always does.
 
     Args:
         pipe: a pipeline.
         prompt: the prompt, or several.
         *goals: ``Present``, ``Bind``, ``Place``, ``Apart``.
-        rounds: gradient steps at most; each keeps as much memory as one of ``steer``.
+        tries: noises to choose from; 1 for the given one alone.
+        seed: of the other noises.
+        rounds: gradient steps at most, 0 for none; each keeps as much memory as one of ``steer``.
         rate: how fast mean and deviation of the noise change (Adam's learning rate).
         kl: the weight of what keeps it noise, its divergence from a standard normal.
         **options: the pipeline's own options: ``generator=``, ``height=`` ...
@@ -111,15 +116,16 @@ def initial_noise(
         ValueError: a word is in none of the prompts, or there is no goal.
 
     Example:
-        >>> noise = xattn.initial_noise(pipe, "a cat and a mug", xattn.Present("cat", "mug"))
+        >>> goal = xattn.Present("cat", "mug")
+        >>> noise = xattn.initial_noise(pipe, "a cat and a mug", goal, tries=16, rounds=0)
         >>> image = pipe("a cat and a mug", latents=noise).images[0]
     """
     _check(goals)
     if not goals:
         raise ValueError("initial_noise needs a goal: xattn.Present('mug')")
-    if rounds < 1 or rate <= 0 or kl < 0:
-        raise ValueError(f"rounds={rounds}, rate={rate} and kl={kl} must be positive")
-    search = NoiseSearch(goals, rounds=rounds, rate=rate, kl=kl)
+    if tries < 1 or rounds < 0 or rate <= 0 or kl < 0:
+        raise ValueError(f"tries={tries}, rounds={rounds}, rate={rate}, kl={kl} must be positive")
+    search = NoiseSearch(goals, tries=tries, seed=seed, rounds=rounds, rate=rate, kl=kl)
     try:
         with opened(PipelineOrigin(pipe), [search]):
             pipe(prompt, **options)

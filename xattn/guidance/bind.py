@@ -16,7 +16,8 @@ from xattn.text.prompt import Words
 def divergences(maps: Tensor) -> Tensor:
     """Return the symmetric Kullback-Leibler divergences of maps, each divided by its sum.
 
-    Half of KL(p | q) + KL(q | p), in nats (Rassin et al. 2023, equation 1).
+    Half of KL(p | q) + KL(q | p), in nats (Rassin et al. 2023, section 3.2, and the authors'
+    ``compute_loss.py``).
 
     Args:
         maps: (words, height, width).
@@ -35,7 +36,7 @@ def divergences(maps: Tensor) -> Tensor:
 class Bind(Goal):
     """Make an attribute act where its noun acts, and away from the prompt's other words.
 
-    The loss of SynGen (Rassin et al. 2023, equations 2 to 4): the divergence of attribute and
+    The loss of SynGen (Rassin et al. 2023, section 3.2): the divergence of attribute and
     noun, less the mean divergence of the two from the other words u,
     D(a, n) - 1 / (2 |U|) sum over u of (D(a, u) + D(u, n)). It is negative where they are apart.
 

@@ -29,10 +29,11 @@ class Place(Goal):
     """Make a word act inside of a part of the image.
 
     With ``method="layout"`` the loss is (1 - share of the map's mass inside)² (Chen et al. 2023,
-    "Training-free layout control with cross-attention guidance", equation 3). With "boxdiff" it is
-    BoxDiff's inner-box and outer-box loss (Xie et al. 2023, equations 2 and 3) on the map divided
-    by its maximum: 1 less the mean of the highest fifth inside, and the mean of the highest fifth
-    outside; without its corner loss.
+    "Training-free layout control with cross-attention guidance", backward guidance; the authors'
+    code takes the square for each head, here it is that of the heads' mean). With "boxdiff" it is
+    BoxDiff's inner-box and outer-box constraint (Xie et al. 2023): 1 less the mean of the highest
+    fifth inside, and the mean of the highest fifth outside, on the map divided by its maximum where
+    the authors' code takes a softmax over tokens; without its corner constraint.
 
     Attributes:
         word: the word, as text or token positions.

@@ -21,11 +21,13 @@ images' captions differ: a mapping for each image, of its own words."""
 class SupervisedMaps(LiveMaps):
     """Live maps, and TokenCompose's losses of them against masks (Wang et al. 2024).
 
-    A mask is resized to each layer's grid; the losses are means over layers, images and words.
+    A mask is resized to each layer's grid; the losses are means over layers, images and words. A
+    word's map is the mean over heads and its tokens. The authors' code differs where a word has
+    several tokens, and takes the pixel loss of the mean over the layers of one grid.
     """
 
     def token_loss(self, masks: Masks) -> Tensor:
-        """Return the mean of (1 - share of the map's mass inside of the mask)² (equation 2).
+        """Return the mean of (1 - share of the map's mass inside of the mask)².
 
         Raises:
             RuntimeError: the denoiser was not called yet.
@@ -39,7 +41,7 @@ class SupervisedMaps(LiveMaps):
         return torch.stack(losses).mean()
 
     def pixel_loss(self, masks: Masks) -> Tensor:
-        """Return the mean binary cross-entropy of map and mask (equation 3), in nats.
+        """Return the mean binary cross-entropy of map and mask, in nats.
 
         Raises:
             RuntimeError: the denoiser was not called yet.
