@@ -12,6 +12,8 @@ from benchmarks.diagnosis import Case, auroc, fitted, interval, rates, truth
 from benchmarks.drift import Features
 from benchmarks.judge import Seen, Verdict
 from benchmarks.steering import DEFAULT, goals_of, placed, positions
+from benchmarks.teaching import DRAWN, compared, markdown
+from benchmarks.toyland import Tally
 from tests.runs import prompt
 from xattn.results.diagnosis import Displaced, Leaked, Merged, Neglected
 from xattn.results.heatmap import HeatMap
@@ -88,3 +90,19 @@ def test_places_are_asked_of_one_object() -> None:
     for each in placed(3):
         (thing,) = each.things
         assert f"on the {thing.place_word}" in each.caption
+
+
+def test_teaching_is_compared_word_by_word_and_caption_by_caption() -> None:
+    def measured(iou: list[float], right: list[float]) -> dict[str, Any]:
+        tally = Tally()
+        for name in DRAWN:
+            for seed, value in enumerate(right):
+                tally.add(name, value, seed)
+        maps = {"iou": iou, "pointing": [1.0, 1.0], "scene": [0.0, 1.0]}
+        return {"maps": maps, "drawing": tally}
+
+    found = compared(measured([0.2, 0.4], [1.0, 0.0]), measured([0.4, 0.8], [1.0, 1.0]))
+    assert found["before"]["iou"]["mean"] == pytest.approx(0.3)
+    assert found["change"]["iou"]["mean"] == pytest.approx(0.3)
+    assert found["change"]["object"]["mean"] == pytest.approx(0.5)
+    assert "| iou |" in markdown({"model": "unet", "steps": 1, **found})

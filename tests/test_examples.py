@@ -35,6 +35,14 @@ def test_examples_run(name: str, example: Callable[..., list[Path]], toyland: ob
     assert example(name)
 
 
+@pytest.mark.slow
+def test_teaching_writes_a_sheet_and_a_lora(
+    example: Callable[..., list[Path]], toyland: object
+) -> None:
+    sheet, *_ = [path for path in example("teach", "--scenes", "4") if path.suffix]
+    assert list(sheet.with_suffix("").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("name", ["recolour", "custom_loop"])
 def test_examples_take_a_model_of_the_users(
     name: str, example: Callable[..., list[Path]], tmp_path: Path
