@@ -12,7 +12,9 @@ import pytest
 from tests import tiny
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NAMES = ["amplify", "custom_loop", "local_mask", "own_picture", "recolour", "refine", "swap"]
+NAMES = [
+    "amplify", "custom_loop", "local_mask", "own_picture", "place", "recolour", "refine", "swap",
+]  # fmt: skip
 
 
 @pytest.fixture
