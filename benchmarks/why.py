@@ -131,13 +131,13 @@ def measured(pipe: Any, seed: int, ways: dict[str, Way], curves: bool) -> dict[s
 def summed(captions: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return means and intervals over captions, and over the differences to attention."""
     tally, above, areas = Tally(), Tally(), Tally()
-    for seed, figures in captions.items():
+    for owner, figures in enumerate(captions.values()):
         for name, value in figures.items():
             if name.startswith(("deletion", "insertion")):
-                areas.add(name, value, int(seed))
+                areas.add(name, value, owner)
                 continue
-            tally.add(name, value, int(seed))
-            above.add(name, value - figures[FIRST], int(seed))
+            tally.add(name, value, owner)
+            above.add(name, value - figures[FIRST], owner)
     return {
         "correlation": tally.summary(),
         "above attention": above.summary(),
@@ -204,21 +204,18 @@ def markdown(results: dict[str, Any]) -> str:
         "of the picture that is drawn again without the word, the mean over captions with its 95 % "
         "interval over captions; beside it the mean of the differences to attention.",
     ]
+    everything = {
+        f"{model} {seed}": figures
+        for model, result in results.items()
+        for seed, figures in result["captions"].items()
+    }
+    if len(results) > 1:
+        parts += [f"## All models: {len(everything)} captions", *figure_lines(everything)]
     for model, result in results.items():
-        found = summed(result["captions"])
-        rows = [
-            (name, stated(figure), stated(found["above attention"][name]), str(figure["count"]))
-            for name, figure in found["correlation"].items()
-        ]
-        parts += [
-            f"## {model}: {len(result['captions'])} captions",
-            table(("scores", "correlation", "above attention", "captions"), rows),
-        ]
-        areas = [(name, stated(figure)) for name, figure in found["areas"].items()]
-        if areas:
-            parts += ["Areas under curves of the estimate's change:", table(("", "area"), areas)]
+        count = len(result["captions"])
+        parts += [f"## {model}: {count} captions", *figure_lines(result["captions"])]
         if "pointing" in result:
-            parts += [*pointing_lines(result["pointing"])]
+            parts += pointing_lines(result["pointing"])
         if "time" in result:
             timing = result["time"]
             parts.append(
@@ -228,6 +225,25 @@ def markdown(results: dict[str, Any]) -> str:
             )
         parts.append(f"*{machine.line(result['machine'])}*")
     return "\n\n".join(parts) + "\n"
+
+
+def figure_lines(captions: dict[str, dict[str, float]]) -> list[str]:
+    """Format correlations, and areas under curves."""
+    found = summed(captions)
+    rows = [
+        (name, stated(figure), stated(found["above attention"][name]), str(figure["count"]))
+        for name, figure in found["correlation"].items()
+    ]
+    lines = [table(("scores", "correlation", "above attention", "captions"), rows)]
+    areas = [
+        (name, stated(figure), str(figure["count"])) for name, figure in found["areas"].items()
+    ]
+    if areas:
+        lines += [
+            "Areas under curves of the estimate's change:",
+            table(("", "area", "captions"), areas),
+        ]
+    return lines
 
 
 def pointing_lines(found: dict[str, Any]) -> list[str]:
