@@ -74,6 +74,7 @@ CASES = {
     ),
     "Ovis-Image": Case(chats.ovis, {"max_sequence_length": 40, **CFG}),
     "Qwen-Image": Case(joint.qwen, {"negative_prompt": "a dog", "true_cfg_scale": 2.0}),
+    "Krea 2": Case(chats.krea2, {"max_sequence_length": 40, **CFG}),
     "CogView3+": Case(joint.cogview3, {**T5, **CFG}, guided=True),
     "CogView4": Case(joint.cogview4, CFG),
     "HiDream-I1": Case(chats.hidream, {**T5, **CFG}, guided=True, image=256),

@@ -169,6 +169,14 @@ CASES = {
         passes=2,
         dropped=lambda pipe: pipe.user_prompt_begin_id,
     ),
+    "Krea 2": Case(
+        chats.krea2,
+        40,
+        {"max_sequence_length": 40},
+        guided={"guidance_scale": 2.0, **DOG},
+        passes=2,
+        dropped=template,
+    ),
     "LongCat-Image": Case(
         chats.longcat,
         24,

@@ -16,6 +16,8 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
     OvisImagePipeline,
@@ -28,10 +30,12 @@ from transformers import (
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
 )
 
 from tests.tiny import text_encoder, tokenizer
-from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
+from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer, qwen_vae
 from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
 
 
@@ -201,6 +205,67 @@ def hunyuan_image(*, seed: int = 0, guided: bool = True, **parts: Any) -> Any:
     pipe.tokenizer_max_length = 40
     pipe.tokenizer_2_max_length = 24
     return quiet(pipe)
+
+
+def krea2(*, seed: int = 0, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    torch.manual_seed(seed)
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": len(tok),
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.3,
+        "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    config = Qwen3VLConfig(text_config=text, vision_config=vision)
+    encoder = Qwen3VLModel(config).eval()
+    torch.manual_seed(seed)
+    model = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=16,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(8, 4, 4),
+    )
+    for block in model.transformer_blocks:  # zeros, which would let no attention through
+        torch.nn.init.normal_(block.scale_shift_table, std=0.5)
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": qwen_vae(seed=seed),
+        "text_encoder": encoder,
+        "tokenizer": tok,
+        "text_encoder_select_layers": (1, 2),
+    }
+    pipe = quiet(Krea2Pipeline(**(made | parts)))
+    # numbers of the real tokenizer's tokens
+    begin, end = pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_suffix
+    pipe.prompt_template_encode_start_idx = len(tok(begin).input_ids)
+    pipe.prompt_template_encode_num_suffix_tokens = len(tok(end).input_ids)
+    return pipe
 
 
 def hidream(*, seed: int = 0, **parts: Any) -> Any:

@@ -20,6 +20,7 @@ from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.hunyuan_image import HunyuanImage
 from xattn.models.hunyuan_video import HunyuanVideo
 from xattn.models.kandinsky5 import Kandinsky5
+from xattn.models.krea2 import Krea2
 from xattn.models.longcat_image import LongCatImage
 from xattn.models.ltx_video import LTXVideo
 from xattn.models.lumina2 import Lumina2
@@ -58,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     LongCatImage(),
     HiDream(),
     HunyuanImage(),
+    Krea2(),
     Wan(),
     LTXVideo(),
     CogVideoX(),
