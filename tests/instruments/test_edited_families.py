@@ -74,6 +74,9 @@ CASES = {
     ),
     "Ovis-Image": Case(chats.ovis, {"max_sequence_length": 40, **CFG}),
     "Qwen-Image": Case(joint.qwen, {"negative_prompt": "a dog", "true_cfg_scale": 2.0}),
+    "Bria FIBO": Case(
+        chats.bria_fibo, {"height": 128, "width": 192, **CFG}, guided=True, blends=False
+    ),
     "Krea 2": Case(chats.krea2, {"max_sequence_length": 40, **CFG}),
     "CogView3+": Case(joint.cogview3, {**T5, **CFG}, guided=True),
     "CogView4": Case(joint.cogview4, CFG),

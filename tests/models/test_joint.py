@@ -169,6 +169,12 @@ CASES = {
         passes=2,
         dropped=lambda pipe: pipe.user_prompt_begin_id,
     ),
+    "Bria FIBO": Case(
+        chats.bria_fibo,
+        8,
+        {"height": 12 * 16, "width": 8 * 16},
+        guided={"guidance_scale": 2.0, **DOG},
+    ),
     "Krea 2": Case(
         chats.krea2,
         40,

@@ -9,6 +9,8 @@ import torch
 from diffusers import (
     AdaptiveProjectedMixGuidance,
     AutoencoderKLFlux2,
+    BriaFiboPipeline,
+    BriaFiboTransformer2DModel,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -32,11 +34,14 @@ from transformers import (
     Qwen3Model,
     Qwen3VLConfig,
     Qwen3VLModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from tests.tiny import text_encoder, tokenizer
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer, qwen_vae
 from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.videos import wan_vae
 
 
 def qwen3(tok: Any, width: int = 16, seed: int = 0) -> Qwen3Model:
@@ -205,6 +210,44 @@ def hunyuan_image(*, seed: int = 0, guided: bool = True, **parts: Any) -> Any:
     pipe.tokenizer_max_length = 40
     pipe.tokenizer_2_max_length = 24
     return quiet(pipe)
+
+
+def bria_fibo(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    encoder = SmolLM3ForCausalLM(
+        SmolLM3Config(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=len(tok),
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
+            initializer_range=0.3,
+        )
+    ).eval()
+    torch.manual_seed(seed)
+    model = BriaFiboTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=[4, 4, 8],
+        text_encoder_dim=16,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": wan_vae(seed),
+        "text_encoder": encoder,
+        "tokenizer": tok,
+    }
+    return quiet(BriaFiboPipeline(**(made | parts)))
 
 
 def krea2(*, seed: int = 0, **parts: Any) -> Any:

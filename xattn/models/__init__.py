@@ -8,6 +8,7 @@ from torch import nn
 
 from xattn.models.aura_flow import AuraFlow
 from xattn.models.bria import Bria
+from xattn.models.bria_fibo import BriaFibo
 from xattn.models.chroma import Chroma
 from xattn.models.cogvideox import CogVideoX
 from xattn.models.cogview import CogView3, CogView4
@@ -60,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     HiDream(),
     HunyuanImage(),
     Krea2(),
+    BriaFibo(),
     Wan(),
     LTXVideo(),
     CogVideoX(),
