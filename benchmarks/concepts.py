@@ -2,7 +2,8 @@
 
 Scenes never seen in training are probed with the empty prompt; their words are asked as concepts.
 Each form of ``trace.concepts`` is compared with the words' heat maps when the scene's own caption
-is the prompt, and with chance. Pointing is the share of maps whose peak lies in the mask, IoU that
+is the prompt (DAAM; at each level alone, too), and with chance. "attention" is OVAM's naive form.
+Pointing is the share of maps whose peak lies in the mask, IoU that
 of the map above 0.4 of its maximum; mIoU is the segmentation's over objects and ground. Intervals
 are 95 % bootstrap intervals over scenes. Results go to ``benchmarks/results/concepts.*``.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import xattn
+from benchmarks.presence import shuffled
 from benchmarks.toyland import Tally, kind_of
 from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import Scene, scene
@@ -26,6 +28,7 @@ CONCEPT_SEED = 15_000_000
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("noun", "ground", "colour")
+PLACES = 5
 
 
 def words_of(one: Scene) -> list[str]:
@@ -45,6 +48,8 @@ def measure(pipe: Any, scenes: Sequence[Scene]) -> dict[str, Any]:
             pipe, one.image, "", levels=LEVELS, seed=one.seed, also=words, affinity=True
         )
         told = xattn.probe(pipe, one.image, one.caption, levels=LEVELS, seed=one.seed)
+        places(told, one, tally)
+        levels(told, one, words, tally)
         for name, maps in _maps(asked, told, words):
             for word, heat in maps.items():
                 mask = one.masks[word]
@@ -56,6 +61,37 @@ def measure(pipe: Any, scenes: Sequence[Scene]) -> dict[str, Any]:
         for word in words:
             tally.add("chance | all | pointing", float(one.masks[word].mean()), one.seed)
     return {"scenes": len(scenes), "levels": list(LEVELS), "scores": tally.summary()}
+
+
+def places(told: xattn.Trace, one: Scene, tally: Tally) -> None:
+    """Add whether the first word with a mask at a place is one whose mask holds the place.
+
+    Places are drawn from each object's mask and the ground's, ``PLACES`` of each.
+    """
+    draw = np.random.default_rng(one.seed)
+    content = set(words_of(one))
+    if not content:
+        return
+    for kind, mask in [*(("noun", mask) for mask in one.thing_masks), ("ground", one.ground_mask)]:
+        rows, columns = np.nonzero(mask)
+        covered = any((one.masks[word] & mask).any() for word in content)
+        if not len(rows) or not covered:  # a ground that the caption leaves out
+            continue
+        height, width = mask.shape
+        for n in draw.integers(len(rows), size=PLACES):
+            x, y = (columns[n] + 0.5) / width, (rows[n] + 0.5) / height
+            first = next(word for word, _ in told.at((x, y)) if word in content)
+            right = bool(one.masks[first][rows[n], columns[n]])
+            tally.add("place | all | first", right, one.seed)
+            tally.add(f"place | {kind} | first", right, one.seed)
+
+
+def levels(told: xattn.Trace, one: Scene, words: list[str], tally: Tally) -> None:
+    """Add the pointing of the caption's words at each level alone."""
+    for step, level in enumerate(sorted(LEVELS, reverse=True)):
+        for word in words:
+            right = told.heatmap(word, steps=step).points_at(one.masks[word])
+            tally.add(f"level {level} | all | pointing", right, one.seed)
 
 
 def _maps(asked: Any, told: Any, words: list[str]) -> Iterator[tuple[str, Any]]:
@@ -85,11 +121,15 @@ def page(results: dict[str, Any]) -> str:
         lines += ["| form | pointing | IoU | nouns | grounds | colours | mIoU |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for name in dict.fromkeys(key.split(" | ")[0] for key in scores):
+            if name == "place":
+                continue
             cells = [_cell(scores, f"{name} | all | {what}") for what in ("pointing", "iou")]
             cells += [_cell(scores, f"{name} | {kind} | pointing") for kind in KINDS]
             cells += [_cell(scores, f"{name} | segmentation | miou")]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+        lines += ["", "First word with a mask at a place inside an exact mask (`trace.at`, the"]
+        cells = [_cell(scores, f"place | {kind} | first") for kind in ("all", "noun", "ground")]
+        lines += [f"caption prompted): {cells[0]}; objects {cells[1]}, grounds {cells[2]}.", ""]
     return "\n".join(lines)
 
 
@@ -105,13 +145,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="scenes for each model")
     parser.add_argument("--model", action="append", choices=sorted(MODELS), help="all by default")
+    parser.add_argument("--floor", action="store_true", help="measure with random weights")
     options = parser.parse_args()
     scenes = [scene(CONCEPT_SEED + n) for n in range(options.count)]
     path = RESULTS / "concepts.json"
     for model in options.model or sorted(MODELS):
-        found = measure(xattn.demo(model), scenes)
+        pipe: Any = xattn.demo(model)
+        name = f"{model}, random weights" if options.floor else model
+        found = measure(shuffled(pipe) if options.floor else pipe, scenes)
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        results[model] = found
+        results[name] = found
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (RESULTS / "concepts.md").write_text(page(results), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Whether a word is in the picture: ``python -m benchmarks.presence``.
 
-Scenes are probed with the empty prompt, and every noun, colour and ground of the world is asked:
-22 words. A word is present where the scene shows it (an object's or the ground's noun or colour),
+Scenes are probed, and every noun, colour and ground of the world is asked: 22 words, each a text
+of its own. A word is present where the scene shows it (an object's or the ground's noun or colour),
 else absent. ``--calibrate`` fits the logistic model of each bundled denoiser on scenes of its
 training (with the same words, and random subsets of them, so that it holds for fewer) and writes
 ``xattn/toyland/presence.json``; without it the area under the ROC curve is measured on scenes that
@@ -50,9 +50,8 @@ def shown(one: Scene) -> set[str]:
 
 def probed(pipe: Any, one: Scene) -> dict[str, Any]:
     """Return the evidence of a scene's probe."""
-    trace = xattn.probe(
-        pipe, one.image, "", seed=one.seed, also=WORDS, presence=True, batch=len(WORDS) + 1
-    )
+    text = " ".join(WORDS)
+    trace = xattn.probe(pipe, one.image, text, seed=one.seed, presence=True, batch=len(WORDS) + 1)
     found: dict[str, Any] = trace.run.info["presence"]
     return found
 
