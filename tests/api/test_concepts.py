@@ -160,26 +160,3 @@ def test_a_segmentation_becomes_masks_and_cocos_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "masks/coco.json").read_text())["annotations"] == [car, sky]
     with Image.open(tmp_path / "masks/labels.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), labels)
-
-
-def test_listed_concepts_are_the_heat_maps_of_a_prompt_that_lists_them(tmp_path: Path) -> None:
-    pipe, photo = tiny.sd1(), Image.new("RGB", (32, 32), (200, 30, 40))
-    asked = xattn.probe(pipe, photo, "", levels=(0.2, 0.6), also=["a red car", "boat"])
-    told = xattn.probe(pipe, photo, "a red car boat", levels=(0.2, 0.6))
-    assert list(asked.run.concepts) == ["attention", "competition", "listed"]
-    maps = asked.concepts()
-    assert maps.form == "listed"
-    for name in ("a red car", "boat"):
-        np.testing.assert_allclose(maps[name], told.heatmap(name), atol=1e-6)
-    assert asked.concepts(["boat", "background"]).form == "competition"
-    asked.save(tmp_path / "trace.safetensors")
-    read = xattn.load(tmp_path / "trace.safetensors")
-    np.testing.assert_array_equal(read.concepts("boat")["boat"], maps["boat"])
-
-
-def test_a_list_that_is_cut_off_leaves_the_other_forms() -> None:
-    pipe, photo = tiny.sd1(), Image.new("RGB", (32, 32))
-    names = [f"{'very ' * 9}red car number {n}" for n in range(8)]  # beyond 77 tokens together
-    asked = xattn.probe(pipe, photo, "", levels=0.5, also=names)
-    assert list(asked.run.concepts) == ["attention", "competition"]
-    assert list(asked.concepts()) == names

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from xattn.api.concepts import concept_names, encode_prompts, encoded_concepts
-from xattn.api.listed import FORM as LISTED
-from xattn.api.listed import listed_run, listing
 from xattn.api.photos import Photo, Pictures, Room, fitted, photos
 from xattn.api.presence import content_words, evidence
 from xattn.api.record import Words, instruments_of
@@ -84,9 +82,7 @@ def probe(
         layers: as for ``record``.
         dtype: as for ``record``.
         affinity: as for ``record``.
-        also: as for ``record``; with it the prompt can be empty. In models of cross-attention
-            each picture passes twice at each level, the second time with all of these in one
-            prompt, for the form "listed" of ``trace.concepts``.
+        also: as for ``record``; with it the prompt can be empty.
         outputs: as for ``record``.
         presence: measure for ``trace.presence`` and ``trace.verdict`` whether each word of the
             prompt (but articles, prepositions ...) and of ``also`` is in the picture. Each of
@@ -117,10 +113,14 @@ def probe(
     concepts = encoded_concepts(pipe, names) if names else []
     trace = Trace(runs=[])
     for group in _groups(shown, _whole("batch", batch)):
-        these, own = [shown[i] for i in group], [starts[i] for i in group]
-        runs = _probed(origin, these, [texts[i] for i in group], own, options, concepts)
-        if names and "competition" in runs[0].concepts:
-            _list(origin, these, own, options, names, runs)
+        runs = _probed(
+            origin,
+            [shown[i] for i in group],
+            [texts[i] for i in group],
+            [starts[i] for i in group],
+            options,
+            concepts,
+        )
         if presence:
             for run, i in zip(runs, group, strict=True):
                 run.info["presence"] = _presence(
@@ -128,23 +128,6 @@ def probe(
                 )
         trace.runs += runs
     return trace
-
-
-def _list(
-    origin: ProbeOrigin,
-    group: Sequence[Photo],
-    starts: Sequence[int],
-    options: Options,
-    names: Sequence[str],
-    runs: Sequence[Run],
-) -> None:
-    """Pass a group once more, all concepts in one prompt, and keep their maps in its runs."""
-    plain = replace(options, words=None, affinity=False, outputs=False)
-    texts = [listing(names)] * len(group)
-    for run, other in zip(runs, _probed(origin, group, texts, starts, plain, ()), strict=True):
-        found = listed_run(other, names)
-        if found is not None:
-            run.concepts[LISTED] = found
 
 
 def _presence(

@@ -195,15 +195,13 @@ class Asking(Recorded):
         (naive: Marcos-Manchon et al. 2024; in joint attention among the concepts and the image);
         "competition" multiplies it, in each head, by the concept's share among all concepts
         asked; "output" is the softmax over these concepts of the products of the image's output
-        vectors with theirs (Helbling et al. 2025, section 4); "listed", of a probe with
-        cross-attention, are the words' own heat maps in a pass of their own, whose prompt lists
-        all concepts. The truest of a model's is the default: listed or, while drawing and for the
-        background, competition in cross-attention; output in joint attention.
+        vectors with theirs (Helbling et al. 2025, section 4). By default competition in
+        cross-attention, output in joint attention.
 
         Args:
             names: which concepts, "background" for the empty text; all but that by default.
             image: index of the image.
-            form: one of those that the recording has.
+            form: one of the two that the recording has.
             steps: as for ``heatmap``.
             layers: as for ``heatmap``.
             refined: as for ``heatmap``.

@@ -32,7 +32,7 @@ class ConceptMaps(Mapping[str, HeatMap]):
 
     Attributes:
         maps: by concept, on the latent grid.
-        form: "listed", "output", "competition" or "attention"; see ``Trace.concepts``.
+        form: "output", "competition" or "attention"; see ``Trace.concepts``.
         picture: the image that they belong to, where it is known.
     """
 
@@ -188,7 +188,7 @@ def concept_maps(
     """
     if not run.concepts:
         raise ValueError("no concepts were asked for: record or probe with also=['car', 'sky']")
-    kind = _best(run, names) if form is None else form
+    kind = list(run.concepts)[-1] if form is None else form
     if kind not in run.concepts:
         raise ValueError(f"form={form!r} is none of {', '.join(run.concepts)}")
     own = run.concepts[kind]
@@ -214,15 +214,6 @@ def concept_maps(
         for name, each in zip(wanted, stack, strict=True)
     }
     return ConceptMaps(maps, kind, picture)
-
-
-def _best(run: Run, names: list[str] | None) -> str:
-    """Return the last form that has all of some concepts: the truest is kept last."""
-    forms = list(run.concepts)
-    fitting = [
-        form for form in forms if set(names or ()).issubset(run.concepts[form].info["concepts"])
-    ]
-    return fitting[-1] if fitting else forms[-1]
 
 
 def _shares(
