@@ -48,8 +48,6 @@ def measure(pipe: Any, scenes: Sequence[Scene]) -> dict[str, Any]:
             pipe, one.image, "", levels=LEVELS, seed=one.seed, also=words, affinity=True
         )
         told = xattn.probe(pipe, one.image, one.caption, levels=LEVELS, seed=one.seed)
-        places(told, one, tally)
-        levels(told, one, words, tally)
         for name, maps in _maps(asked, told, words):
             for word, heat in maps.items():
                 mask = one.masks[word]
@@ -61,6 +59,18 @@ def measure(pipe: Any, scenes: Sequence[Scene]) -> dict[str, Any]:
         for word in words:
             tally.add("chance | all | pointing", float(one.masks[word].mean()), one.seed)
     return {"scenes": len(scenes), "levels": list(LEVELS), "scores": tally.summary()}
+
+
+def measure_prompted(pipe: Any, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Return how true a caption's maps are at places, and at each level alone."""
+    tally = Tally()
+    for one in scenes:
+        words = words_of(one)
+        if words:
+            told = xattn.probe(pipe, one.image, one.caption, levels=LEVELS, seed=one.seed)
+            places(told, one, tally)
+            levels(told, one, words, tally)
+    return {"scenes": len(scenes), "scores": tally.summary()}
 
 
 def places(told: xattn.Trace, one: Scene, tally: Tally) -> None:
@@ -82,8 +92,8 @@ def places(told: xattn.Trace, one: Scene, tally: Tally) -> None:
             x, y = (columns[n] + 0.5) / width, (rows[n] + 0.5) / height
             first = next(word for word, _ in told.at((x, y)) if word in content)
             right = bool(one.masks[first][rows[n], columns[n]])
-            tally.add("place | all | first", right, one.seed)
-            tally.add(f"place | {kind} | first", right, one.seed)
+            tally.add("first word", right, one.seed)
+            tally.add(f"first word, {kind}", right, one.seed)
 
 
 def levels(told: xattn.Trace, one: Scene, words: list[str], tally: Tally) -> None:
@@ -91,7 +101,10 @@ def levels(told: xattn.Trace, one: Scene, words: list[str], tally: Tally) -> Non
     for step, level in enumerate(sorted(LEVELS, reverse=True)):
         for word in words:
             right = told.heatmap(word, steps=step).points_at(one.masks[word])
-            tally.add(f"level {level} | all | pointing", right, one.seed)
+            tally.add(f"level {level}", right, one.seed)
+    for word in words:
+        right = told.heatmap(word).points_at(one.masks[word])
+        tally.add("all levels", right, one.seed)
 
 
 def _maps(asked: Any, told: Any, words: list[str]) -> Iterator[tuple[str, Any]]:
@@ -116,21 +129,44 @@ def page(results: dict[str, Any]) -> str:
     """Return the results as a page."""
     lines = ["# Words that nobody prompted", "", "By `python -m benchmarks.concepts`.", ""]
     for model, result in results.items():
-        scores = result["scores"]
-        lines += [f"## {model}", "", f"{result['scenes']} scenes.", ""]
-        lines += ["| form | pointing | IoU | nouns | grounds | colours | mIoU |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for name in dict.fromkeys(key.split(" | ")[0] for key in scores):
-            if name == "place":
-                continue
-            cells = [_cell(scores, f"{name} | all | {what}") for what in ("pointing", "iou")]
-            cells += [_cell(scores, f"{name} | {kind} | pointing") for kind in KINDS]
-            cells += [_cell(scores, f"{name} | segmentation | miou")]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines += ["", "First word with a mask at a place inside an exact mask (`trace.at`, the"]
-        cells = [_cell(scores, f"place | {kind} | first") for kind in ("all", "noun", "ground")]
-        lines += [f"caption prompted): {cells[0]}; objects {cells[1]}, grounds {cells[2]}.", ""]
+        lines += [f"## {model}", ""]
+        if "scores" in result:
+            lines += _table(result)
+        lines.append("")
+        lines += _prompted(result.get("prompted"))
     return "\n".join(lines)
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    """Return the table of a model's forms."""
+    scores = result["scores"]
+    lines = [f"{result['scenes']} scenes.", ""]
+    lines += ["| form | pointing | IoU | nouns | grounds | colours | mIoU |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(key.split(" | ")[0] for key in scores):
+        cells = [_cell(scores, f"{name} | all | {what}") for what in ("pointing", "iou")]
+        cells += [_cell(scores, f"{name} | {kind} | pointing") for kind in KINDS]
+        cells += [_cell(scores, f"{name} | segmentation | miou")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _prompted(found: dict[str, Any] | None) -> list[str]:
+    """Return the lines on maps of the caption's own words."""
+    if found is None:
+        return []
+    scores = found["scores"]
+    kinds = [n for n in ("first word", "first word, noun", "first word, ground") if n in scores]
+    firsts = "; ".join(f"{name} {_cell(scores, name)}" for name in kinds)
+    each = [name for name in scores if name.startswith("level ")]
+    told = "; ".join(f"{name} {_cell(scores, name)}" for name in [*each, "all levels"])
+    return [
+        f"With the caption as the prompt, {found['scenes']} scenes. The first word of `trace.at` "
+        f"that has a mask, at places inside exact masks, is one of that mask: {firsts}.",
+        "",
+        f"Pointing at single levels and their sum: {told}.",
+        "",
+    ]
 
 
 def _cell(scores: dict[str, Any], key: str) -> str:
@@ -145,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="scenes for each model")
     parser.add_argument("--model", action="append", choices=sorted(MODELS), help="all by default")
+    parser.add_argument("--prompted", action="store_true", help="the caption's own words alone")
     parser.add_argument("--floor", action="store_true", help="measure with random weights")
     options = parser.parse_args()
     scenes = [scene(CONCEPT_SEED + n) for n in range(options.count)]
@@ -152,9 +189,12 @@ def main() -> None:
     for model in options.model or sorted(MODELS):
         pipe: Any = xattn.demo(model)
         name = f"{model}, random weights" if options.floor else model
-        found = measure(shuffled(pipe) if options.floor else pipe, scenes)
+        pipe = shuffled(pipe) if options.floor else pipe
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        results[name] = found
+        if options.prompted:
+            results[name] = {**results.get(name, {}), "prompted": measure_prompted(pipe, scenes)}
+        else:
+            results[name] = {**results.get(name, {}), **measure(pipe, scenes)}
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         (RESULTS / "concepts.md").write_text(page(results), encoding="utf-8")
 
