@@ -115,6 +115,20 @@ CASES = {
         T5,
         passes=2,
     ),
+    "Allegro": Case(tiny.allegro, {**T5, "clean_caption": False}, doubled=True, several=False),
+    "SANA-Video": Case(
+        tiny.sana_video,
+        {
+            **T5,
+            "frames": 9,
+            "num_frames": None,
+            "use_resolution_binning": False,
+            "complex_human_instruction": None,
+            "width": 32,
+        },
+        cells=4 * 2,
+        doubled=True,
+    ),
     "LTX-Video": Case(tiny.ltx, {**T5, "height": 32, "width": 32}, cells=64, doubled=True),
     "CogVideoX": Case(tiny.cogvideox, T5, queries=24, doubled=True, several=False),
     "CogVideoX 1.5": Case(
@@ -150,7 +164,10 @@ def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
     given: dict[str, Any] = {"height": 64, "width": 48, "num_frames": 9}
     given |= {"num_inference_steps": 2, "output_type": "latent"}
     generator = torch.Generator().manual_seed(0)
-    return pipe(prompt=prompt, generator=generator, **(given | case.options | options)).frames
+    given |= case.options | options
+    if given["num_frames"] is None:  # SANA-Video calls it by another name
+        del given["num_frames"]
+    return pipe(prompt=prompt, generator=generator, **given).frames
 
 
 def recorded(pipe: Any, case: Case, *args: Any, **options: Any) -> tuple[Trace, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AllegroPipeline,
+    AllegroTransformer3DModel,
+    AutoencoderKLAllegro,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
@@ -16,6 +19,7 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
@@ -23,6 +27,8 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
+    SanaVideoPipeline,
+    SanaVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -36,6 +42,7 @@ from transformers import (
 )
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
 
@@ -149,6 +156,64 @@ def ltx(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         "tokenizer": tok,
     }
     return quiet((cls or LTXPipeline)(**(made | parts)))
+
+
+def allegro(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLAllegro(
+        down_block_types=("AllegroDownBlock3D",) * 4,
+        up_block_types=("AllegroUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+    model = AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_width=6,
+        sample_height=8,
+        sample_frames=3,
+        caption_channels=32,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": EulerAncestralDiscreteScheduler(),
+        "vae": vae,
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet(AllegroPipeline(**(made | parts)))
+
+
+def sana_video(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    model = SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=8,
+        sample_size=8,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": wan_vae(seed),
+        "text_encoder": gemma(tok, seed=seed),
+        "tokenizer": tok,
+    }
+    return quiet(SanaVideoPipeline(**(made | parts)))
 
 
 def cogvideox(*, seed: int = 0, later: bool = False, **parts: Any) -> Any:

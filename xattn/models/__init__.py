@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from xattn.models.allegro import Allegro
 from xattn.models.aura_flow import AuraFlow
 from xattn.models.bria import Bria
 from xattn.models.bria_fibo import BriaFibo
@@ -32,6 +33,7 @@ from xattn.models.pixart import PixArt
 from xattn.models.prx import PRX
 from xattn.models.qwen_image import QwenImage
 from xattn.models.sana import Sana
+from xattn.models.sana_video import SanaVideo
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
 from xattn.models.wan import Wan
@@ -61,6 +63,8 @@ FAMILIES: tuple[Family, ...] = (
     HiDream(),
     HunyuanImage(),
     Krea2(),
+    Allegro(),
+    SanaVideo(),
     BriaFibo(),
     Wan(),
     LTXVideo(),

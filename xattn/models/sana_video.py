@@ -1,0 +1,37 @@
+"""SANA-Video: Sana's words in cross-attention, over the frames of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from xattn.models.family import AttentionLayer, DenoiserCall
+from xattn.models.sana import Sana
+from xattn.models.separate import layers_named
+
+
+@dataclass(frozen=True)
+class SanaVideo(Sana):
+    """The family of SANA-Video (2025), which reads prompts as Sana does."""
+
+    classes: tuple[str, ...] = ("SanaVideoTransformer3DModel",)
+    edits: frozenset[str] = frozenset()
+
+    def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
+        """Return the layers that read the text."""
+        model: Any = getattr(denoiser, "_orig_mod", denoiser)
+        patch = int(model.config.patch_size[1])
+        return layers_named(model, component, dict(self.roles), patch)
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call by its latents, (rows, channels, frames, height, width)."""
+        call = super().read(arguments, component)
+        patch = int(arguments["self"].config.patch_size[0])
+        return replace(call, frames=int(call.sample.shape[2]) // patch)
+
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Raise ValueError: previews are of images."""
+        raise ValueError("previews=True can't be had with SANA-Video's videos; leave it out")
