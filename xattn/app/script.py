@@ -22,52 +22,63 @@ def script(
     if picture is not None:
         arguments = {k: v for k, v in arguments.items() if k not in ("width", "height")}
     options = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    lines = ["import torch", "", "import xattn", ""]
+    lines = [
+        *_loading(model, dtype),
+        f"prompt = {settings.prompt!r}",
+        f"options = dict(\n{options})",
+        *_seeing(int(settings.seed), picture),
+    ]
+    if edits:
+        lines += _editing(int(settings.seed), edits, picture)
+    return "\n".join(lines) + "\n"
+
+
+def _loading(model: str | None, dtype: str) -> list[str]:
     if model is None:
-        lines += [f"pipe = xattn.demo(dtype={dtype})"]
-    else:
-        lines[1:2] = [
-            "from accelerate import PartialState",
-            "from diffusers import DiffusionPipeline",
-            "",
-        ]
-        lines += [
-            f"pipe = DiffusionPipeline.from_pretrained({model!r}, {DTYPE}={dtype})",
-            "pipe = pipe.to(PartialState().device)",
-        ]
-    lines += [f"prompt = {settings.prompt!r}", f"options = dict(\n{options})"]
+        return ["import torch", "", "import xattn", "", f"pipe = xattn.demo(dtype={dtype})"]
+    return [
+        "import torch",
+        "from accelerate import PartialState",
+        "from diffusers import DiffusionPipeline",
+        "",
+        "import xattn",
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({model!r}, {DTYPE}={dtype})",
+        "pipe = pipe.to(PartialState().device)",
+    ]
+
+
+def _seeing(seed: int, picture: str | None) -> list[str]:
     if picture is None:
-        lines += [
+        lines = [
             "",
             "with xattn.record(pipe) as trace:",
-            f"    generator = torch.Generator().manual_seed({int(settings.seed)})",
+            f"    generator = torch.Generator().manual_seed({seed})",
             "    image = pipe(prompt, generator=generator, **options).images[0]",
             'image.save("image.png")',
         ]
     else:
-        lines += [
+        lines = [
             f"picture = {picture!r}",
             "",
-            f"trace = xattn.probe(pipe, picture, prompt, seed={int(settings.seed)})",
+            f"trace = xattn.probe(pipe, picture, prompt, seed={seed})",
         ]
-    lines += [
-        'trace.grid().save("words.png")',
-        'trace.report("report.html")',
+    return [*lines, 'trace.grid().save("words.png")', 'trace.report("report.html")']
+
+
+def _editing(seed: int, edits: Sequence[Sequence[Edit]], picture: str | None) -> list[str]:
+    siblings = "".join(f"    {_source(each)},\n" for each in edits)
+    return [
+        "",
+        f"generator = torch.Generator().manual_seed({seed})",
+        "result = xattn.edit(",
+        "    pipe,",
+        f"    prompt,\n{siblings}    generator=generator,",
+        *([] if picture is None else ["    image=picture,"]),
+        "    **options,",
+        ")",
+        'result.strip().save("edits.png")',
     ]
-    if edits:
-        siblings = "".join(f"    {_source(each)},\n" for each in edits)
-        lines += [
-            "",
-            f"generator = torch.Generator().manual_seed({int(settings.seed)})",
-            "result = xattn.edit(",
-            "    pipe,",
-            f"    prompt,\n{siblings}    generator=generator,",
-            *([] if picture is None else ["    image=picture,"]),
-            "    **options,",
-            ")",
-            'result.strip().save("edits.png")',
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _source(edits: Sequence[Edit]) -> str:

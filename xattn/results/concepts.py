@@ -114,6 +114,9 @@ class Segmentation:
         sheet.paste(beside, (shown.width, 0))
         return sheet
 
+    def _repr_png_(self) -> bytes:
+        return sheets.png(self.overlay())
+
     def to_coco(self, file_name: str = "image.png") -> dict[str, Any]:
         """Return COCO's JSON of one image: an annotation with an uncompressed RLE per concept."""
         height, width = self.labels.shape
