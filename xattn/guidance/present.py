@@ -28,8 +28,8 @@ class Present(Goal):
 
     With ``method="share"`` words compete: D are their maps divided by their sums, and a word's
     share is the sum over cells of D_word · D_word / (the sum of all words' D): 1 where it meets no
-    other, 1/n where n words act alike. The loss is the sum of 1 - share. On Toyland this share
-    foretells in the first step which objects will be missing, where peaks don't.
+    other, 1/n where n words act alike. The loss is the sum of 1 - share. Unlike
+    peaks after a softmax it doesn't depend on how large a model's probabilities are.
 
     With ``method="excite"`` it is Attend-and-Excite (Chefer et al. 2023, section 3): the loss is
     1 - max(G * A), of several words the largest; A is the word's map after a softmax over the
