@@ -108,8 +108,9 @@ def _cell(one: Mapping[str, float], factor: float, decimals: int) -> str:
 
 def _times(times: Mapping[str, Any]) -> list[str]:
     lines = [
-        "CPU time of one recolour, of that of the same edit of an image of the model's own (its "
-        "source and one sibling); median of interleaved pairs, and quartiles:",
+        f"CPU time of one recolour in {times['steps']} steps, of that of the same edit of an image "
+        "of the model's own (its source and one sibling); median of interleaved pairs, and "
+        "quartiles:",
         "",
         "| | ratio |",
         "|---|---|",

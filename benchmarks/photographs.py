@@ -246,7 +246,7 @@ def times(pipe: Any, steps: int, pairs: int) -> dict[str, Any]:
         )
 
     calls = {"edit of an inversion": again, "direct as a whole": whole, "plain batch": batch}
-    return compare(plain, calls, pairs)
+    return {"steps": steps, **compare(plain, calls, pairs)}
 
 
 # -- all of it
