@@ -54,7 +54,7 @@ def _figures(found: Mapping[str, Any]) -> list[str]:
         f"reconstructions the judge sees every object in its colour in {seen} %.",
         "",
         "| method | scenes | fidelity of the source, dB | denoiser calls of the inversion "
-        "| its CPU time, of that of six or seven images' edits |",
+        "| its CPU time, of that of the edits |",
         "|---|---|---|---|---|",
     ]
     for method in methods:
