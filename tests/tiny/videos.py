@@ -19,7 +19,7 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
-    EulerAncestralDiscreteScheduler,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
@@ -183,7 +183,7 @@ def allegro(*, seed: int = 0, **parts: Any) -> Any:
     )
     made = {
         "transformer": sharpened(model),
-        "scheduler": EulerAncestralDiscreteScheduler(),
+        "scheduler": DDIMScheduler(clip_sample=False),
         "vae": vae,
         "text_encoder": t5_encoder(tok, 32, seed),
         "tokenizer": tok,
