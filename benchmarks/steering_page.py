@@ -37,7 +37,7 @@ def markdown(folder: Path) -> str:
 def _hard_lines(about: str, result: dict[str, Any]) -> list[str]:
     lines = [
         "",
-        "Hard captions, `Present` and `Bind`:",
+        f"Hard captions, {about}:",
         "",
         "| | plain | steered |",
         "|---|---|---|",
