@@ -146,7 +146,9 @@ class HeatMap:
             >>> trace.heatmap("red").overlay(colorbar=True, beside=True).save("red.png")
         """
         under = on if on is not None else self.picture
-        drawn = colours.overlay(self.array, under, opacity=opacity, colormap=colormap)
+        drawn = colours.overlay(
+            self.array, under, opacity=opacity, colormap=colormap, top=self.maximum
+        )
         if beside:
             drawn = sheets.side_by_side(colours.picture(under, self.shape), drawn)
         if colorbar:
