@@ -47,6 +47,8 @@ class HeatMap:
         object.__setattr__(self, "array", values)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is None:  # which numpy 1 does not know
+            return np.asarray(self.array, dtype=dtype)
         return np.array(self.array, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:

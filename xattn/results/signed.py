@@ -29,6 +29,8 @@ class SignedMap:
     picture: Image.Image | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is None:  # which numpy 1 does not know
+            return np.asarray(self.array, dtype=dtype)
         return np.array(self.array, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
