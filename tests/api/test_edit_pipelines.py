@@ -229,7 +229,7 @@ def test_images_can_be_the_base(family: str) -> None:
     edits: list[Any] = [
         [],
         Replace("red", "blue", cross_steps=0.0, self_steps=0.0),
-        [Replace("red", "blue"), LocalBlend("car", threshold=0.8)],
+        [Replace("red", "blue"), LocalBlend("car", threshold=0.4)],
     ]
     got = run(pipe, *edits, num_inference_steps=6, **options)
     alone = {"num_inference_steps": 6} | options
