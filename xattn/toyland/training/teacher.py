@@ -58,7 +58,7 @@ class Teacher:
         for rows, (encoder, unet) in zip((~hard, hard), self.models, strict=True):
             if rows.any():
                 states = encoder(text[rows])[0]
-                noise[rows] = unet(scaled[rows], steps[rows], states).sample
+                noise[rows] = unet(scaled[rows], steps[rows], states).sample.to(noise.dtype)
         return (noise - noisy) / (1 - share)
 
     def correct(self, lesson: Lesson, hard: Tensor) -> Lesson:
