@@ -46,7 +46,7 @@ def serve(
     """Serve the app until it is interrupted, then remove its files.
 
     Args:
-        pipe: a Stable Diffusion or SDXL pipeline.
+        pipe: a pipeline of a known family.
         model: where the pipeline came from, for the scripts; None for the bundled model.
         limits: what a visitor can ask for.
         host: the address to listen on.
