@@ -14,6 +14,7 @@ from xattn.models.chroma import Chroma
 from xattn.models.cogvideox import CogVideoX
 from xattn.models.cogview import CogView3, CogView4
 from xattn.models.denoisers import REFUSED
+from xattn.models.ernie_image import ErnieImage
 from xattn.models.family import Family
 from xattn.models.flux import Flux
 from xattn.models.flux2 import Flux2
@@ -66,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     Allegro(),
     SanaVideo(),
     BriaFibo(),
+    ErnieImage(),
     Wan(),
     LTXVideo(),
     CogVideoX(),

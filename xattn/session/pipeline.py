@@ -270,6 +270,8 @@ def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
         counts = {call.rows // (len(asked.embeds) * n) for n in (guided, 1)}
         tried = map(asked.times, sorted(counts - {0}))
         return next((one for one in tried if _fits(one, call)), None)
+    if asked.before is not None and _share_a_batch(asked.before, asked, call.states):
+        return replace(asked.before, negative_embeds=asked.embeds)
     if conditional_block(call.states, asked.embeds) is not None:
         earlier = None if asked.before is None else asked.before.embeds
         if asked.negative_embeds is None and earlier is not None and _equal(earlier, asked.embeds):
@@ -279,6 +281,16 @@ def _followed(asked: Asked, call: DenoiserCall) -> Asked | None:
         return None
     before = _followed(asked.before, call)
     return None if before is None else replace(before, negative_embeds=asked.embeds)
+
+
+def _share_a_batch(prompts: Asked, negatives: Asked, states: Tensor) -> bool:
+    """Return whether negative prompts with a call of their own stand in front of the prompts."""
+    one, two = negatives.embeds, prompts.embeds
+    if one is None or two is None or len(one) != len(two) or len(states) != 2 * len(one):
+        return False
+    return bool(
+        conditional_block(states[: len(one)], one) and conditional_block(states[len(one) :], two)
+    )
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:

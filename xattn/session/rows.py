@@ -20,18 +20,21 @@ _BLOCKS = (1, 0, 2)
 def conditional_block(states: Tensor, embeds: Tensor) -> slice | None:
     """Return the conditional rows of a denoiser call, found by comparing embeddings.
 
-    If the prompt and the negative prompt are the same, the usual layout decides.
+    If the prompt and the negative prompt are the same, the usual layout decides. Where texts of
+    two lengths share a batch, zeros fill up the shorter ones.
 
     Returns:
         Rows of the batch, or None if no block equals the embeddings.
     """
-    rows = len(embeds)
-    if len(states) % rows or states.shape[1:] != embeds.shape[1:]:
+    rows, length = len(embeds), embeds.shape[1]
+    if len(states) % rows or states.shape[2:] != embeds.shape[2:] or states.shape[1] < length:
         return None
     embeds = embeds.to(states)
     for block in _BLOCKS:
         span = slice(block * rows, (block + 1) * rows)
-        if span.stop <= len(states) and torch.equal(states[span], embeds):
+        if span.stop > len(states) or not torch.equal(states[span, :length], embeds):
+            continue
+        if not states[span, length:].any():
             return span
     return None
 
