@@ -16,7 +16,7 @@ from torch import Tensor
 import xattn
 from tests.dense import Blend, Partners, Sibling, by_alignment, by_words
 from tests.joint_dense import CrossDense, JointDense, Layout, joined, placed
-from tests.tiny import chats, crossed, joint, streams
+from tests.tiny import chats, crossed, joint, singles, streams
 from xattn.edits.kinds import LocalBlend, Refine, Replace, Reweight
 from xattn.models import family_of
 from xattn.text.prompt import Prompt
@@ -78,6 +78,11 @@ CASES = {
         chats.bria_fibo, {"height": 128, "width": 192, **CFG}, guided=True, blends=False
     ),
     "Krea 2": Case(chats.krea2, {"max_sequence_length": 40, **CFG}),
+    "Ideogram 4": Case(
+        singles.ideogram4,
+        {"max_sequence_length": 40, "guidance_schedule": None, "guidance_scale": 2.0},
+        blends=False,
+    ),
     "CogView3+": Case(joint.cogview3, {**T5, **CFG}, guided=True),
     "CogView4": Case(joint.cogview4, CFG),
     "HiDream-I1": Case(chats.hidream, {**T5, **CFG}, guided=True, image=256),

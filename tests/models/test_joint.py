@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import diffusers
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import xattn
 from tests.models.attending import dense, tokens_read
-from tests.tiny import chats
+from tests.tiny import chats, singles
 from tests.tiny import joint as tiny
 from tests.tiny.transformers import flux, flux_transformer
 from xattn.models import family_of
@@ -49,7 +50,7 @@ class Case:
         passes: denoiser calls in a step with guidance.
         steps: steps that are drawn of the two.
         dropped: positions of the encoder's in front of the axis.
-        encoder: name of the text encoder that the words are of.
+        encoder: the text encoder that the words are of, or what it gives their ids to.
         previews: whether there are any.
         extra: positions of references and padding behind the image.
         index: where the axis' positions stand, if not one after the other.
@@ -191,6 +192,21 @@ CASES = {
         passes=2,
         dropped=lambda pipe: len(pipe.tokenizer(pipe.prompt_template_encode_prefix).input_ids),
     ),
+    "Nucleus-Image": Case(
+        singles.nucleus,
+        192,  # most of them the system message's
+        text_first=False,
+        guided={"guidance_scale": 2.0, **DOG},
+        passes=2,
+    ),
+    # guidance is another model's
+    "Ideogram 4": Case(
+        singles.ideogram4,
+        40,
+        {"max_sequence_length": 40, "guidance_schedule": None},
+        guided={"guidance_scale": 2.0},
+        encoder="text_encoder.language_model.embed_tokens",
+    ),
     "HiDream-I1": Case(
         chats.hidream,
         3 * 24,
@@ -253,7 +269,7 @@ def check(pipe: Any, case: Case, guided: bool, prompts: list[str]) -> None:
     layers = family_of(pipe.transformer).layers(pipe.transformer)
     before = processors(pipe.transformer)
     with (
-        tokens_read(getattr(pipe, case.encoder)) as given,
+        tokens_read(attrgetter(case.encoder)(pipe)) as given,
         dense(pipe.transformer, {layer.name for layer in layers}) as truth,
     ):
         plain = draw(pipe, case, prompts, **options)

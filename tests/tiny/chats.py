@@ -250,13 +250,12 @@ def bria_fibo(*, seed: int = 0, **parts: Any) -> Any:
     return quiet(BriaFiboPipeline(**(made | parts)))
 
 
-def krea2(*, seed: int = 0, **parts: Any) -> Any:
-    tok = qwen_tokenizer()
+def qwen3_vl(tok: Any, seed: int = 0, layers: int = 3) -> Qwen3VLModel:
     torch.manual_seed(seed)
     text = {
         "hidden_size": 16,
         "intermediate_size": 16,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "head_dim": 8,
@@ -273,8 +272,11 @@ def krea2(*, seed: int = 0, **parts: Any) -> Any:
         "out_hidden_size": 16,
         "deepstack_visual_indexes": [0],
     }
-    config = Qwen3VLConfig(text_config=text, vision_config=vision)
-    encoder = Qwen3VLModel(config).eval()
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)).eval()
+
+
+def krea2(*, seed: int = 0, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
     torch.manual_seed(seed)
     model = Krea2Transformer2DModel(
         in_channels=16,
@@ -299,7 +301,7 @@ def krea2(*, seed: int = 0, **parts: Any) -> Any:
         "transformer": sharpened(model),
         "scheduler": flow(),
         "vae": qwen_vae(seed=seed),
-        "text_encoder": encoder,
+        "text_encoder": qwen3_vl(tok, seed),
         "tokenizer": tok,
         "text_encoder_select_layers": (1, 2),
     }

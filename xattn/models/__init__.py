@@ -22,6 +22,7 @@ from xattn.models.hidream import HiDream
 from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.hunyuan_image import HunyuanImage
 from xattn.models.hunyuan_video import HunyuanVideo
+from xattn.models.ideogram4 import Ideogram4
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.krea2 import Krea2
 from xattn.models.longcat_image import LongCatImage
@@ -29,6 +30,7 @@ from xattn.models.ltx_video import LTXVideo
 from xattn.models.lumina2 import Lumina2
 from xattn.models.lumina_next import LuminaNext
 from xattn.models.mochi import Mochi
+from xattn.models.nucleus import Nucleus
 from xattn.models.ovis_image import OvisImage
 from xattn.models.pixart import PixArt
 from xattn.models.prx import PRX
@@ -68,6 +70,8 @@ FAMILIES: tuple[Family, ...] = (
     SanaVideo(),
     BriaFibo(),
     ErnieImage(),
+    Nucleus(),
+    Ideogram4(),
     Wan(),
     LTXVideo(),
     CogVideoX(),

@@ -40,6 +40,8 @@ RECORDED: dict[str, str] = {
     "SkyReelsV2Transformer3DModel": "SkyReels-V2",
     "WanTransformer3DModel": "Wan 2.1, 2.2: text, image and video to video",
     "WanVACETransformer3DModel": "Wan VACE",
+    "NucleusMoEImageTransformer2DModel": "Nucleus-Image",
+    "Ideogram4Transformer2DModel": "Ideogram 4",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -50,6 +52,7 @@ INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel")
 STREAMED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 """Transformers whose blocks can pass a text of their own beside the prompt's."""
 
+_ADDED = "its image reads text and itself in one call, and no text reads it"
 _WHOLE = "a video's maps are recorded alone"
 
 UNEDITED: dict[str, str] = {
@@ -58,7 +61,8 @@ UNEDITED: dict[str, str] = {
     "Lumina2Transformer2DModel": "its words stand at places that differ from row to row",
     "ZImageTransformer2DModel": "its rows hold their text without its padding",
     "ErnieImageTransformer2DModel": "its rows hold their text without its padding",
-    "PRXTransformer2DModel": "its image reads text and itself in one call, and no text reads it",
+    "NucleusMoEImageTransformer2DModel": _ADDED,
+    "PRXTransformer2DModel": _ADDED,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -95,7 +99,6 @@ REFUSED: dict[str, str] = {
     "HunyuanVideo15Transformer3DModel": _VIDEO,
     "HunyuanVideoFramepackTransformer3DModel": "its frames are packed at several scales",
     "I2VGenXLUNet": _ROWS,
-    "Ideogram4Transformer2DModel": "it pads prompts on the left, and guides by a second model",
     "JoyImageEditPlusTransformer3DModel": _LATER,
     "JoyImageEditTransformer3DModel": _LATER,
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
@@ -109,7 +112,6 @@ REFUSED: dict[str, str] = {
     "MiniMaxMusic3Transformer1DModel": _SOUND,
     "MotifVideoTransformer3DModel": _VIDEO,
     "MotionAdapter": _PART,
-    "NucleusMoEImageTransformer2DModel": "its image reads text behind keys of its own",
     "OmniGenTransformer2DModel": "its pipeline has no encode_prompt: the model reads the text",
     "PriorTransformer": "it makes image embeddings, not images",
     "QwenImage21Transformer2DModel": "a layer divides its attention into several calls",

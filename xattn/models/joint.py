@@ -112,12 +112,17 @@ def check_layout(
     queries: int,
     keys: int,
     frames: int = 1,
+    asking: int | None = None,
 ) -> None:
-    """Raise RuntimeError if a layer's numbers of queries and keys are not those of a layout."""
+    """Raise RuntimeError if a layer's numbers of queries and keys are not those of a layout.
+
+    ``asking`` is the number of queries where not all positions have one.
+    """
     height, width = grid
     own, image = (part.stop - part.start for part in (layout.own, layout.image))
     text = layout.text.stop - layout.text.start
-    if (queries, keys) == (layout.total,) * 2 and own == frames * height * width <= image:
+    wanted = (layout.total if asking is None else asking, layout.total)
+    if (queries, keys) == wanted and own == frames * height * width <= image:
         return
     cells = f"{height} x {width}" if frames == 1 else f"{frames} x {height} x {width}"
     raise RuntimeError(
