@@ -98,6 +98,8 @@ def nucleus(*, seed: int = 0, **parts: Any) -> Any:
     for name, weight in model.named_parameters():
         if ".experts." in name:  # whatever the memory holds
             nn.init.normal_(weight, std=0.2)
+        if "norm_q" in name:  # as many keys would leave attention flat
+            nn.init.constant_(weight, 3.0)
     made = {
         "transformer": sharpened(model),
         "scheduler": flow(),

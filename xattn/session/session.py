@@ -238,7 +238,7 @@ class Block:
         call.conditional = rows
         family = self.origin.family
         for layer, chain in self.chains.items():
-            if layer.component == call.component and layer.role == "joint":
+            if layer.component == call.component and layer.role in ("joint", "added"):
                 chain.locate = Locator(family, call, layer)
 
     def after_call(self, component: str, output: Any) -> None:
