@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xattn.processors.call import AttentionCall, Handler, Locate, ScoresCall
+from xattn.processors.image_prompt import AddedHandler
 
 
 class Chain:
@@ -40,6 +41,7 @@ class Chain:
         self.over = False
         self.locate: Locate | None = None
         self._parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._scored = 0
 
     def wake(self) -> None:
         """Handle the next call, if a handler is live."""
@@ -64,10 +66,24 @@ class Chain:
     def opened(self) -> None:
         """Begin a call of the layer: discard leftovers of an interrupted one."""
         self._parts = []
+        self._scored = 0
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Return the layer's output, after all handlers."""
         return self._handled(call).output()
+
+    def attend_added(self, call: AttentionCall, number: int) -> Tensor:
+        """Return the output of the nth call behind the handled one, shown to who asks for it."""
+        found = call.output()
+        for handler in self.handlers:
+            if handler.live and isinstance(handler, AddedHandler):
+                handler.observe_added(call, number)
+        return found
+
+    @property
+    def watches_added(self) -> bool:
+        """Whether a live handler receives the calls behind the handled one."""
+        return any(h.live and isinstance(h, AddedHandler) for h in self.handlers)
 
     def scores(
         self,
@@ -81,8 +97,11 @@ class Chain:
         """Return probabilities (some of batch x heads, queries, keys) for an explicit processor.
 
         A sliced processor calls several times, with consecutive rows each; the handlers get them
-        together after the last one.
+        together after the last one. What comes behind the text's rows is IP-Adapter's.
         """
+        if self._scored >= batch * self.heads:
+            return compute(query, key, mask)
+        self._scored += len(query)
         if len(query) == batch * self.heads:
             return self._handled(
                 ScoresCall(query, key, mask, scale, self.heads, compute, self.locate)

@@ -32,8 +32,8 @@ _SCORES = "get_attention_scores"
 class Interception(TorchFunctionMode):
     """Hand one scaled dot-product attention of a layer's call to its chain of handlers.
 
-    Usually the first: the text's (or, in a self-attention layer, the image's). IP-Adapter's added
-    attention after it runs unchanged.
+    Usually the first: the text's (or, in a self-attention layer, the image's). What IP-Adapter adds
+    after it runs unchanged, and is shown to handlers that ask for it.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -54,9 +54,12 @@ class Interception(TorchFunctionMode):
         self.count += 1
         if self.chain.rowwise:
             return _attend_row(self.chain, self.count - 1, *args, **kwargs)
-        if self.count != self.chain.nth + 1:
-            return func(*args, **kwargs)
-        return _attend(self.chain, *args, **kwargs)
+        added = self.count - self.chain.nth - 2  # behind the handled one, from 0
+        if added == -1:
+            return _attend(self.chain, *args, **kwargs)
+        if added >= 0 and self.chain.watches_added:
+            return self.chain.attend_added(_call(self.chain, *args, **kwargs), added)
+        return func(*args, **kwargs)
 
 
 def _attend(chain: Chain, *args: Any, **kwargs: Any) -> Tensor:

@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.results.evolution import Evolution as Evolution
     from xattn.results.faithfulness import Faithfulness as Faithfulness
     from xattn.results.heatmap import HeatMap as HeatMap
+    from xattn.results.image_prompt import ImagePromptMaps as ImagePromptMaps
     from xattn.results.places import WordsAt as WordsAt
     from xattn.results.presence import Presence as Presence
     from xattn.results.presence import Verdict as Verdict
@@ -120,6 +121,7 @@ _HOMES = {
         "results.evolution": "Evolution",
         "results.faithfulness": "Faithfulness",
         "results.heatmap": "HeatMap",
+        "results.image_prompt": "ImagePromptMaps",
         "results.places": "WordsAt",
         "results.presence": "Presence Verdict",
         "results.sanity": "Sanity",

@@ -7,6 +7,7 @@ An image of 32 x 32 pixels has latents of 16 x 16 (the VAE halves). SD1 and SD2 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,11 +311,22 @@ def load_ip_adapter(pipe: Any, seed: int = 7) -> list[torch.Tensor]:
     Call the pipeline with ``ip_adapter_image_embeds=`` what comes back; without guidance take
     ``[e[1:] for e in embeds]``.
     """
-    weights = ip_adapter_weights(pipe.unet, seed)
-    pipe.unet._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
-    embeds = torch.randn(2, 1, IP_WIDTH, generator=torch.Generator().manual_seed(seed + 1))
-    embeds[0] = 0.0
-    return [embeds]
+    return load_ip_adapters(pipe, [1], seed=seed)
+
+
+def load_ip_adapters(
+    pipe: Any, images: Sequence[int], guided: bool = True, seed: int = 7
+) -> list[torch.Tensor]:
+    """Loads a random IP-Adapter for each number of images, and gives their embeddings."""
+    weights = [ip_adapter_weights(pipe.unet, seed + 2 * n) for n in range(len(images))]
+    pipe.unet._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
+    found = []
+    for n, count in enumerate(images):
+        rand = torch.Generator().manual_seed(seed + 2 * n + 1)
+        embeds = torch.randn(2, count, IP_WIDTH, generator=rand)
+        embeds[0] = 0.0
+        found.append(embeds if guided else embeds[1:])
+    return found
 
 
 def add_lora(pipe: Any, seed: int = 3, name: str = "tiny") -> None:

@@ -13,9 +13,11 @@ from torch import nn
 from xattn.api.concepts import concept_names, encoded_concepts
 from xattn.instruments.affinity import AffinityRecorder
 from xattn.instruments.concepts import Concept, ConceptRecorder
+from xattn.instruments.image_prompt import ImagePromptRecorder
 from xattn.instruments.outputs import OutputRecorder
 from xattn.instruments.previews import Previews
 from xattn.instruments.recorder import Recorder
+from xattn.maps.select import IMAGE
 from xattn.records.options import Options
 from xattn.results.trace import Trace
 from xattn.session.instrument import Instrument
@@ -56,7 +58,9 @@ def record(
         keep: which of the axes "step", "layer", "head" stay apart. Those left out are averaged
             while running, in float32, and take no memory.
         words: the words, phrases or token positions to keep; every token of the prompts by
-            default. ``range(77)`` includes start, end and padding tokens.
+            default. ``range(77)`` includes start, end and padding tokens. With an IP-Adapter
+            "image" is its image prompt, for ``trace.image_prompt``: alone beside every word, in a
+            list beside those named.
         layers: names or globs of the layers to record, such as "up_blocks.*"; a ControlNet's
             layers are recorded only when named, by "controlnet.*".
         dtype: dtype of the kept maps. Softmax and averages always use float32.
@@ -125,6 +129,8 @@ def instruments_of(
     instruments.append(Recorder(options, trace.runs))
     if options.outputs:
         instruments.append(OutputRecorder())
+    if options.words is not None and IMAGE in options.words:
+        instruments.append(ImagePromptRecorder(options))
     if concepts:
         instruments.append(ConceptRecorder(concepts, options.keep))
     return instruments

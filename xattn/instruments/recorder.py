@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xattn.maps.select import kept_positions
+from xattn.models.adapters import adapts
 from xattn.models.family import AttentionLayer, DenoiserCall, choose, matches
 from xattn.processors.call import Handler
 from xattn.processors.recording import Recording
@@ -99,7 +100,9 @@ class Recorder(Instrument):
             MemoryError: the maps would not fit; the error names options that would.
             ValueError: a word is in none of the prompts.
         """
-        positions = kept_positions(sampling.asked.prompts, self.options.words)
+        adapted = any(map(adapts, self.recordings))
+        words = self.options.words
+        positions = kept_positions(sampling.asked.prompts, words, adapted=adapted)
         frames, prompt_of = sampling.frames, sampling.asked.prompt_of
         layers, aims = self._layers(sampling)
         shape = Shape(

@@ -11,13 +11,27 @@ from typing import Any
 from xattn.records.run import Layer, LayerFilter, Run, picks, select_layers
 from xattn.text.prompt import Prompt
 
+IMAGE = "image"
+"""What stands for an IP-Adapter's image prompt among words to record."""
 
-def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -> tuple[int, ...]:
+
+def kept_positions(
+    asked: Sequence[Prompt], words: Sequence[str | int] | None, *, adapted: bool = False
+) -> tuple[int, ...]:
     """Return the token positions to keep: those of the named words, or of every prompt token.
+
+    Args:
+        asked: the prompts.
+        words: the words; None for all.
+        adapted: whether "image" stands for an image prompt, which has no position. Alone, it
+            leaves every word; a word "image" of a prompt is kept as well.
 
     Raises:
         ValueError: no prompt contains the word; the error lists the words of the prompts.
     """
+    if adapted and words is not None and IMAGE in words:
+        others = [word for word in words if word != IMAGE]
+        words = [*others, *_in_prompts(asked, IMAGE)] if others else None
     found: set[int] = set()
     if words is None:
         for prompt in asked:
@@ -35,8 +49,18 @@ def kept_positions(asked: Sequence[Prompt], words: Sequence[str | int] | None) -
             except ValueError as error:
                 errors.append(error)
         if len(errors) == len(asked):
-            raise errors[0]
+            hint = "; for the tokens of an image prompt load an IP-Adapter first"
+            raise type(errors[0])(f"{errors[0]}{hint}") if word == IMAGE else errors[0]
     return tuple(sorted(found))
+
+
+def _in_prompts(asked: Sequence[Prompt], word: str) -> list[str]:
+    """Return a word in a list, or an empty list where no prompt has it."""
+    for prompt in asked:
+        with suppress(ValueError):
+            prompt.positions(word)
+            return [word]
+    return []
 
 
 Steps = int | slice | Sequence[int] | None

@@ -52,6 +52,19 @@ class AttentionLayer:
         return self.role != "self"
 
 
+@dataclass(frozen=True, eq=False)
+class ImagePrompt:
+    """The images that one IP-Adapter has in a denoiser call.
+
+    Attributes:
+        images: how many.
+        mask: (1, images, height, width), the region that each is added in; None for everywhere.
+    """
+
+    images: int
+    mask: Tensor | None = None
+
+
 @dataclass
 class DenoiserCall:
     """One denoiser call, as read by its family and annotated by the session.
@@ -66,6 +79,7 @@ class DenoiserCall:
             can tell.
         layout: what else the family needs to find places; private to it.
         frames: how many frames its maps have: a video's patches in time, 1 of an image.
+        image_prompts: what each loaded IP-Adapter reads.
         number: how many calls of the run came before.
         step: the step of the schedule that it belongs to.
         begins_step: whether it is its step's first.
@@ -82,6 +96,7 @@ class DenoiserCall:
     kind: Pass = "any"
     layout: Any = None
     frames: int = 1
+    image_prompts: tuple[ImagePrompt, ...] = ()
     number: int = 0
     step: int = 0
     begins_step: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.models.adapters import read_image_prompts
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded, Role
 from xattn.models.noise import clean_latents
 from xattn.models.probing import DiffusionLevels
@@ -74,7 +75,14 @@ class UNets(DiffusionLevels):
             )
         latent = (int(sample.shape[-2]), int(sample.shape[-1]))
         states = text_states(arguments.get("encoder_hidden_states"))
-        return DenoiserCall(sample, latent, arguments["timestep"], states, component)
+        return DenoiserCall(
+            sample,
+            latent,
+            arguments["timestep"],
+            states,
+            component,
+            image_prompts=() if component else read_image_prompts(arguments),
+        )
 
     def places(self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int) -> None:
         """Return None: all queries are the image's, and the first keys the text's."""

@@ -1,4 +1,4 @@
-"""Runs of concepts beside the run that they belong to, in memory and in files."""
+"""Runs of concepts and image prompts beside the run that they belong to, in files too."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ BACKGROUND = "background"
 
 
 def flattened(runs: Sequence[Run]) -> Iterator[Run]:
-    """Yield each run, and the runs of its concepts behind it."""
+    """Yield each run, and the runs of its concepts and image prompt behind it."""
     for run in runs:
         yield run
         yield from run.concepts.values()
+        yield from run.image_prompt.values()
 
 
 def nested(runs: Sequence[Run]) -> list[Run]:
-    """Return runs with those of concepts put back into the run before them."""
+    """Return runs with those of concepts and image prompts put back into the run before them."""
     found: list[Run] = []
     for run in runs:
         if found and "concepts" in run.info and "form" in run.info:
             found[-1].concepts[str(run.info["form"])] = run
+        elif found and "image prompt" in run.info and "form" in run.info:
+            found[-1].image_prompt[str(run.info["form"])] = run
         else:
             found.append(run)
     return found

@@ -96,6 +96,9 @@ class Run:
             memory alone, and empty where ``outputs=True`` wasn't asked for.
         concepts: the maps of concepts that were asked for beside the prompt, a run for each form
             whose token axis is that of the concepts; empty where none were.
+        image_prompt: the maps of an image prompt, a run for each form: "attention", whose token
+            axis is that of its tokens, and "share", with one position for each of its images;
+            empty where ``words="image"`` wasn't asked for.
         frames: how many frames a video's maps have; each counts as an image, those of one video
             following one another. 1 of images.
     """
@@ -116,12 +119,16 @@ class Run:
     map_layers: tuple[str, ...] | None = None
     concepts: dict[str, Run] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    image_prompt: dict[str, Run] = field(default_factory=dict)
     frames: int = 1
 
     @property
     def nbytes(self) -> int:
-        """Size of the maps, previews, affinities, outputs and concepts in bytes."""
-        extras = (self.estimates, self.affinity, *self.outputs.values(), *self.concepts.values())
+        """Size of all that was kept, in bytes."""
+        extras = (
+            self.estimates, self.affinity, *self.outputs.values(), *self.concepts.values(),
+            *self.image_prompt.values(),
+        )  # fmt: skip
         return self.store.nbytes + sum(extra.nbytes for extra in extras if extra is not None)
 
     def prompt(self, image: int) -> Prompt:

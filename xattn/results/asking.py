@@ -15,6 +15,7 @@ from xattn.results.concepts import ConceptMaps, concept_maps
 from xattn.results.difference import Difference, difference
 from xattn.results.entropies import LayerEntropies
 from xattn.results.heatmap import HeatMap
+from xattn.results.image_prompt import ImagePromptMaps, image_prompt_maps
 from xattn.results.places import By, WordsAt, word_rows, words_at, words_at_each
 from xattn.results.presence import Presence, Verdict
 from xattn.results.recorded import Recorded
@@ -218,6 +219,38 @@ class Asking(Recorded):
         return concept_maps(
             self.run, wanted, index, form=form, steps=steps, layers=layers, refined=refined
         )
+
+    def image_prompt(
+        self,
+        image: int = 0,
+        *,
+        steps: Steps = None,
+        layers: LayerFilter = None,
+        heads: Heads = None,
+    ) -> ImagePromptMaps:
+        """Return what text and image prompt give to each place, with an IP-Adapter.
+
+        The image prompt has a softmax of its own, so its probabilities can't be held against the
+        text's. What is compared is the size of what each adds to a layer's output: its norm, in
+        each head, over the sum of all norms (after Kobayashi et al. 2020). Scales and regions
+        count; a layer at scale 0 takes nothing of the image. Needs ``record(words="image")``.
+
+        Args:
+            image: index of the image.
+            steps: as for ``heatmap``.
+            layers: as for ``heatmap``.
+            heads: as for ``heatmap``.
+
+        Raises:
+            ValueError: no image prompt was recorded.
+
+        Example:
+            >>> with xattn.record(pipe, words="image") as trace:
+            ...     pipe("a red car", ip_adapter_image=photo)
+            >>> trace.image_prompt().shares
+        """
+        index = select.image_index(self.run, image)
+        return image_prompt_maps(self.run, index, steps=steps, layers=layers, heads=heads)
 
     def presence(self, word: str, image: int = 0) -> Presence:
         """Return how likely a word is in the picture at all, in [0, 1].
