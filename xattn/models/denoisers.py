@@ -42,6 +42,7 @@ RECORDED: dict[str, str] = {
     "WanVACETransformer3DModel": "Wan VACE",
     "NucleusMoEImageTransformer2DModel": "Nucleus-Image",
     "Ideogram4Transformer2DModel": "Ideogram 4",
+    "HunyuanVideo15Transformer3DModel": "HunyuanVideo 1.5",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -96,7 +97,6 @@ REFUSED: dict[str, str] = {
     "Flux3Transformer2DModel": "only modular pipelines have it, which xattn can't follow",
     "GlmImageTransformer2DModel": "it reads letters to be drawn; the prompt goes to another model",
     "HeliosTransformer3DModel": _VIDEO,
-    "HunyuanVideo15Transformer3DModel": _VIDEO,
     "HunyuanVideoFramepackTransformer3DModel": "its frames are packed at several scales",
     "I2VGenXLUNet": _ROWS,
     "JoyImageEditPlusTransformer3DModel": _LATER,
