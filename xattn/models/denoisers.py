@@ -64,6 +64,7 @@ UNEDITED: dict[str, str] = {
     "ErnieImageTransformer2DModel": "its rows hold their text without its padding",
     "NucleusMoEImageTransformer2DModel": _ADDED,
     "PRXTransformer2DModel": _ADDED,
+    "HunyuanVideo15Transformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
