@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,17 +25,24 @@ def service(tmp_path: Path) -> Service:
 
 @pytest.fixture(scope="package")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serves the app with a tiny pipeline, by its command; sees that it leaves no files."""
-    pytest.importorskip("gradio")
-    model, temporary = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("temporary")
+    """Serves the app with a tiny pipeline."""
+    model = tmp_path_factory.mktemp("model")
     tiny.sd1().save_pretrained(model)
+    with served(tmp_path_factory.mktemp("temporary"), "--model", str(model)) as found:
+        yield found
+
+
+@contextmanager
+def served(temporary: Path, *options: str) -> Iterator[str]:
+    """Serve the app by its command while the block runs; see that it leaves no files."""
+    pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "xattn.cli", "app", "--model", str(model)]
+    command = [sys.executable, "-m", "xattn.cli", "app", *options]
     command += ["--port", str(port), "--max-steps", "20", "--max-side", "128", "--max-edits", "2"]
     env = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    log = (temporary.parent / "app.log").open("w+")
+    log = (temporary.parent / f"{temporary.name}.log").open("w+")
     with (
         log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env) as server,

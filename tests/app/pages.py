@@ -77,6 +77,13 @@ class Page:
         tabs = [each for each in self.all("button[role=tab]") if each.text == name]
         tabs[0].click()
 
+    def choose(self, css: str, name: str) -> None:
+        """Choose an entry of a dropdown."""
+        self.find(f"{css} input").click()
+        self.until(lambda: self.all(f"{css} [role=option]"))
+        entries = [each for each in self.all(f"{css} [role=option]") if name in each.text]
+        entries[0].click()
+
     def words(self) -> list[Any]:
         return self.all("#words label")
 

@@ -193,7 +193,7 @@ def test_what_the_library_refuses_is_told_in_a_sentence(service: Any) -> None:
     from xattn.app import visits
 
     drawing = service.draw(Settings(PROMPT, **FAST), silent)
-    service.pipe.enable_attention_slicing(1)
+    service.shelf.pipe().enable_attention_slicing(1)
     visit = visits.Visit(drawing, None, {1: Change("blue")})
     edit = visits.editor(service)
     with pytest.raises(gradio.Error, match=r"pipe\.disable_attention_slicing\(\) first"):
@@ -212,7 +212,7 @@ def test_a_full_disk_is_told_and_leaves_no_files(
     monkeypatch.setattr(service, "_write_script", full)
     draw = visits.drawer(service)
     with pytest.raises(gradio.Error, match="No space left on device"):
-        draw(visits.Visit(), PROMPT, "", 0, 2, 64, 64, 5.0, progress=lambda *_, **__: None)
+        draw(visits.Visit(), "", PROMPT, "", 0, 2, 64, 64, 5.0, progress=lambda *_, **__: None)
     assert list(service.root.iterdir()) == []
 
 

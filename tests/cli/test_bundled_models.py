@@ -53,8 +53,8 @@ def test_a_folder_without_t5_is_loaded(tmp_path: Path) -> None:
 def test_the_app_draws_with_a_bundled_model(tmp_path: Path, name: str) -> None:
     pipe = load_pipeline(name, device="cpu")
     service = Service(pipe, name, root=tmp_path)
-    assert service.sides == (128, 128)
-    height, width = service.factor * 4, service.factor * 4
+    assert service.sides() == (128, 128)
+    height = width = service.shelf.factor() * 4
     drawing = service.draw(
         Settings(PROMPT, steps=1, height=height, width=width), lambda done, most: None
     )

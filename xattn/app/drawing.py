@@ -1,6 +1,6 @@
-"""What the app does, without its buttons: one pipeline, many visitors, bounds, and scripts.
+"""What the app does, without its buttons: shared pipelines, many visitors, bounds, and scripts.
 
-Visitors share the pipeline, which draws for one at a time. What a visitor drew belongs to a
+Visitors share the pipelines, which draw for one at a time. What a visitor drew belongs to a
 ``Drawing`` of their own, which nothing else refers to.
 """
 
@@ -24,15 +24,15 @@ from xattn.api.record import record
 from xattn.app.changes import Change, make_edits
 from xattn.app.script import script
 from xattn.app.settings import Limits, Settings
+from xattn.app.shelf import Shelf
 from xattn.attribution.attribute import attribute
 from xattn.edits.kinds import Edit, LocalBlend
 from xattn.inversion.inversion import Inversion
-from xattn.models.sizes import size_factor, usual_size
+from xattn.models.sizes import usual_size
 from xattn.results.attribution import Attribution
 from xattn.results.edit import EditResult
 from xattn.results.places import WordsAt
 from xattn.results.trace import Trace
-from xattn.session.pipeline import PipelineOrigin
 from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import scene
 
@@ -130,11 +130,11 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 
 class Service:
-    """A pipeline that visitors share, one at a time.
+    """Pipelines that visitors share, one visitor at a time.
 
     Attributes:
-        pipe: the pipeline.
-        model: what ``--model`` said, None for the bundled one.
+        shelf: the pipelines.
+        model: what ``--model`` said of the first one, None for the bundled one.
         limits: what a visitor can ask for.
         root: the folder for files; by default a new one, removed by ``close``.
     """
@@ -145,25 +145,18 @@ class Service:
         model: str | None = None,
         limits: Limits | None = None,
         root: Path | None = None,
+        others: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:
-        PipelineOrigin(pipe)  # says early what can't be recorded
-        self.pipe = pipe
+        self.shelf = Shelf(pipe, model, others)
         self.model = model
         self.limits = limits or Limits()
         self.root = root or Path(tempfile.mkdtemp(prefix="xattn-app-"))
         self._lock = threading.Lock()
-        pipe.set_progress_bar_config(disable=True)
 
-    @property
-    def factor(self) -> int:
-        """The number of pixels that height and width must be multiples of."""
-        return size_factor(self.pipe)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """The model's own (height, width), within bounds."""
-        most = self.limits.side - self.limits.side % self.factor
-        height, width = (min(side, most) for side in usual_size(self.pipe))
+    def sides(self, model: str = "") -> tuple[int, int]:
+        """Return a model's own (height, width), within bounds."""
+        most = self.limits.side - self.limits.side % self.shelf.factor(model)
+        height, width = (min(side, most) for side in usual_size(self.shelf.pipe(model)))
         return height, width
 
     def draw(self, settings: Settings, progress: Progress) -> Drawing:
@@ -174,9 +167,10 @@ class Service:
         """
         import torch
 
-        settings.check(self.limits, self.factor)
-        with self._lock, record(self.pipe) as trace:
-            image = self.pipe(
+        settings.check(self.limits, self.shelf.factor(settings.model))
+        pipe = self.shelf.pipe(settings.model)
+        with self._lock, record(pipe) as trace:
+            image = pipe(
                 settings.prompt,
                 generator=torch.Generator().manual_seed(int(settings.seed)),
                 callback_on_step_end=_watch(progress),
@@ -197,11 +191,12 @@ class Service:
             TypeError: the model can't be asked about a given picture.
             ValueError: something is out of bounds, or the file is not a picture.
         """
-        height, width = self.sides
+        height, width = self.sides(settings.model)
         settings = replace(settings, width=width, height=height)
-        settings.check(self.limits, self.factor)
+        settings.check(self.limits, self.shelf.factor(settings.model))
+        pipe = self.shelf.pipe(settings.model)
         with self._lock:
-            trace = probe(self.pipe, picture, settings.prompt, seed=int(settings.seed))
+            trace = probe(pipe, picture, settings.prompt, seed=int(settings.seed))
         (image,) = trace.run.images  # the picture as the model took it
         width, height = image.size
         taken = replace(settings, width=width, height=height)
@@ -211,7 +206,7 @@ class Service:
     def explain(self, drawing: Drawing, how: str) -> Attribution:
         """Measure what each word causes in an image; ``how`` as for ``xattn.attribute``."""
         with self._lock:
-            return attribute(self.pipe, drawing.trace, how=how)
+            return attribute(self.shelf.pipe(drawing.settings.model), drawing.trace, how=how)
 
     def _written(self, drawing: Drawing) -> Drawing:
         with _whole(drawing):
@@ -271,7 +266,7 @@ class Service:
             options = _of_picture(drawing, options)
         with self._lock:
             result = edit(
-                self.pipe,
+                self.shelf.pipe(drawing.settings.model),
                 text,
                 *edits,
                 generator=torch.Generator().manual_seed(int(drawing.settings.seed)),
@@ -307,8 +302,10 @@ class Service:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _write_script(self, drawing: Drawing) -> None:
-        dtype = str(self.pipe.dtype)
-        text = script(drawing.settings, drawing.edits, self.model, dtype, drawing.given)
+        name = drawing.settings.model
+        model = self.model if name in ("", self.shelf.names[0]) else name
+        dtype = str(self.shelf.pipe(name).dtype)
+        text = script(drawing.settings, drawing.edits, model, dtype, drawing.given)
         (drawing.folder / "script.py").write_text(text, encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def serve(
     limits: Limits | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
+    others: Mapping[str, Callable[[], Any]] | None = None,
 ) -> None:
     """Serve the app until it is interrupted, then remove its files.
 
@@ -51,8 +52,9 @@ def serve(
         limits: what a visitor can ask for.
         host: the address to listen on.
         port: the port.
+        others: functions that load other pipelines, by the names to choose them by.
     """
-    with opened(pipe, model=model, limits=limits, host=host, port=port) as address:
+    with opened(pipe, model=model, limits=limits, host=host, port=port, others=others) as address:
         print(f"xattn: {address} (interrupt to stop)", flush=True)
         block_until_interrupted()
 
@@ -79,6 +81,7 @@ def opened(
     limits: Limits | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
+    others: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Iterator[str]:
     """Serve the app while the block runs; the block gets its address.
 
@@ -88,7 +91,7 @@ def opened(
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="xattn-app-") as root:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root, "gradio"))
-        service = Service(pipe, model, limits, Path(root))
+        service = Service(pipe, model, limits, Path(root), others)
         page = build(service)
         try:
             _, address, _ = page.queue(max_size=16, default_concurrency_limit=4).launch(
@@ -129,6 +132,7 @@ def build(service: Service) -> Any:
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
+                model = parts.choosing(service)
                 with gr.Tab("Draw", elem_id="tab-draw"):
                     asked = parts.asking(service)
                     button = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -142,7 +146,7 @@ def build(service: Service) -> Any:
                     changing = parts.changing(service.limits)
                 with gr.Tab("Why"):
                     why = parts.reasons()
-        starts = ((asked, button), (given, looking))
+        starts = (([model, *asked], button), ([model, *given], looking))
         _wire(service, visit, starts, seen, changing, why, files)
     return page
 
@@ -164,9 +168,9 @@ def _wire(
     one = {"concurrency_limit": 1, "concurrency_id": "pipeline", "api_visibility": "private"}
     (asked, button), (given, looking) = starts
     waits = {**one, "show_progress_on": [seen.map]}
-    for trigger in (button.click, asked[0].submit):
+    for trigger in (button.click, asked[1].submit):
         trigger(visits.drawer(service), [visit, *asked], drawn, **waits)
-    for trigger in (looking.click, given[1].submit):
+    for trigger in (looking.click, given[2].submit):
         trigger(visits.looker(service), [visit, *given], drawn, **waits)
     why.button.click(
         visits.explainer(service),

@@ -25,10 +25,18 @@ METHODS = (
 LARGEST = "20mb"  # of a picture that is uploaded
 
 
+def choosing(service: Service) -> Any:
+    """Lay out the choice of the model; hidden where there is one alone."""
+    names = service.shelf.names
+    return gr.Dropdown(
+        names, value=names[0], label="Model", elem_id="model", visible=len(names) > 1
+    )
+
+
 def asking(service: Service) -> list[Any]:
     """Lay out the prompt and what it is drawn with."""
-    limits = service.limits
-    height, width = service.sides
+    limits, factor = service.limits, service.shelf.factor()
+    height, width = service.sides()
     prompt = gr.Textbox(
         STARTER, label="Prompt", lines=2, max_length=limits.prompt, elem_id="prompt-text"
     )
@@ -39,7 +47,7 @@ def asking(service: Service) -> list[Any]:
             1, limits.steps, min(30, limits.steps), step=1, label="Steps", elem_id="steps"
         )
         sides = [
-            gr.Slider(service.factor, limits.side, side, step=service.factor, label=label)
+            gr.Slider(factor, limits.side, side, step=factor, label=label)
             for label, side in (("Width", width), ("Height", height))
         ]
         guidance = gr.Slider(0, 30, 7.5, step=0.5, label="Guidance (1 is off)")

@@ -8,6 +8,7 @@ from xattn.app.settings import Settings
 from xattn.devices import DTYPE
 from xattn.edits.codec import to_python
 from xattn.edits.kinds import Edit
+from xattn.toyland.bundle import MODELS
 
 
 def script(
@@ -34,8 +35,9 @@ def script(
 
 
 def _loading(model: str | None, dtype: str) -> list[str]:
-    if model is None:
-        return ["import torch", "", "import xattn", "", f"pipe = xattn.demo(dtype={dtype})"]
+    if model is None or model in MODELS:
+        name = "" if model is None else f"{model!r}, "
+        return ["import torch", "", "import xattn", "", f"pipe = xattn.demo({name}dtype={dtype})"]
     return [
         "import torch",
         "from accelerate import PartialState",

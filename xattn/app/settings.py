@@ -28,7 +28,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a visitor asked for."""
+    """What a visitor asked for; `model` is a name on the app's shelf, the first one where empty."""
 
     prompt: str
     negative: str = ""
@@ -37,6 +37,7 @@ class Settings:
     width: int = 512
     height: int = 512
     guidance: float = 7.5
+    model: str = ""
 
     def check(self, limits: Limits, factor: int) -> None:
         """Refuses what is out of bounds, whatever the page let through.

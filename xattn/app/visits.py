@@ -39,12 +39,12 @@ def drawer(service: Service) -> Callable[..., Any]:
     """Return the handler that draws the prompt."""
 
     def draw(
-        visit: Visit, prompt: str, negative: str, seed: float, steps: float, width: float,
-        height: float, guidance: float, progress: Any = gr.Progress(),  # noqa: B008
+        visit: Visit, model: str, prompt: str, negative: str, seed: float, steps: float,
+        width: float, height: float, guidance: float, progress: Any = gr.Progress(),  # noqa: B008
     ) -> list[Any]:  # fmt: skip
         settings = Settings(
             prompt or "", negative or "", int(seed or 0), int(steps), int(width), int(height),
-            float(guidance),
+            float(guidance), model,
         )  # fmt: skip
         drawing = _told(lambda: service.draw(settings, _stepper(progress, "drawing")))
         return _arrived(visit, drawing)
@@ -56,11 +56,11 @@ def looker(service: Service) -> Callable[..., Any]:
     """Return the handler that looks at a given picture."""
 
     def look_at(
-        visit: Visit, picture: str | None, text: str, steps: float, guidance: float
+        visit: Visit, model: str, picture: str | None, text: str, steps: float, guidance: float
     ) -> list[Any]:
         if not picture:
             raise gr.Error("No picture yet: upload one, or paste it.", print_exception=False)
-        settings = Settings(text or "", steps=int(steps), guidance=float(guidance))
+        settings = Settings(text or "", steps=int(steps), guidance=float(guidance), model=model)
         return _arrived(visit, _told(lambda: service.look(picture, settings)))
 
     return look_at

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +48,14 @@ def launch(
         ) from None
     from rich.console import Console
 
-    request = o.Request(model, device, dtype, offload)
-    pipe = request.pipeline(Console(stderr=True))
+    from xattn.toyland.bundle import MODELS
+
+    console = Console(stderr=True)
+    pipe = o.Request(model, device, dtype, offload).pipeline(console)
+    others: dict[str, Callable[[], Any]] = {
+        name: partial(o.Request(name, device, dtype, offload).pipeline, console)
+        for name in MODELS
+        if model in (None, *MODELS) and name != (model or "unet")
+    }
     limits = page.Limits(steps=max_steps, side=max_side, edits=max_edits)
-    page.serve(pipe, model=model, limits=limits, host=host, port=port)
+    page.serve(pipe, model=model, limits=limits, host=host, port=port, others=others)

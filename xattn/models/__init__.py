@@ -22,7 +22,6 @@ from xattn.models.hidream import HiDream
 from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.hunyuan_image import HunyuanImage
 from xattn.models.hunyuan_video import HunyuanVideo
-from xattn.models.hunyuan_video15 import HunyuanVideo15
 from xattn.models.ideogram4 import Ideogram4
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.krea2 import Krea2
@@ -77,7 +76,6 @@ FAMILIES: tuple[Family, ...] = (
     LTXVideo(),
     CogVideoX(),
     HunyuanVideo(),
-    HunyuanVideo15(),
     Mochi(),
 )
 """A row for each family."""

@@ -42,7 +42,6 @@ RECORDED: dict[str, str] = {
     "WanVACETransformer3DModel": "Wan VACE",
     "NucleusMoEImageTransformer2DModel": "Nucleus-Image",
     "Ideogram4Transformer2DModel": "Ideogram 4",
-    "HunyuanVideo15Transformer3DModel": "HunyuanVideo 1.5",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -64,7 +63,6 @@ UNEDITED: dict[str, str] = {
     "ErnieImageTransformer2DModel": "its rows hold their text without its padding",
     "NucleusMoEImageTransformer2DModel": _ADDED,
     "PRXTransformer2DModel": _ADDED,
-    "HunyuanVideo15Transformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -98,6 +96,7 @@ REFUSED: dict[str, str] = {
     "Flux3Transformer2DModel": "only modular pipelines have it, which xattn can't follow",
     "GlmImageTransformer2DModel": "it reads letters to be drawn; the prompt goes to another model",
     "HeliosTransformer3DModel": _VIDEO,
+    "HunyuanVideo15Transformer3DModel": _VIDEO,
     "HunyuanVideoFramepackTransformer3DModel": "its frames are packed at several scales",
     "I2VGenXLUNet": _ROWS,
     "JoyImageEditPlusTransformer3DModel": _LATER,
