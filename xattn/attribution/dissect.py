@@ -1,4 +1,4 @@
-"""``dissect(pipe, scenes)``: which concept each head of a model knows.
+"""``dissect(pipe, scenes)``: which concept each head, or channel, of a model knows.
 
 By intersection over union: a head's map of a word, above a threshold, against the word's mask; as
 in network dissection (Bau et al. 2017) intersections and unions are summed over all pictures first.
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from xattn.api.probe import probe
+from xattn.attribution.channels import Channel, activations, channel_ious, text_modules
 from xattn.attribution.marked import Marked, marked
 from xattn.maps import daam, select
 from xattn.records.run import LayerFilter, Run
@@ -36,10 +37,11 @@ def dissect(
     scenes: Any,
     *,
     by: str = "iou",
+    units: str = "heads",
     concepts: Concepts | None = None,
     threshold: float | None = None,
     levels: Sequence[float] = LEVELS,
-    layers: LayerFilter = None,
+    layers: Any = None,
     batch: int = 8,
     seed: int = 0,
 ) -> Dissection:
@@ -52,12 +54,17 @@ def dissect(
         scenes: pictures whose words have masks: scenes of Toyland, a folder with a
             ``captions.jsonl``, or ``xattn.attribution.marked.Marked`` pictures.
         by: "iou" against the masks, or "relevance", which needs none.
+        units: "heads" of the text attention, by their maps of words, or "channels" of modules'
+            outputs, by their activations, with masks alone.
         concepts: the words of each concept, such as ``{"colour": ["red", "blue"]}``; each word
             with a mask is a concept of its own by default.
         threshold: of a head's map: the share of cells that are above it, over all pictures (0.005
-            in Bau et al. 2017); twice each map's mean by default.
+            in Bau et al. 2017); twice each map's mean by default, of a channel's the mean of
+            absolute values.
         levels: shares of the noise schedule.
-        layers: as for ``heatmap``; those of the default heat map by default.
+        layers: as for ``heatmap``; those of the default heat map by default. Of channels names or
+            globs of the denoiser's modules ("mid_block", "up_blocks.1.resnets.0"); its text
+            attention's outputs by default.
         batch: how many pictures pass together.
         seed: of the noise.
 
@@ -69,12 +76,15 @@ def dissect(
         >>> table = xattn.dissect(xattn.demo(), [scene(n) for n in range(20)])
         >>> print(table.table())
     """
-    if by not in ("iou", "relevance"):
-        raise ValueError(f"by={by!r} must be 'iou' or 'relevance'")
-    if threshold is not None and not 0 < threshold < 1:
-        raise ValueError(f"threshold={threshold!r} is a share of cells in (0, 1), or None")
+    _check(by, units, threshold)
     pictures = marked(scenes)
     words = _concepts(pictures, concepts)
+    if units == "channels":
+        names = text_modules(pipe) if layers is None else layers
+        return _of_channels(
+            pictures, words, threshold,
+            *activations(pipe, pictures, names, levels=levels, batch=batch, seed=seed),
+        )  # fmt: skip
     tally = _Overlaps(words, threshold) if by == "iou" else _Points(words)
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]
@@ -86,6 +96,47 @@ def dissect(
             tally.add(each.run, picture, layers)
     heads, values, counts = tally.found()
     return Dissection(heads, tuple(words), values, counts, by, words)
+
+
+def _check(by: str, units: str, threshold: float | None) -> None:
+    if by not in ("iou", "relevance"):
+        raise ValueError(f"by={by!r} must be 'iou' or 'relevance'")
+    if units not in ("heads", "channels"):
+        raise ValueError(f"units={units!r} must be 'heads' or 'channels'")
+    if units == "channels" and by != "iou":
+        raise ValueError(
+            "by='relevance' is of heads, which attend to words; channels have by='iou'"
+        )
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold!r} is a share of cells in (0, 1), or None")
+
+
+def _of_channels(
+    pictures: Sequence[Marked],
+    words: dict[str, list[str]],
+    threshold: float | None,
+    maps: Mapping[str, Sequence[torch.Tensor]],
+    latents: Sequence[tuple[int, int]],
+) -> Dissection:
+    """Return the table of channels; a picture without a concept has an empty mask of it."""
+    masks = {
+        concept: [
+            on_grid(_whole(picture, own), latent)
+            for picture, latent in zip(pictures, latents, strict=True)
+        ]
+        for concept, own in words.items()
+    }
+    units = tuple(Channel(name, n) for name, each in maps.items() for n in range(len(each[0])))
+    values = np.concatenate([channel_ious(each, masks, threshold) for each in maps.values()])
+    counts = np.array([sum(bool(mask.any()) for mask in own) for own in masks.values()])
+    return Dissection(units, tuple(words), values, counts, "iou", words, "channels")
+
+
+def _whole(picture: Marked, words: Sequence[str]) -> NDArray[np.bool_]:
+    """Return where any of a concept's words is seen."""
+    own = [mask for word in words if (mask := picture.masks.get(word)) is not None]
+    empty = np.zeros(picture.image.size[::-1], dtype=bool)
+    return np.logical_or.reduce(own) if own else empty
 
 
 def _concepts(pictures: Sequence[Marked], given: Concepts | None) -> dict[str, list[str]]:

@@ -1,23 +1,29 @@
-"""Heads and concepts: which head knows what, and what a picture is like without it."""
+"""Units and concepts: which head or channel knows what, and what pictures are without it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from xattn.instruments.channels import chosen_modules, weakened
 from xattn.instruments.weigher import Weigher
+from xattn.models.sizes import denoiser_of
 from xattn.session.pipeline import PipelineOrigin
 from xattn.session.session import opened
 from xattn.views import charts, sheets
 
 HeadSet = dict[str, tuple[int, ...]]
 """Heads of each layer, by its name: a ``heads=`` for ``heatmap``."""
+
+Unit = tuple[str, int]
+"""A layer's name, and the number of one of its heads or channels."""
 
 
 class Head(NamedTuple):
@@ -29,30 +35,32 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dissection:
-    """A table of heads and concepts.
+    """A table of heads, or channels, and concepts.
 
     ``table["colour"]`` are the quarter of all heads that know the concept best, by layer.
 
     Attributes:
-        heads: the heads, in the model's order.
+        heads: the heads, or channels, in the model's order.
         concepts: the concepts.
         values: (heads, concepts): IoU, or relevance, which is 1 for an average head.
         counts: how many masks, or pictures, each concept had.
         by: "iou" or "relevance".
         words: the words of each concept.
+        units: "heads" or "channels".
     """
 
-    heads: tuple[Head, ...]
+    heads: tuple[Any, ...]
     concepts: tuple[str, ...]
     values: NDArray[np.float64]
     counts: NDArray[np.int64]
     by: str = "iou"
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    units: str = "heads"
 
     def __getitem__(self, concept: str) -> HeadSet:
         return self.top(concept, max(1, round(len(self.heads) / 4)))
 
-    def order(self, concept: str) -> list[Head]:
+    def order(self, concept: str) -> list[Any]:
         """Return all heads, the one that knows a concept best first.
 
         Raises:
@@ -63,7 +71,7 @@ class Dissection:
         column = self.values[:, self.concepts.index(concept)]
         return [self.heads[i] for i in np.argsort(-column, kind="stable")]
 
-    def random(self, seed: int = 0) -> list[Head]:
+    def random(self, seed: int = 0) -> list[Any]:
         """Return all heads in a random order: what an order by concept is to be compared with."""
         order = np.random.default_rng(seed).permutation(len(self.heads))
         return [self.heads[i] for i in order]
@@ -77,7 +85,7 @@ class Dissection:
         """All heads, by layer: the heat map of all is the default one."""
         return by_layer(self.heads)
 
-    def detectors(self, threshold: float = 0.04) -> list[tuple[Head, str, float]]:
+    def detectors(self, threshold: float = 0.04) -> list[tuple[Any, str, float]]:
         """Return each head whose best concept is above a threshold, the best first.
 
         0.04 is the threshold of network dissection (Bau et al. 2017) for IoU.
@@ -97,7 +105,7 @@ class Dissection:
         names = dict(zip(self._layers, sheets.shortened(self._layers), strict=True))
         found = []
         for head in self.heads:
-            where = f"head {head.head} of {names[head.layer]}"
+            where = f"{self.units[:-1]} {head[1]} of {names[head[0]]}"
             if head in known:
                 concept, value = known[head]
                 found.append(f"{where} knows {concept!r} best: {what} {value:.3f}")
@@ -113,9 +121,11 @@ class Dissection:
         count: int | None = None,
         *,
         weight: float = 0.0,
-        heads: Sequence[Head] | None = None,
+        heads: Sequence[Any] | None = None,
     ) -> Iterator[HeadSet]:
         """Make a concept's words weaker in the heads that know it, in every call of the block.
+
+        Channels are multiplied by the weight themselves, at every place and in every row.
 
         Args:
             pipe: the pipeline.
@@ -133,50 +143,74 @@ class Dissection:
         chosen = self[concept] if count is None else self.top(concept, count)
         if heads is not None:
             chosen = by_layer(heads)
+        if self.units == "channels":
+            with weakened(chosen_modules(denoiser_of(pipe), list(chosen)), chosen, weight):
+                yield chosen
+            return
         weigher = Weigher(chosen, list(self.words.get(concept, [concept])), weight)
         with opened(PipelineOrigin(pipe), [weigher]):
             yield chosen
 
-    def table(self) -> str:
-        """Return the table as text, a line for each head, its best concept marked."""
-        names = [f"{name} {head.head}" for name, head in zip(self._names, self.heads, strict=True)]
+    def table(self, count: int | None = None) -> str:
+        """Return the table as text, a line for each head, its best concept marked.
+
+        Args:
+            count: how many lines, the surest units first; all heads, or the first 40 channels, in
+                the model's order where that is all of them.
+        """
+        shown = self._shown(count)
+        names = [f"{self._names[i]} {self.heads[i][1]}" for i in shown]
         wide = max(len(name) for name in names)
         cells = max(8, *(len(concept) + 2 for concept in self.concepts))
         lines = [f"{'head':{wide}}" + "".join(f"{concept:>{cells}}" for concept in self.concepts)]
-        for name, row in zip(names, self.values, strict=True):
+        for name, row in zip(names, self.values[shown], strict=True):
             marks = ["*" if c == row.argmax() else "" for c in range(len(row))]
-            shown = [f"{mark}{value:.3f}" for mark, value in zip(marks, row, strict=True)]
-            lines.append(f"{name:{wide}}" + "".join(f"{cell:>{cells}}" for cell in shown))
+            drawn = [f"{mark}{value:.3f}" for mark, value in zip(marks, row, strict=True)]
+            lines.append(f"{name:{wide}}" + "".join(f"{cell:>{cells}}" for cell in drawn))
         return "\n".join(lines)
 
-    def plot(self) -> Image.Image:
-        """Draw the table: a row for each head, a column for each concept."""
-        names = [f"{name} {head.head}" for name, head in zip(self._names, self.heads, strict=True)]
-        title = "IoU of heads with concepts" if self.by == "iou" else "relevance of heads"
-        return charts.matrix(self.values, names, self.concepts, title=title)
+    def plot(self, count: int | None = None) -> Image.Image:
+        """Draw the table: a row for each head, a column for each concept.
 
-    @property
+        Args:
+            count: how many rows, as for ``table``.
+        """
+        shown = self._shown(count)
+        names = [f"{self._names[i]} {self.heads[i][1]}" for i in shown]
+        title = f"IoU of {self.units} with concepts" if self.by == "iou" else "relevance of heads"
+        return charts.matrix(self.values[shown], names, self.concepts, title=title)
+
+    def _shown(self, count: int | None) -> list[int]:
+        """Return the units to show: all in their order, or so many of the surest."""
+        most = 40 if count is None and self.units == "channels" else count
+        if most is None or most >= len(self.heads):
+            return list(range(len(self.heads)))
+        surest = np.argsort(-self.values.max(1), kind="stable")[:most]
+        return [int(i) for i in surest]
+
+    @cached_property
     def _layers(self) -> list[str]:
-        return list(dict.fromkeys(head.layer for head in self.heads))
+        return list(dict.fromkeys(layer for layer, _ in self.heads))
 
-    @property
+    @cached_property
     def _names(self) -> list[str]:
         short = dict(zip(self._layers, sheets.shortened(self._layers), strict=True))
-        return [short[head.layer] for head in self.heads]
+        return [short[layer] for layer, _ in self.heads]
 
     def __str__(self) -> str:
         return self.table()
 
     def __repr__(self) -> str:
-        return f"Dissection({len(self.heads)} heads, {len(self.concepts)} concepts, by {self.by})"
+        facts = f"{len(self.heads)} {self.units}, {len(self.concepts)} concepts, by {self.by}"
+        return f"Dissection({facts})"
 
     def _repr_png_(self) -> bytes:
         return sheets.png(self.plot())
 
 
-def by_layer(heads: Sequence[Head]) -> HeadSet:
+def by_layer(heads: Sequence[Any]) -> HeadSet:
     """Return heads grouped by their layer, each ascending."""
     found: dict[str, list[int]] = {}
-    for head in heads:
-        found.setdefault(head.layer, []).append(head.head)
+    for layer, head in heads:
+        found.setdefault(layer, []).append(head)
     return {layer: tuple(sorted(several)) for layer, several in found.items()}
