@@ -15,7 +15,7 @@ from PIL import Image
 
 import xattn
 from tests.models.attending import dense, tokens_read
-from tests.tiny import streams
+from tests.tiny import films, streams
 from tests.tiny import videos as tiny
 from xattn.models import family_of
 from xattn.results.trace import Trace
@@ -43,9 +43,11 @@ class Case:
         nth: which of a layer's attention calls reads the text.
         valid: how many text positions are left of the prompt's; None for all.
         guided: options that turn guidance on.
+        unguided: options that turn it off, if it isn't a part of the pipeline.
         dropped: positions of the encoder's in front of the axis.
         several: whether a prompt can have several videos.
         prompts: how many there can be.
+        index: where the axis' positions stand behind the video, if not one after the other.
     """
 
     build: Callable[..., Any]
@@ -60,9 +62,11 @@ class Case:
     nth: int = 0
     valid: int | None = None
     guided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.0})
+    unguided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     dropped: int = 0
     several: bool = True
     prompts: int = 2
+    index: tuple[int, ...] = ()
 
 
 T5 = {"max_sequence_length": 24}
@@ -142,6 +146,37 @@ CASES = {
         guided={"true_cfg_scale": 2.0, "negative_prompt": "a dog"},
         dropped=2,
     ),
+    # 18 valid positions, 4 of a picture and 16 of glyphs that there aren't, then padding
+    "HunyuanVideo 1.5": Case(
+        films.hunyuan_video15,
+        keys=3 * CELLS,
+        passes=2,
+        guided={"negative_prompt": "a dog"},
+        unguided={},
+        dropped=12,
+        several=False,
+        index=(*range(18), *range(18 + 20, 24 + 20)),
+    ),
+    "HunyuanVideo 1.5, a frame given": Case(
+        films.hunyuan_video15_of_image,
+        {"image": PICTURE, "height": None, "width": None},
+        keys=3 * CELLS,
+        passes=2,
+        guided={"negative_prompt": "a dog"},
+        unguided={},
+        dropped=12,
+        several=False,
+        prompts=1,
+        index=(*range(4, 22), *range(22 + 16, 28 + 16)),
+    ),
+    "EasyAnimate": Case(
+        films.easy_animate,
+        text=256,
+        queries=256,
+        doubled=True,
+        guided={"guidance_scale": 3.0, "negative_prompt": "a dog"},
+        several=False,
+    ),
     "Mochi": Case(tiny.mochi, {**T5, "num_frames": 13}, keys=3 * CELLS, doubled=True, valid=8),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi's own
@@ -165,8 +200,7 @@ def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
     given |= {"num_inference_steps": 2, "output_type": "latent"}
     generator = torch.Generator().manual_seed(0)
     given |= case.options | options
-    if given["num_frames"] is None:  # SANA-Video calls it by another name
-        del given["num_frames"]
+    given = {name: value for name, value in given.items() if value is not None}
     return pipe(prompt=prompt, generator=generator, **given).frames
 
 
@@ -220,7 +254,8 @@ def test_maps_are_the_dense_softmaxs_and_the_video_is_unchanged(pipes: Any, name
     for n, layer in enumerate(run.layers):
         calls = rows_of(truth[layer.name], case, images)
         valid = case.valid or case.text
-        right = calls[..., first : first + area, case.keys : case.keys + valid]
+        keys = torch.tensor(case.index or range(valid)) + case.keys
+        right = calls[..., first : first + area, :].index_select(-1, keys)
         kept = run.maps(n).double()  # (steps, images x frames, heads, tokens, height, width)
         kept = kept.flatten(-2).unflatten(1, (images, case.frames))  # (s, i, f, h, t, cells)
         kept = kept.permute(0, 1, 3, 2, 5, 4).flatten(3, 4)  # (s, i, h, f x cells, tokens)
@@ -245,7 +280,7 @@ def test_words_are_those_that_the_text_encoder_read(pipes: Any, name: str) -> No
     case, pipe = CASES[name], pipes(name)
     with tokens_read(pipe.text_encoder) as given:
         prompts: Any = LAWN if case.prompts == 1 else [LAWN, BOAT]
-        trace, _ = recorded(pipe, case, prompts, guidance_scale=1.0)
+        trace, _ = recorded(pipe, case, prompts, **case.unguided)
     read = [row for ids in given for row in ids]
     count = len(trace.prompts)
     assert trace.prompts == (LAWN, BOAT)[:count]

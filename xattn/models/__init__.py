@@ -14,6 +14,7 @@ from xattn.models.chroma import Chroma
 from xattn.models.cogvideox import CogVideoX
 from xattn.models.cogview import CogView3, CogView4
 from xattn.models.denoisers import REFUSED
+from xattn.models.easy_animate import EasyAnimate
 from xattn.models.ernie_image import ErnieImage
 from xattn.models.family import Family
 from xattn.models.flux import Flux
@@ -22,6 +23,7 @@ from xattn.models.hidream import HiDream
 from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.hunyuan_image import HunyuanImage
 from xattn.models.hunyuan_video import HunyuanVideo
+from xattn.models.hunyuan_video15 import HunyuanVideo15
 from xattn.models.ideogram4 import Ideogram4
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.krea2 import Krea2
@@ -76,6 +78,8 @@ FAMILIES: tuple[Family, ...] = (
     LTXVideo(),
     CogVideoX(),
     HunyuanVideo(),
+    HunyuanVideo15(),
+    EasyAnimate(),
     Mochi(),
 )
 """A row for each family."""

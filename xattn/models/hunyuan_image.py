@@ -78,17 +78,19 @@ class HunyuanImage(Joint):
         return Encoded(result[0], None)
 
 
-def order(words: Tensor, glyphs: Tensor | None) -> Tensor:
-    """Return where each position of the words stands: glyphs, words, then both ones' padding.
+def order(words: Tensor, glyphs: Tensor | None, picture: int = 0, given: int = 0) -> Tensor:
+    """Return where each position of the words stands: picture, glyphs, words, then all padding.
 
     Args:
         words: which positions of Qwen's are valid, (positions,).
         glyphs: which of ByT5's, or None without them.
+        picture: how many positions a picture has.
+        given: how many of them are valid.
     """
     valid = words.cumsum(0) - 1
     rest = (~words).cumsum(0) - 1
     if glyphs is None:  # nothing is reordered
         return torch.arange(len(words), device=words.device)
-    ahead = glyphs.sum()
-    behind = len(glyphs) + words.sum()
+    ahead = given + glyphs.sum()
+    behind = picture + len(glyphs) + words.sum()
     return torch.where(words, ahead + valid, behind + rest)

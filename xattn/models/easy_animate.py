@@ -1,0 +1,48 @@
+"""EasyAnimate: a chat's text first, then the frames of a video, in one attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from xattn.models.chat import chat_template
+from xattn.models.family import NOTHING, Axis, DenoiserCall
+from xattn.models.joint import Joint, Layout, size_of
+
+
+@dataclass(frozen=True)
+class EasyAnimate(Joint):
+    """The family of EasyAnimate 5.1 (Xu et al. 2024): from text, with control, with inpainting.
+
+    Words are Qwen2-VL's, in a chat whose positions are all on the axis; padding isn't masked.
+    """
+
+    classes: tuple[str, ...] = ("EasyAnimateTransformer3DModel",)
+    blocks: tuple[str, ...] = ("transformer_blocks",)
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call ``transformer(latents, timestep, encoder_hidden_states=...)``."""
+        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        (height, width), patch = size_of(sample), int(arguments["self"].config.patch_size)
+        frames = int(sample.shape[2])
+        own = frames * (height // patch) * (width // patch)
+        return DenoiserCall(
+            sample=sample,
+            latent=(height, width),
+            timestep=arguments["timestep"],
+            states=states,
+            component=component,
+            layout=Layout.text_first(int(states.shape[1]), own),
+            frames=frames,
+        )
+
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
+        """Return the chat's positions; the pipeline pads them on the right."""
+        chat = [{"role": "user", "content": [{"type": "text", "text": "{}"}]}]
+        axis = chat_template(pipe.tokenizer, chat, marks=True, add_generation_prompt=True)
+        return (replace(axis, template=replace(axis.template, left=False)),)
