@@ -138,6 +138,14 @@ CASES = {
     "CogVideoX 1.5": Case(
         lambda: tiny.cogvideox(later=True), T5, frames=2, queries=24, doubled=True, several=False
     ),
+    "ConsisID": Case(
+        films.consisid,
+        {**T5, "image": PICTURE, **films.face()},
+        queries=24,
+        doubled=True,
+        several=False,
+        prompts=1,
+    ),
     "HunyuanVideo": Case(
         tiny.hunyuan_video,
         {**T5, "prompt_template": TEMPLATE},

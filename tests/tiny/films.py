@@ -6,19 +6,23 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLMagvit,
     ClassifierFreeGuidance,
+    CogVideoXDDIMScheduler,
+    ConsisIDTransformer3DModel,
     EasyAnimatePipeline,
     EasyAnimateTransformer3DModel,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
 )
+from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # without OpenCV
 from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
-from tests.tiny.transformers import sharpened, t5_encoder
+from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
 
 
 def hunyuan_video15(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
@@ -110,3 +114,59 @@ def easy_animate(*, seed: int = 0, **parts: Any) -> Any:
         "tokenizer": tok,
     }
     return quiet(EasyAnimatePipeline(**(made | parts)))
+
+
+def consisid(*, seed: int = 0, **parts: Any) -> Any:
+    """Return a pipeline that is given a face; see ``face``."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    ).eval()
+    model = ConsisIDTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=24,
+        in_channels=8,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=32,
+        num_layers=2,
+        sample_width=6,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=24,
+        is_train_face=True,
+        cross_attn_interval=1,
+        cross_attn_dim_head=8,
+        cross_attn_num_heads=2,
+        LFE_id_dim=8,
+        LFE_vit_dim=16,
+        LFE_depth=2,
+        LFE_dim_head=8,
+        LFE_num_heads=2,
+        LFE_num_id_token=2,
+        LFE_num_querie=4,
+        LFE_output_dim=32,
+        LFE_num_scale=2,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+        "vae": vae,
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet(ConsisIDPipeline(**(made | parts)))
+
+
+def face() -> dict[str, Any]:
+    """Return what a face's encoders say, as the pipeline of ConsisID is given it."""
+    numbers = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, 3, 16, generator=numbers) for _ in range(2)]
+    return {"id_cond": torch.randn(1, 8, generator=numbers), "id_vit_hidden": states}

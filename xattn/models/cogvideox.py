@@ -14,12 +14,13 @@ from xattn.models.joint import Joint, Layout, size_of
 
 @dataclass(frozen=True)
 class CogVideoX(Joint):
-    """The family of CogVideoX and 1.5 (Yang et al. 2024). Padding isn't masked.
+    """The family of CogVideoX and 1.5 (Yang et al. 2024), and of ConsisID. Padding isn't masked.
 
     Latents are (rows, frames, channels, height, width); in 1.5 two frames make one of the maps'.
+    ConsisID reads a face between its blocks, by layers of their own.
     """
 
-    classes: tuple[str, ...] = ("CogVideoXTransformer3DModel",)
+    classes: tuple[str, ...] = ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel")
     blocks: tuple[str, ...] = ("transformer_blocks",)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
@@ -27,7 +28,7 @@ class CogVideoX(Joint):
         config = arguments["self"].config
         sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
         (height, width), patch = size_of(sample), int(config.patch_size)
-        frames = int(sample.shape[1]) // int(config.patch_size_t or 1)
+        frames = int(sample.shape[1]) // int(config.get("patch_size_t") or 1)
         own = frames * (height // patch) * (width // patch)
         return DenoiserCall(
             sample=sample,

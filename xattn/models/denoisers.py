@@ -44,6 +44,7 @@ RECORDED: dict[str, str] = {
     "Ideogram4Transformer2DModel": "Ideogram 4",
     "HunyuanVideo15Transformer3DModel": "HunyuanVideo 1.5",
     "EasyAnimateTransformer3DModel": "EasyAnimate",
+    "ConsisIDTransformer3DModel": "ConsisID",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -89,7 +90,6 @@ REFUSED: dict[str, str] = {
     "AnyFlowFARTransformer3DModel": _VIDEO,
     "AnyFlowTransformer3DModel": _VIDEO,
     "BriaFibo2Transformer2DModel": "it reads a summary of the text, not its words",
-    "ConsisIDTransformer3DModel": "it is given a face, which its layout was not tried with",
     "Cosmos3OmniTransformer": _VIDEO,
     "CosmosTransformer3DModel": "a step calls its scheduler twice, and some layers attend twice",
     "DiTTransformer2DModel": "it draws classes by number, without a text",
