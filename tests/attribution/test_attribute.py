@@ -234,6 +234,22 @@ def test_what_the_cache_knows_is_not_asked_again(
     assert other.calls == 8
 
 
+def test_the_gradients_of_an_interrupted_path_are_not_asked_again(
+    pipe: Any, trace: xattn.Trace, tmp_path: Path
+) -> None:
+    options = {"how": "gradient", "levels": LEVEL, "batch": 4, "cache": tmp_path}
+    first = xattn.attribute(pipe, trace, **options)
+    kept = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(kept) == 3  # twelve points, four at a time
+    kept[0].unlink()  # as if interrupted
+    again = xattn.attribute(pipe, trace, **options)
+    assert first.calls - again.calls == 8
+    np.testing.assert_allclose(first.values, again.values, rtol=1e-5)
+    mask = np.eye(4)
+    other = xattn.attribute(pipe, trace, **options, target=mask)
+    assert other.calls == first.calls  # another target has gradients of its own
+
+
 @pytest.mark.parametrize("make", [tiny.sdxl, lambda: transformers.sd3(t5=False), transformers.flux])
 def test_other_families_are_asked_too(make: Any) -> None:
     other = make()

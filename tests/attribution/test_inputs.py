@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,20 @@ def test_shapley_of_inputs_shares_out_what_all_do_together() -> None:
     )
     gone = drawn(pipe, PROMPT, **FAST).mean() - drawn(pipe, "", **FAST).mean()
     assert brightness.scores["prompt"] == pytest.approx(float(gone), abs=1e-5)
+
+
+def test_pictures_without_inputs_are_drawn_once(tmp_path: Path) -> None:
+    pipe = tiny.sd1()
+    options: dict[str, Any] = {**FAST, "of": "inputs", "how": "shapley", "cache": tmp_path}
+    cost = xattn.attribution_cost(pipe, PROMPT, of="inputs", how="shapley", **FAST)
+    assert str(cost) == "shapley of 2 inputs: 4 pictures drawn"
+    first = xattn.attribute(pipe, PROMPT, **options)
+    assert first.calls == cost.calls
+    next(tmp_path.rglob("*.safetensors")).unlink()  # as if interrupted
+    again = xattn.attribute(pipe, PROMPT, **options)
+    assert again.calls == 1 + 1  # the whole call names the question
+    np.testing.assert_allclose(first.values, again.values, rtol=1e-6)
+    assert xattn.attribute(pipe, PROMPT, **options, seed=1).calls == 4
 
 
 def asked(pipe: Any, name: str, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xattn.attribution.states import States
-from xattn.attribution.store import EstimateStore
+from xattn.attribution.store import EstimateStore, bits
 from xattn.attribution.texts import Texts, of_rows
 from xattn.models.probing import Probed
 
@@ -59,7 +59,7 @@ class Asking:
             self._full = self._called(present)[0]
             self._known[(True,) * self.players] = self._full
             if self.store is not None:
-                self.store.open(self.texts, self.states, self._full)
+                self.store.open_for(self.texts, self.states, self._full)
         return self._full
 
     def missing(self, present: Tensor) -> list[Subset]:
@@ -113,10 +113,10 @@ class Asking:
     def _keep(self, subset: Subset, found: Tensor) -> None:
         self._known[subset] = found
         if self.store is not None:
-            self.store.write(subset, found)
+            self.store.write(bits(subset), found)
 
     def _read(self, subset: Subset) -> bool:
-        found = None if self.store is None else self.store.read(subset)
+        found = None if self.store is None else self.store.read(bits(subset))
         if found is not None:
             self._known[subset] = found
         return found is not None

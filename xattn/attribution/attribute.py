@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from xattn.api.arguments import refuse_unknown
 from xattn.api.invert import encoded
 from xattn.api.record import instruments_of
 from xattn.attribution.asking import Asking
-from xattn.attribution.inputs import Drawing, inputs_of
-from xattn.attribution.method import Found, Method
+from xattn.attribution.cost import Cost
+from xattn.attribution.inputs import inputs_of
+from xattn.attribution.method import Method
 from xattn.attribution.methods import method_of
+from xattn.attribution.of_inputs import of_inputs
+from xattn.attribution.outcome import outcome
 from xattn.attribution.players import Player, players_of
 from xattn.attribution.states import States
 from xattn.attribution.store import EstimateStore
-from xattn.attribution.targets import Target, target_of
+from xattn.attribution.targets import target_of
 from xattn.attribution.texts import ABSENT, Texts
 from xattn.instruments.samples import Samples
 from xattn.models import family_of_pipeline
@@ -37,29 +39,6 @@ from xattn.session.pipeline import PipelineOrigin
 from xattn.session.session import opened
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What an attribution takes, at most.
-
-    Attributes:
-        how: the method.
-        words: how many words or phrases.
-        states: how many noised pictures, levels times noises.
-        calls: rows of the denoiser.
-    """
-
-    how: str
-    words: int
-    states: int
-    calls: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.how} of {self.words} words at {self.states} noised pictures: "
-            f"{self.calls} denoiser rows"
-        )
-
-
 def attribution_cost(
     pipe: Any,
     prompt: str,
@@ -68,8 +47,11 @@ def attribution_cost(
     how: Any = "occlusion",
     levels: float | Sequence[float] | None = None,
     noises: int = 1,
+    **options: Any,
 ) -> Cost:
     """Return what an attribution takes at most, before it is made: rows of the denoiser.
+
+    Of inputs it is how often the picture is drawn.
 
     Args:
         pipe: the pipeline.
@@ -78,6 +60,7 @@ def attribution_cost(
         how: as for ``attribute``.
         levels: as for ``attribute``.
         noises: as for ``attribute``.
+        **options: of the pipeline's call, of which ``of="inputs"`` tells the inputs.
 
     Raises:
         ValueError: the method is unknown, or a phrase is not in the prompt.
@@ -87,6 +70,9 @@ def attribution_cost(
         shapley of 3 words at 2 noised pictures: 16 denoiser rows
     """
     method = method_of(how)
+    if of == "inputs":
+        count = len(inputs_of(pipe, prompt, options))
+        return Cost(method.name, count, 0, method.rows(count))
     words = len(players_of(reader(family_of_pipeline(pipe).axes(pipe))(prompt), of))
     states = len(_levels(levels, method)) * noises
     return Cost(method.name, words, states, states * method.rows(words))
@@ -139,8 +125,8 @@ def attribute(
             picture is noised, too.
         seed: of the noise.
         batch: rows of one denoiser call.
-        cache: a folder that keeps every answer of the denoiser, so that an attribution that was
-            interrupted goes on where it was.
+        cache: a folder that keeps every answer, of whichever method, so that an attribution that
+            was interrupted goes on where it was.
         **options: of the pipeline's call, where a prompt is drawn: ``generator``, steps ...
 
     Raises:
@@ -154,7 +140,7 @@ def attribute(
         >>> print(why.table())
     """
     if of == "inputs":
-        return _of_inputs(pipe, what, how, target, seed, options)
+        return of_inputs(pipe, what, how=how, target=target, seed=seed, cache=cache, **options)
     samples = Samples(askable(pipe), image)
     method_of(how), _levels(levels, method_of(how))  # refused before anything is drawn
     trace = _traced(pipe, what, samples, options)
@@ -162,30 +148,6 @@ def attribute(
         pipe, trace, samples.kept, of=of, how=how, target=target, image=image, absent=absent,
         levels=levels, noises=noises, seed=seed, batch=batch, cache=cache,
     )  # fmt: skip
-
-
-def _of_inputs(
-    pipe: Any, what: Any, how: Any, target: Any, seed: int, options: dict[str, Any]
-) -> Attribution:
-    """Return which of a call's inputs decided its picture."""
-    method = method_of(how)
-    if not isinstance(what, str) or method.name not in ("occlusion", "shapley", "surrogate"):
-        raise ValueError(
-            "of='inputs' draws a prompt, one text, without each of its inputs, by how='occlusion', "
-            "'shapley' or 'surrogate'"
-        )
-    refuse_unknown(pipe, options)
-    given = {"generator": torch.Generator().manual_seed(seed), **options}
-    inputs = inputs_of(pipe, what, given)
-    ask, aim = (
-        Drawing(pipe, inputs, {**given, "prompt": what}),
-        target_of(target, pipe, decodes=False),
-    )
-    found = method.find(ask, aim)
-    pixels = (ask.full[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    names = tuple(each.name for each in inputs)
-    said = "the call without the input"
-    return _result(method, ask, aim, found, names, said, what, None, Image.fromarray(pixels))
 
 
 @torch.no_grad()
@@ -238,7 +200,7 @@ def explained(
     found = method.find(ask, aim)
     pipe.maybe_free_model_hooks()
     names, beside = tuple(p.name for p in players), _attention(trace, players, image)
-    found_by = _result(method, ask, aim, found, names, ABSENT[absent], prompt.text, beside, picture)
+    found_by = outcome(method, ask, aim, found, names, ABSENT[absent], prompt.text, beside, picture)
     places = tuple(player.positions for player in players)
     return replace(
         found_by,
@@ -312,36 +274,3 @@ def _attention(trace: Trace, players: Sequence[Player], image: int) -> NDArray[n
         means = [trace.heatmap(list(player.positions), image).mean for player in players]
         return np.array(means, dtype=np.float64)
     return None
-
-
-def _result(
-    method: Method,
-    ask: Asking | Drawing,
-    target: Target,
-    found: Found,
-    names: tuple[str, ...],
-    absent: str,
-    prompt: str,
-    attention: NDArray[np.float64] | None,
-    picture: Image.Image,
-) -> Attribution:
-    @torch.no_grad()
-    def values(present: NDArray[np.bool_]) -> NDArray[np.float64]:
-        estimates = ask.estimates(torch.from_numpy(np.ascontiguousarray(present)))
-        return target.values(estimates, ask.full).double().numpy()
-
-    return Attribution(
-        words=names,
-        values=found.scores.detach().double().numpy(),
-        maps=None if found.maps is None else found.maps.float().numpy(),
-        intervals=None if found.intervals is None else found.intervals.double().numpy(),
-        attention=attention,
-        prompt=prompt,
-        how=method.name,
-        target=target.name,
-        absent=absent,
-        calls=ask.asked,
-        facts=found.facts,
-        picture=picture,
-        ask=values,
-    )

@@ -16,6 +16,7 @@ from torch import Tensor
 from xattn.attribution import levels
 from xattn.attribution.asking import Asking
 from xattn.attribution.method import Found
+from xattn.attribution.store import digest
 from xattn.attribution.targets import Target
 
 
@@ -41,16 +42,18 @@ class Gradient:
         full, base = self._ends(ask)
         way = full - base
         total = torch.zeros_like(way)
+        gained = self._value(ask, target, full) - self._value(ask, target, base)
+        question = digest((self.name, self.points, target.name, gained))
         places, weights = (torch.from_numpy(each) / 2 for each in leggauss(self.points))
         with ask.progress(self.points) as advance:
             for some in torch.arange(self.points).split(ask.batch):
                 at = (places[some] + 0.5).to(way)[:, None, None]
-                slopes = self._gradient(ask, target, base + at * way)  # (points, tokens, channels)
+                name = f"{question}-{int(some[0])}-{len(some)}"
+                slopes = self._slopes(ask, target, base + at * way, name)
                 total += torch.einsum("p,ptc->tc", weights[some].to(way), slopes)
                 advance(len(some))
         shares = (way * total).sum(-1)[0].cpu().double()  # (tokens,)
         scores = torch.stack([shares[list(p.positions)].sum() for p in ask.texts.players])
-        gained = self._value(ask, target, full) - self._value(ask, target, base)
         return Found(
             scores, facts={"gained": float(gained), "missed": float(gained - scores.sum())}
         )
@@ -65,6 +68,19 @@ class Gradient:
     @torch.no_grad()
     def _value(self, ask: Asking, target: Target, states: Tensor) -> Tensor:
         return _target_of(ask, target, states)[0].cpu().double()
+
+    def _slopes(self, ask: Asking, target: Target, states: Tensor, name: str) -> Tensor:
+        """Return the gradient at some points of the path, (points, tokens, channels).
+
+        From the store where it is known there: of another target the path gains another value.
+        """
+        found = None if ask.store is None else ask.store.read(name)
+        if found is not None:
+            return found.to(states)
+        slopes = self._gradient(ask, target, states)
+        if ask.store is not None:
+            ask.store.write(name, slopes.cpu())
+        return slopes
 
     def _gradient(self, ask: Asking, target: Target, states: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from xattn.api.arguments import options_of
+from xattn.attribution.store import Answers, bits
 from xattn.models.sizes import denoiser_of
 
 GREY = (128, 128, 128)
@@ -112,12 +113,20 @@ class Drawing:
         pipe: the pipeline.
         inputs: its inputs.
         options: those of the whole call, prompt and generator among them.
+        store: where pictures are kept for another run.
     """
 
     batch = 1
 
-    def __init__(self, pipe: Any, inputs: tuple[Input, ...], options: Options) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        inputs: tuple[Input, ...],
+        options: Options,
+        store: Answers | None = None,
+    ) -> None:
         self.pipe, self.inputs, self.options = pipe, inputs, options
+        self.store = store
         self.asked = 0
         self._known: dict[tuple[bool, ...], Tensor] = {}
 
@@ -129,7 +138,15 @@ class Drawing:
     @property
     def full(self) -> Tensor:
         """The picture of the whole call, (1, 3, height, width) in [0, 1]."""
-        return self.estimates(torch.ones(1, self.players, dtype=torch.bool))[0]
+        whole = (True,) * self.players
+        if whole not in self._known:
+            self._known[whole] = self._drawn(whole)
+            if self.store is not None:  # another model draws another picture
+                names = [each.name for each in self.inputs]
+                generator = self.options["generator"].initial_seed()
+                said = (self.options["prompt"], names, generator)
+                self.store.open("inputs", *said, self._known[whole])
+        return self._known[whole]
 
     def estimates(self, present: Tensor) -> Tensor:
         """Return the pictures of some sets of inputs, (rows, 1, 3, height, width) in [0, 1].
@@ -137,11 +154,25 @@ class Drawing:
         Args:
             present: bool (rows, inputs).
         """
+        _ = self.full
         rows = [tuple(map(bool, row)) for row in present.tolist()]
-        for row in rows:
-            if row not in self._known:
-                self._known[row] = self._drawn(row)
+        new = [row for row in dict.fromkeys(rows) if row not in self._known]
+        if new:
+            with self.pipe.progress_bar(total=len(new)) as bar:
+                for row in new:
+                    self._known[row] = self._read_or_drawn(row)
+                    bar.update(1)
         return torch.stack([self._known[row] for row in rows])
+
+    def _read_or_drawn(self, row: tuple[bool, ...]) -> Tensor:
+        """Return a picture that is kept on disk, or draw it and keep it there."""
+        found = None if self.store is None else self.store.read(bits(row))
+        if found is not None:
+            return found
+        drawn = self._drawn(row)
+        if self.store is not None:
+            self.store.write(bits(row), drawn)
+        return drawn
 
     @torch.no_grad()
     def _drawn(self, present: tuple[bool, ...]) -> Tensor:

@@ -33,11 +33,15 @@ class Asked(Protocol):
 
     Attributes:
         players: how many words, or inputs.
+        asked: how many rows of the denoiser, or pictures, were asked.
         full: the estimates with all of them, (states, channels, height, width).
     """
 
     @property
     def players(self) -> int: ...  # noqa: D102
+
+    @property
+    def asked(self) -> int: ...  # noqa: D102
 
     @property
     def full(self) -> Tensor: ...  # noqa: D102

@@ -13,11 +13,13 @@ from PIL import Image
 
 from xattn.batch import comparison
 from xattn.batch.diagnoses import Diagnoses
+from xattn.batch.importance import importance_of
 from xattn.batch.layout import INDEX, PARTS, SETTINGS, Row, path_inside, read_rows
 from xattn.maps.measures import NUMBERS
 from xattn.records import files
 from xattn.records import format as file_format
 from xattn.records.run import Run
+from xattn.results.attribution import Attribution
 from xattn.results.diagnosis import Finding, Thresholds
 from xattn.results.trace import Trace
 
@@ -224,6 +226,39 @@ class Runs(Sequence[StoredRun]):
             >>> print(xattn.open_runs("tuned").compare(xattn.open_runs("base")))
         """
         return comparison.compare(self, other, measures)
+
+    def importance(
+        self,
+        pipe: Any,
+        *,
+        shuffles: int = 1,
+        seed: int = 0,
+        cache: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Attribution:
+        """Return how much each input decides, by shuffling its values among the items.
+
+        Inputs are the prompt and the seed, and of negative prompt, steps and guidance those that
+        differ among the items; every item is drawn again, and once more for each input and
+        shuffle. See ``xattn.importance``.
+
+        Args:
+            pipe: the pipeline that drew the batch.
+            shuffles: how often each input's values are shuffled.
+            seed: of the shuffles.
+            cache: a folder that keeps every picture, so that what was interrupted goes on.
+            **options: of every call, beside what the batch knows.
+
+        Raises:
+            ValueError: there are fewer than two items, of several sizes, or the pipeline draws
+                other pictures than those stored.
+
+        Example:
+            >>> xattn.open_runs("runs").importance(pipe).bar().save("inputs.png")
+        """
+        return importance_of(
+            self._runs, pipe, shuffles=shuffles, seed=seed, cache=cache, options=options
+        )
 
 
 def open_runs(folder: str | os.PathLike[str]) -> Runs:
