@@ -47,6 +47,7 @@ class Case:
         dropped: positions of the encoder's in front of the axis.
         several: whether a prompt can have several videos.
         prompts: how many there can be.
+        moved: whether the padding in front is cut off behind the encoder.
         index: where the axis' positions stand behind the video, if not one after the other.
     """
 
@@ -66,6 +67,7 @@ class Case:
     dropped: int = 0
     several: bool = True
     prompts: int = 2
+    moved: bool = False
     index: tuple[int, ...] = ()
 
 
@@ -73,6 +75,10 @@ T5 = {"max_sequence_length": 24}
 WAN = diffusers.WanTransformer3DModel
 PICTURE = Image.linear_gradient("L").resize((48, 64)).convert("RGB")
 TEMPLATE = {"template": "the old {} dog", "crop_start": 2}
+STILL: dict[str, Any] = {"stg_scale": 0.0, "modality_scale": 1.0}
+STILL |= {f"audio_{name}": value for name, value in STILL.items()}
+OWN = {"guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 2.0}
+OWN |= {"spatio_temporal_guidance_blocks": [0]}
 CASES = {
     "Wan": Case(tiny.wan, T5, passes=2),
     "Wan 2.2": Case(lambda: tiny.wan(two=True), T5, passes=2),
@@ -134,6 +140,22 @@ CASES = {
         doubled=True,
     ),
     "LTX-Video": Case(tiny.ltx, {**T5, "height": 32, "width": 32}, cells=64, doubled=True),
+    "LTX-2": Case(
+        films.ltx2,
+        {**T5, **STILL, "height": 32, "width": 32},
+        cells=64,
+        doubled=True,
+        passes=3,
+        guided=OWN,
+        moved=True,
+    ),
+    "LTX-2 without registers": Case(
+        lambda: films.ltx2(registers=None),
+        {**T5, **STILL, "height": 32, "width": 32},
+        cells=64,
+        doubled=True,
+        guided={"guidance_scale": 3.0, "audio_guidance_scale": 3.0},
+    ),
     "CogVideoX": Case(tiny.cogvideox, T5, queries=24, doubled=True, several=False),
     "CogVideoX 1.5": Case(
         lambda: tiny.cogvideox(later=True), T5, frames=2, queries=24, doubled=True, several=False
@@ -295,6 +317,7 @@ def test_words_are_those_that_the_text_encoder_read(pipes: Any, name: str) -> No
     assert trace.run.prompt_of == tuple(n for n in range(count) for _ in range(case.frames))
     for prompt, ids in zip(trace.run.prompts, read[:count], strict=True):
         assert [word.text for word in prompt.words] == prompt.text.split()
+        ids = ids[ids != 0] if case.moved else ids
         for token in prompt.tokens:
             assert int(ids[token.position + case.dropped]) == token.id
     steps = torch.tensor(trace.timesteps)
@@ -334,6 +357,13 @@ def test_a_given_frame_is_read_before_the_text() -> None:
             encoder_hidden_states_image=torch.randn(1, 5, 8),
         )
     assert [probs.shape[-1] for probs in truth[layers[0].name]] == [5, 512]
+
+
+def test_connectors_are_watched_inside_the_block_alone(pipes: Any) -> None:
+    pipe = pipes("LTX-2")
+    with xattn.record(pipe):
+        assert len(pipe.connectors._forward_hooks) == 1
+    assert not pipe.connectors._forward_hooks
 
 
 # -- asking of a video's trace

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTX2Video,
     AutoencoderKLMagvit,
     ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
@@ -17,10 +19,15 @@ from diffusers import (
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
 )
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # without OpenCV
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from torch import nn
 from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
+from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
 
@@ -170,3 +177,69 @@ def face() -> dict[str, Any]:
     numbers = torch.Generator().manual_seed(0)
     states = [torch.randn(1, 3, 16, generator=numbers) for _ in range(2)]
     return {"id_cond": torch.randn(1, 8, generator=numbers), "id_vit_hidden": states}
+
+
+class Sound(nn.Module):
+    """An autoencoder of sounds that is only asked how small its latents are."""
+
+    config = SimpleNamespace(sample_rate=160, mel_hop_length=10, mel_bins=8, latent_channels=2)
+    mel_compression_ratio = temporal_compression_ratio = 4
+    latents_mean, latents_std = torch.zeros(4), torch.ones(4)
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+
+def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: Any) -> Any:
+    """Return a pipeline of LTX-2's structure; its autoencoder divides sides and frames by 4."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        decoder_block_out_channels=(4, 4, 4),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    ).eval()
+    connectors = LTX2TextConnectors(
+        caption_channels=8,
+        text_proj_in_factor=3,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=4,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=registers,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=4,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=registers,
+    ).eval()
+    model = LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        vae_scale_factors=(4, 4, 4),
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=8,
+        perturbed_attn=True,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": vae,
+        "audio_vae": Sound(),
+        "text_encoder": gemma(tok, seed=seed),
+        "tokenizer": tok,
+        "connectors": connectors,
+        "vocoder": None,
+    }
+    return quiet((cls or LTX2Pipeline)(**(made | parts)))

@@ -28,6 +28,7 @@ from xattn.models.ideogram4 import Ideogram4
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.krea2 import Krea2
 from xattn.models.longcat_image import LongCatImage
+from xattn.models.ltx2 import LTX2
 from xattn.models.ltx_video import LTXVideo
 from xattn.models.lumina2 import Lumina2
 from xattn.models.lumina_next import LuminaNext
@@ -76,6 +77,7 @@ FAMILIES: tuple[Family, ...] = (
     Ideogram4(),
     Wan(),
     LTXVideo(),
+    LTX2(),
     CogVideoX(),
     HunyuanVideo(),
     HunyuanVideo15(),

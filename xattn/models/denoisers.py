@@ -45,6 +45,7 @@ RECORDED: dict[str, str] = {
     "HunyuanVideo15Transformer3DModel": "HunyuanVideo 1.5",
     "EasyAnimateTransformer3DModel": "EasyAnimate",
     "ConsisIDTransformer3DModel": "ConsisID",
+    "LTX2VideoTransformer3DModel": "LTX-2, with sound that isn't recorded",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -68,6 +69,7 @@ UNEDITED: dict[str, str] = {
     "PRXTransformer2DModel": _ADDED,
     "HunyuanVideo15Transformer3DModel": _WHOLE,
     "EasyAnimateTransformer3DModel": _WHOLE,
+    "LTX2VideoTransformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -106,7 +108,6 @@ REFUSED: dict[str, str] = {
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
     "Kandinsky6SRTransformer3DModel": _VIDEO,
     "Kandinsky6Transformer3DModel": _VIDEO,
-    "LTX2VideoTransformer3DModel": "it draws a video and its sound in one call",
     "LatteTransformer3DModel": _ROWS,
     "LongCatAudioDiTTransformer": _SOUND,
     "MiniMaxH3Transformer3DModel": _VIDEO,

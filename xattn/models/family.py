@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -205,6 +206,14 @@ class Family(Protocol):
 
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Return the clean latents implied by a denoiser's output."""
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """The protocol of a family whose pipelines change the text behind ``encode_prompt``."""
+
+    def watching(self, pipe: Any) -> AbstractContextManager[None]:
+        """Follow the text from ``encode_prompt`` to the denoiser, as long as a block lasts."""
 
 
 CROSS_EDITS = frozenset(("replace", "refine", "reweight", "blend", "self"))

@@ -14,9 +14,16 @@ from xattn.models.separate import Separate
 
 @dataclass(frozen=True)
 class LTXVideo(Separate):
-    """The family of LTX-Video (HaCohen et al. 2024). Padding is masked."""
+    """The family of LTX-Video (HaCohen et al. 2024). Padding is masked.
+
+    Attributes:
+        draws: its name.
+        pipelines: those whose positions are all drawn.
+    """
 
     classes: tuple[str, ...] = ("LTXVideoTransformer3DModel",)
+    draws: str = "LTX-Video"
+    pipelines: str = "LTXPipeline or LTXImageToVideoPipeline"
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(hidden_states, ..., num_frames, height, width)``.
@@ -30,10 +37,10 @@ class LTXVideo(Separate):
         frames, height, width = (int(arguments.get(name) or 0) for name in sides)
         if frames * height * width != sample.shape[1]:
             raise RuntimeError(
-                f"LTX-Video was called with {sample.shape[1]} positions where num_frames, height "
-                f"and width are {frames}, {height} and {width}: LTXConditionPipeline puts frames "
-                "that are given in front, and which are drawn isn't known; record LTXPipeline or "
-                "LTXImageToVideoPipeline"
+                f"{self.draws} was called with {sample.shape[1]} positions where num_frames, "
+                f"height and width are {frames}, {height} and {width}: other pipelines put frames "
+                "that are given beside them, and which are drawn isn't known; record "
+                f"{self.pipelines}"
             )
         time = arguments["timestep"]
         return DenoiserCall(
@@ -54,5 +61,5 @@ class LTXVideo(Separate):
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Raise ValueError: latents are packed."""
         raise ValueError(
-            "previews=True can't be had with LTX-Video, whose latents are packed; leave it out"
+            f"previews=True can't be had with {self.draws}, whose latents are packed; leave it out"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.models import family_of_pipeline
-from xattn.models.family import Axis, DenoiserCall
+from xattn.models.family import Axis, DenoiserCall, Watching
 from xattn.session import events
 from xattn.session.axis import given_texts, read_texts, reader, tokenized
 from xattn.session.clock import clock_of
@@ -120,6 +120,8 @@ class PipelineOrigin:
             stack.enter_context(
                 replaced(pipe, "encode_prompt", StandIn(pipe, encode, encode_prompt))
             )
+            if isinstance(self.family, Watching):
+                stack.enter_context(self.family.watching(pipe))
             _wrap(stack, pipe, "maybe_free_model_hooks", ending)
             if hasattr(getattr(pipe, "image_processor", None), "postprocess"):
                 _wrap(stack, pipe.image_processor, "postprocess", drawing)
