@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.diagnosis import Case, auroc, fitted, interval, rates, truth
+from benchmarks.diagnosis import Case, auroc, fitted, interval, nameless, rates, truth
 from benchmarks.drift import Features
 from benchmarks.judge import Seen, Verdict
 from benchmarks.steering import DEFAULT, goals_of, placed, positions
@@ -70,6 +70,17 @@ def test_the_judge_agrees_or_not() -> None:
     assert truth(Merged("star", 1, HEAT, about=(star, twin)), wanted, there) is True
     displaced = Displaced("star", 1, HEAT, side="left", about=(star,))
     assert truth(displaced, wanted, there) is True
+
+
+def test_something_in_the_colour_of_a_missing_object_may_be_it() -> None:
+    wanted: Any = scene_of(("red", "star"), ("pink", "boat"))
+    boat = Neglected("boat", 1, HEAT, about=(Word("boat", 0, 1, (6,)),))
+    soft = seen(("star", "red", 90.0), ("fish", "pink", 20.0))
+    assert truth(boat, wanted, soft) is True
+    assert nameless(boat, wanted, soft)
+    assert not nameless(boat, wanted, seen(("star", "red", 90.0), ("fish", "red", 20.0)))
+    twins: Any = scene_of(("red", "star"), ("red", "boat"))  # the star's own red is not the boat's
+    assert not nameless(boat, twins, seen(("star", "red", 90.0)))
 
 
 def scene_of(*things: tuple[str, str]) -> SimpleNamespace:

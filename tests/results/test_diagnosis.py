@@ -63,6 +63,21 @@ def test_a_noun_that_another_outshines_is_neglected() -> None:
     assert "xattn.Present('fish')" in str(found(TEXT, weak)[Neglected])
 
 
+def test_a_noun_away_from_its_adjective_is_neglected_as_much_as_a_weak_one() -> None:
+    away = found(TEXT, {**RIGHT, "fish": spot(2, 0)})[Neglected]
+    own, usual = (8 * 0.01 + 8 * 0.01**2) / 16, (4 + 12 * 0.01**2) / 16
+    median = (own + usual) / 2
+    assert away.word == "fish"
+    assert away.score == pytest.approx(median / (median + own))
+
+
+def test_a_noun_without_an_adjective_counts_with_itself() -> None:
+    weak = found("a fish and a blue house", {**RIGHT, "fish": spot(0, 0, 0.5)})[Neglected]
+    own, usual = (4 * 0.25 + 12 * 0.01**2) / 16, (4 + 12 * 0.01**2) / 16
+    median = (own + usual) / 2
+    assert weak.score == pytest.approx(median / (median + own))
+
+
 def test_nouns_in_one_place_are_merged() -> None:
     merged = found(TEXT, {**RIGHT, "house": spot(0, 0), "blue": spot(0, 0)})[Merged]
     assert (merged.word, merged.other) == ("fish", "house")
