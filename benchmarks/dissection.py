@@ -29,12 +29,10 @@ from benchmarks.toyland import GUIDANCE, RESULTS, interval
 from xattn import toyland
 from xattn.results.dissection import Dissection, Head
 from xattn.toyland.scenes import Scene, scene
-from xattn.toyland.world import GROUNDS, NOUNS, PALETTE
 
 TABLE_SEED, DRAW_SEED = 18_700_000, 18_800_000
 STEPS = 10
 SHARES = (0.25, 0.5, 0.75)
-CONCEPTS = {"colour": list(PALETTE), "object": list(NOUNS), "ground": list(GROUNDS)}
 
 
 def asked(count: int) -> list[Scene]:
@@ -79,10 +77,7 @@ def weakened(
 def measure(pipe: Any, judge: Judge, tables: int, count: int) -> tuple[dict[str, Any], Dissection]:
     """Dissect, and weaken in every order."""
     drawn = [scene(TABLE_SEED + n) for n in range(tables)]
-    by = {
-        name: xattn.dissect(pipe, drawn, by=name, concepts=CONCEPTS, layers="all")
-        for name in ("iou", "relevance")
-    }
+    by = {name: xattn.dissect(pipe, drawn, by=name, layers="all") for name in ("iou", "relevance")}
     scenes = asked(count)
     owners = [one.seed for one in scenes]
     first = by["iou"]

@@ -24,6 +24,7 @@ from xattn.records.run import Run
 from xattn.records.stores import ImageStore
 from xattn.results.trace import Trace
 from xattn.session.clock import Clock, Schedule
+from xattn.session.instrument import Instrument
 from xattn.session.origin import Following
 from xattn.session.pipeline import PipelineOrigin
 from xattn.session.rows import RowFinder
@@ -102,6 +103,44 @@ def probe(
     options = Options.of(
         keep=keep, words=words, layers=layers, dtype=dtype, affinity=affinity, outputs=outputs
     )
+    return passed(
+        pipe, image, prompt, options, levels=levels, seeds=seeds, seed=seed, size=size,
+        batch=batch, also=also, presence=presence,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def passed(
+    pipe: Any,
+    image: Pictures,
+    prompt: str | Sequence[str],
+    options: Options,
+    *,
+    levels: float | Sequence[float] = LEVELS,
+    seeds: int = 1,
+    seed: int | Sequence[int] = 0,
+    size: tuple[int, int] | None = None,
+    batch: int = 8,
+    also: str | Sequence[str] | None = None,
+    presence: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Trace:
+    """Return a trace as ``probe`` does, with further instruments behind the recorder's.
+
+    Args:
+        pipe: this and the rest as for ``probe``.
+        image: the pictures.
+        prompt: their texts.
+        options: what is recorded.
+        levels: shares of the schedule.
+        seeds: noises at each level.
+        seed: of the first.
+        size: of every image.
+        batch: how many pass together.
+        also: further words.
+        presence: whether to measure it.
+        instruments: what else acts in the passes; opened anew for each batch.
+    """
     shares, noises = _levels(levels), _whole("seeds", seeds)
     origin = ProbeOrigin(pipe, shares, noises)
     names = concept_names(also)
@@ -120,6 +159,7 @@ def probe(
             [starts[i] for i in group],
             options,
             concepts,
+            instruments,
         )
         if presence:
             for run, i in zip(runs, group, strict=True):
@@ -194,10 +234,11 @@ def _probed(
     starts: Sequence[int],
     options: Options,
     concepts: Sequence[Concept],
+    instruments: Sequence[Instrument],
 ) -> list[Run]:
     """Pass a group of photos of one size at every level, and return a run for each."""
     pipe, runs = origin.pipe, Trace(runs=[])
-    with opened(origin, instruments_of(options, runs, concepts)):
+    with opened(origin, [*instruments_of(options, runs, concepts), *instruments]):
         device = torch.device(pipe._execution_device)
         encoded = encode_prompts(pipe, texts, device)
         kind = origin.family.encoded(encoded).positive.dtype

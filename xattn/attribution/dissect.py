@@ -2,10 +2,7 @@
 
 By intersection over union: a head's map of a word, above a threshold, against the word's mask; as
 in network dissection (Bau et al. 2017) intersections and unions are summed over all pictures first.
-By relevance (head relevance vectors, Park et al. 2025), without masks: at each place a head's
-attention to one word of each concept competes in a softmax, and the concept with the largest mean
-over the picture has a point. A concept's points are divided by their mean over the heads, so that
-1 is an average head.
+By relevance, without masks: see ``xattn.attribution.relevance``.
 """
 
 from __future__ import annotations
@@ -22,11 +19,14 @@ from numpy.typing import NDArray
 
 from xattn.api.probe import probe
 from xattn.attribution.channels import Channel, activations, channel_ious, text_modules
+from xattn.attribution.maps import head_maps
 from xattn.attribution.marked import Marked, marked
-from xattn.maps import daam, select
+from xattn.attribution.relevance import Points, of_words, reads_alone
 from xattn.records.run import LayerFilter, Run
 from xattn.results.dissection import Dissection, Head
 from xattn.text.prompt import WordError
+from xattn.toyland.scenes import Scene
+from xattn.toyland.world import GROUNDS, NOUNS, PALETTE, SIZES
 
 Concepts = Mapping[str, Sequence[str]]
 LEVELS = (0.3, 0.5, 0.7)
@@ -53,11 +53,13 @@ def dissect(
         pipe: a pipeline that can be probed: Stable Diffusion 1, 2, XL, 3, or FLUX.1.
         scenes: pictures whose words have masks: scenes of Toyland, a folder with a
             ``captions.jsonl``, or ``xattn.attribution.marked.Marked`` pictures.
-        by: "iou" against the masks, or "relevance", which needs none.
+        by: "iou" against the masks, or "relevance", which needs none (head relevance vectors,
+            Park et al. 2025, section 3).
         units: "heads" of the text attention, by their maps of words, or "channels" of modules'
             outputs, by their activations, with masks alone.
-        concepts: the words of each concept, such as ``{"colour": ["red", "blue"]}``; each word
-            with a mask is a concept of its own by default.
+        concepts: the words of each concept, such as ``{"colour": ["red", "blue"]}``. By default
+            each word with a mask is a concept of its own; of Toyland's scenes each kind of word:
+            "colour", "object", "ground", "size", "side".
         threshold: of a head's map: the share of cells that are above it, over all pictures (0.005
             in Bau et al. 2017); twice each map's mean by default, of a channel's the mean of
             absolute values.
@@ -78,14 +80,16 @@ def dissect(
     """
     _check(by, units, threshold)
     pictures = marked(scenes)
-    words = _concepts(pictures, concepts)
+    words = _concepts(pictures, _kinds(scenes) if concepts is None else concepts, by, concepts)
     if units == "channels":
         names = text_modules(pipe) if layers is None else layers
         return _of_channels(
             pictures, words, threshold,
             *activations(pipe, pictures, names, levels=levels, batch=batch, seed=seed),
         )  # fmt: skip
-    tally = _Overlaps(words, threshold) if by == "iou" else _Points(words)
+    if by == "relevance" and reads_alone(pipe):
+        return of_words(pipe, pictures, words, levels=levels, layers=layers, batch=batch, seed=seed)
+    tally = _Overlaps(words, threshold) if by == "iou" else Points(words)
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]
         trace = probe(
@@ -139,29 +143,40 @@ def _whole(picture: Marked, words: Sequence[str]) -> NDArray[np.bool_]:
     return np.logical_or.reduce(own) if own else empty
 
 
-def _concepts(pictures: Sequence[Marked], given: Concepts | None) -> dict[str, list[str]]:
-    """Return the words of each concept, after checking that there are any."""
+def _kinds(scenes: Any) -> Concepts | None:
+    """Return Toyland's words by their kind, where all scenes are of it."""
+    given = scenes if isinstance(scenes, Sequence) and not isinstance(scenes, str) else ()
+    if not given or not all(isinstance(each, Scene) for each in given):
+        return None
+    return {
+        "colour": list(PALETTE),
+        "object": list(NOUNS),
+        "ground": list(GROUNDS),
+        "size": [size for size in SIZES if size],
+        "side": ["left", "right"],
+    }
+
+
+def _concepts(
+    pictures: Sequence[Marked], given: Concepts | None, by: str, asked: Concepts | None
+) -> dict[str, list[str]]:
+    """Return the words of each concept; of kinds that nobody asked for, those that are there.
+
+    Raises:
+        ValueError: no word of a concept that was asked for has a mask.
+    """
     there = sorted({word for picture in pictures for word in picture.masks})
     if given is None:
         return {word: [word] for word in there}
     found = {name: list(words) for name, words in given.items()}
-    for name, words in found.items():
-        if not set(words).intersection(there):
-            raise ValueError(
-                f"concepts: no word of {name!r} has a mask in these pictures; those that have one "
-                f"are: {', '.join(there)}"
-            )
-    return found
-
-
-def head_maps(run: Run, word: str, layers: LayerFilter) -> dict[Head, NDArray[np.float32]]:
-    """Return each head's map of a word on the latent grid, clamped at 0."""
-    positions = select.word_positions(run, word)
-    found = {}
-    for n in select.layers_of(run, layers)[0]:
-        maps = daam.to_grid(daam.head_maps(run, n, positions).mean(1), run.latent)
-        for head, each in enumerate(maps):
-            found[Head(run.layers[n].name, head)] = each.numpy()
+    missing = [name for name, words in found.items() if not set(words).intersection(there)]
+    if asked is None:
+        return {name: words for name, words in found.items() if name not in missing}
+    if missing and by == "iou":
+        raise ValueError(
+            f"concepts: no word of {missing[0]!r} has a mask in these pictures; those that have "
+            f"one are: {', '.join(there)}"
+        )
     return found
 
 
@@ -227,41 +242,3 @@ def iou(
         both += int((above & mask).sum())
         either += int((above | mask).sum())
     return both / either if either else 0.0
-
-
-class _Points:
-    """A point for the concept that each head attends to most, picture by picture."""
-
-    def __init__(self, words: dict[str, list[str]]) -> None:
-        self.words = words
-        self.points: dict[Head, NDArray[np.float64]] = {}
-        self.counts = np.zeros(len(words), dtype=np.int64)
-
-    def add(self, run: Run, picture: Marked, layers: LayerFilter) -> None:
-        """Let the concepts of a picture's words compete in each head."""
-        own: dict[int, dict[Head, NDArray[np.float32]]] = {}
-        for c, words in enumerate(self.words.values()):
-            for word in words:
-                with suppress(WordError):
-                    own.setdefault(c, head_maps(run, word, layers))
-        for c in own:
-            self.counts[c] += 1
-        if len(own) < 2:
-            return
-        for head in next(iter(own.values())):
-            # probabilities are exponentials of logits: their shares are a softmax over concepts
-            stack = np.stack([maps[head] for maps in own.values()])
-            shares = stack / np.maximum(stack.sum(0), 1e-12)
-            row = self.points.setdefault(head, np.zeros(len(self.words)))
-            row[list(own)[int(shares.mean((1, 2)).argmax())]] += 1
-
-    def found(self) -> tuple[tuple[Head, ...], NDArray[np.float64], NDArray[np.int64]]:
-        """Return the heads, their relevance (heads, concepts), and the concepts' counts.
-
-        Raises:
-            ValueError: no picture has words of two concepts.
-        """
-        if not self.points:
-            raise ValueError("by='relevance' needs pictures with words of two concepts or more")
-        points = np.stack(list(self.points.values()))
-        return tuple(self.points), points / np.maximum(points.mean(0), 1e-12), self.counts

@@ -106,7 +106,7 @@ class ConceptRecorder(Instrument):
         for n, (layer, handler) in enumerate(self.layers.items()):
             handler.buffers = tuple(buffer.views[n] for buffer in self._buffers.values())
             if isinstance(handler, TextKeys):
-                handler.keys = [_keys(layer, concept.states) for concept in self.concepts]
+                handler.keys = [keys_of(layer, concept.states) for concept in self.concepts]
                 handler.tokens = [
                     torch.tensor(c.positions, device=sampling.device) for c in self.concepts
                 ]
@@ -170,7 +170,7 @@ class ConceptRecorder(Instrument):
 
 
 @torch.no_grad()
-def _keys(layer: AttentionLayer, states: Tensor) -> Tensor:
+def keys_of(layer: AttentionLayer, states: Tensor) -> Tensor:
     """Return a text's keys in a layer, (heads, tokens, channels)."""
     module: Any = layer.module
     project: Callable[[Tensor], Tensor] = (
