@@ -17,8 +17,9 @@ from tests.helpers import assert_restored, draw, picture
 from tests.tiny import transformers
 from xattn.attribution.dissect import iou, on_grid
 from xattn.attribution.maps import head_maps
-from xattn.attribution.marked import Marked, from_coco, marked
+from xattn.attribution.marked import Marked, from_coco, marked, run_lengths
 from xattn.edits import codec
+from xattn.results.concepts import Segmentation
 from xattn.results.dissection import Dissection, Head
 
 PROMPT = "a red car"
@@ -226,6 +227,34 @@ def test_cocos_polygons_become_masks(tmp_path: Path) -> None:
     (found,) = from_coco(tmp_path / "coco.json", tmp_path)
     assert found.prompt == "a car"
     np.testing.assert_array_equal(found.masks["car"], half(True))
+
+
+def packed(lengths: list[int]) -> str:
+    """Pack run lengths as COCO's tools do, for a test of reading them."""
+    text = ""
+    for n, length in enumerate(lengths):
+        left = length - (lengths[n - 2] if n > 2 else 0)
+        more = True
+        while more:
+            bits, left = left & 31, left >> 5
+            more = left != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return text
+
+
+def test_run_lengths_are_read_as_lists_and_as_text(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = [0, 3, 200, 7, 90, 1000, 2]
+    assert run_lengths(packed(lengths)) == lengths
+    mask = rng.random((16, 16)) > 0.7
+    picture(16, 16).save(tmp_path / "image.png")
+    data = Segmentation(mask.astype(np.uint8), ("car",)).to_coco()
+    for form in (list, packed):
+        own = data["annotations"][0]["segmentation"]
+        own["counts"] = form(own["counts"])
+        (tmp_path / "coco.json").write_text(json.dumps(data), "utf-8")
+        (found,) = from_coco(tmp_path / "coco.json", tmp_path)
+        np.testing.assert_array_equal(found.masks["car"], mask)
 
 
 def test_what_cannot_be_dissected_is_refused(pipe: Any, pictures: list[Marked]) -> None:

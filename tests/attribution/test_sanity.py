@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tests import tiny
 from tests.helpers import assert_restored, picture
 from xattn.attribution.sanity import rank_correlation
 from xattn.attribution.weights import shuffled_weights
+from xattn.results.difference import Difference
 from xattn.results.sanity import Sanity
 
 PROMPT = "a red car"
@@ -92,6 +95,32 @@ def test_saliency_is_what_the_score_loses_without_a_place(
     covered[..., :4, 4:] = clean.mean((-2, -1), keepdim=True)
     wanted = _score(pipe, clean) - _score(pipe, covered)
     assert found[0, 5] == pytest.approx(wanted, rel=1e-2)
+
+
+def test_what_was_asked_before_an_interruption_is_not_asked_again(
+    pipe: Any, trace: xattn.Trace, tmp_path: Path
+) -> None:
+    rows: list[int] = []
+    hook = pipe.unet.register_forward_hook(lambda _, args, out: rows.append(len(out[0])))
+    few = {"noises": 1, "shuffles": 1, "levels": (0.5,), "strangers": ["zebra", "boat"]}
+    for call, counts in (
+        (lambda: xattn.saliency(pipe, trace, "red", patch=4, batch=2, cache=tmp_path), (10, 6)),
+        (lambda: xattn.sanity(pipe, trace, "red", cache=tmp_path, **few), (10, 2)),
+    ):
+        found, asked = [], []
+        for left in (1, 0):
+            rows.clear()
+            found.append(call())
+            asked.append(sum(rows))
+            for file in sorted(tmp_path.rglob("*.safetensors"))[:left]:
+                file.unlink()  # as if interrupted
+        assert tuple(asked) == counts
+        if isinstance(found[0], Difference):
+            np.testing.assert_allclose(np.asarray(found[0]), np.asarray(found[1]), rtol=1e-4)
+        else:
+            assert found[0].null == pytest.approx(found[1].null)
+        shutil.rmtree(tmp_path)
+    hook.remove()
 
 
 @torch.no_grad()

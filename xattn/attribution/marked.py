@@ -91,7 +91,9 @@ def from_folder(folder: str | os.PathLike[str]) -> list[Marked]:
 
 
 def from_coco(annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[Marked]:
-    """Read COCO's JSON of instances, with polygons; a picture without any is left out.
+    """Read COCO's JSON of instances; a picture without any is left out.
+
+    Masks are polygons, or run lengths down the columns, as lists or as COCO packs them into text.
 
     Args:
         annotations: the JSON file.
@@ -101,16 +103,49 @@ def from_coco(annotations: str | os.PathLike[str], images: str | os.PathLike[str
     names = {each["id"]: each["name"] for each in data["categories"]}
     pieces: dict[int, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for each in data["annotations"]:
-        if isinstance(each["segmentation"], list):  # crowds are run lengths
-            pieces[each["image_id"]][names[each["category_id"]]] += each["segmentation"]
+        pieces[each["image_id"]][names[each["category_id"]]].append(each["segmentation"])
     folder, found = Path(images).expanduser(), []
     for each in data["images"]:
         own = pieces.get(each["id"])
         if own:
             size = (int(each["width"]), int(each["height"]))
-            masks = {name: _drawn(polygons, size) for name, polygons in own.items()}
+            masks = {
+                name: np.logical_or.reduce([_region(one, size) for one in several])
+                for name, several in own.items()
+            }
             prompt = " and ".join(f"a {name}" for name in masks)
             found.append(Marked(_picture(folder / each["file_name"]), prompt, masks))
+    return found
+
+
+def _region(segmentation: Any, size: tuple[int, int]) -> Mask:
+    """Return the mask of an annotation, (height, width)."""
+    if isinstance(segmentation, list):
+        return _drawn(segmentation, size)
+    counts, (height, width) = segmentation["counts"], segmentation["size"]
+    lengths = run_lengths(counts) if isinstance(counts, str) else counts
+    values = np.arange(len(lengths)) % 2 == 1  # the first run is outside
+    return np.repeat(values, lengths).reshape(width, height).T
+
+
+def run_lengths(packed: str) -> list[int]:
+    """Return the run lengths that COCO packs into text.
+
+    Each number is cut into groups of five bits, the lowest first, a character each (from "0" on),
+    whose sixth bit says that more follow; from the fourth number on it is the difference from the
+    one before last.
+    """
+    found: list[int] = []
+    number = shift = 0
+    for letter in packed:
+        bits = ord(letter) - 48
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        number -= (1 << shift) if bits & 16 else 0  # the last group has the sign
+        found.append(number + (found[-2] if len(found) > 2 else 0))
+        number = shift = 0
     return found
 
 

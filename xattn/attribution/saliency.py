@@ -8,6 +8,7 @@ loses (Zeiler & Fergus 2014); by gradient, by the size of the score's gradient a
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from xattn.api.invert import encoded
 from xattn.attribution.attribute import askable, picture_of
 from xattn.attribution.players import players_of
 from xattn.attribution.states import States
+from xattn.attribution.store import Answers
 from xattn.attribution.texts import Texts, of_rows
 from xattn.models import family_of_pipeline
 from xattn.models.probing import Probed
@@ -37,6 +39,7 @@ def saliency(
     absent: str = "removed",
     seed: int = 0,
     batch: int = 16,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Difference:
     """Return which places of a picture carry a word's score.
 
@@ -51,6 +54,7 @@ def saliency(
         absent: as for ``attribute``.
         seed: of the noise.
         batch: rows of one call.
+        cache: a folder that keeps each patch's score, so that what was interrupted goes on.
 
     Returns:
         By patches, signed: above 0 where the score falls without the place; by gradient the
@@ -76,7 +80,12 @@ def saliency(
         found = score.gradient(state.latents)
     else:
         side = patch or max(1, min(clean.shape[-2:]) // 8)
-        found = _by_patches(score, pipe, clean, side, seed)
+        store = None if cache is None else Answers(cache)
+        with torch.no_grad():
+            whole = score.at(pipe, clean, clean, seed)
+        if store is not None:  # another model gives the whole picture another score
+            store.open("saliency", prompt.text, word, absent, level, seed, side, clean, whole)
+        found = whole - _by_patches(score, pipe, clean, side, seed, store)
     pipe.maybe_free_model_hooks()
     return Difference(found.cpu().numpy().astype(np.float32), word, picture)
 
@@ -92,6 +101,11 @@ class _Score:
         """Return the score of each of some noised latents, (rows,)."""
         both = [self._estimate(latents, each) for each in (self.texts.full, self.without)]
         return ((both[0] - both[1]) ** 2).mean((1, 2, 3))
+
+    def at(self, pipe: Any, pictures: Tensor, clean: Tensor, seed: int) -> Tensor:
+        """Return the score of each of some pictures, noised, (rows,)."""
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        return self(self.probed.noised(pipe.scheduler, pictures, noise, self.level)).cpu()
 
     def gradient(self, latents: Tensor) -> Tensor:
         """Return the size of the score's gradient at each cell, (height, width)."""
@@ -110,24 +124,26 @@ class _Score:
 
 
 @torch.no_grad()
-def _by_patches(score: _Score, pipe: Any, clean: Tensor, side: int, seed: int) -> Tensor:
-    """Return what the score loses without each patch, (height, width)."""
+def _by_patches(
+    score: _Score, pipe: Any, clean: Tensor, side: int, seed: int, store: Answers | None
+) -> Tensor:
+    """Return the score without the patch of each place, (height, width)."""
     height, width = clean.shape[-2:]
     corners = [(y, x) for y in range(0, height, side) for x in range(0, width, side)]
     grey, found = clean.mean((-2, -1), keepdim=True), torch.zeros(height, width)
-
-    def scored(pictures: Tensor) -> Tensor:
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-        return score(score.probed.noised(pipe.scheduler, pictures, noise, score.level)).cpu()
-
-    whole = scored(clean)
     with pipe.progress_bar(total=2 * len(corners)) as bar:
         for start in range(0, len(corners), score.batch):
             some = corners[start : start + score.batch]
-            rows = clean.repeat(len(some), 1, 1, 1)
-            for row, (y, x) in zip(rows, some, strict=True):
-                row[:, y : y + side, x : x + side] = grey[0]
-            for (y, x), value in zip(some, scored(rows), strict=True):
-                found[y : y + side, x : x + side] = whole[0] - value
+            name = f"patches-{start}-{len(some)}"
+            values = None if store is None else store.read(name)
+            if values is None:
+                rows = clean.repeat(len(some), 1, 1, 1)
+                for row, (y, x) in zip(rows, some, strict=True):
+                    row[:, y : y + side, x : x + side] = grey[0]
+                values = score.at(pipe, rows, clean, seed)
+                if store is not None:
+                    store.write(name, values)
+            for (y, x), value in zip(some, values, strict=True):
+                found[y : y + side, x : x + side] = value
             bar.update(2 * len(some))
     return found

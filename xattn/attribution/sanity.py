@@ -7,6 +7,7 @@ its place when the prompt is shuffled, and of a model whose weights are shuffled
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from xattn.api.probe import probe
 from xattn.attribution.attribute import picture_of
+from xattn.attribution.store import Answers, digest
 from xattn.attribution.weights import shuffled_weights
 from xattn.models.sizes import denoiser_of
 from xattn.results.sanity import Sanity
@@ -43,12 +45,13 @@ def sanity(
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
     batch: int = 8,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Sanity:
     """Compare a word's map with maps that can't show what it stands for.
 
     All maps are of the trace's picture, probed: ``noises + 1`` of the word, one for each stranger
     in its place, two for each shuffled prompt, and four with shuffled weights; each takes a row of
-    the denoiser at every level.
+    the denoiser at every level, which a progress bar counts.
 
     Args:
         pipe: a pipeline that can be probed.
@@ -61,6 +64,7 @@ def sanity(
         levels: shares of the noise schedule.
         seed: of noise, orders and weights.
         batch: rows that pass together.
+        cache: a folder that keeps every map, so that what was interrupted goes on.
 
     Raises:
         TypeError: the model can't be probed, or its weights are offloaded.
@@ -81,22 +85,23 @@ def sanity(
     if known or not strangers:
         raise ValueError(f"strangers={list(strangers)!r} must be words that aren't in {text!r}")
 
-    def maps(texts: Sequence[str], words: Sequence[Any], seeds: Sequence[int]) -> Maps:
-        return _maps(pipe, picture, texts, words, seeds, levels, batch)
-
-    first, *again = maps(
-        [text] * (noises + 1), [word] * (noises + 1), range(seed, seed + noises + 1)
-    )
-    start, end = spans[0]
-    others = [text[:start] + each + text[end:] for each in strangers]
-    absent = maps(others, strangers, [seed] * len(others))
     orders = _shuffled(text, word, shuffles, seed)
-    moved = maps([order for order, _ in orders], [word] * len(orders), [seed] * len(orders))
-    place = maps([o for o, _ in orders], [there for _, there in orders], [seed] * len(orders))
-    weights = []
-    for share in STAGES:
-        with shuffled_weights(denoiser_of(pipe), share, seed):
-            weights += maps([text], [word], [seed])
+    count = 1 + noises + len(strangers) + 2 * shuffles + len(STAGES)
+    store = None if cache is None else Answers(cache)
+    with pipe.progress_bar(total=count * len(levels)) as bar:
+        maps = _Probing(pipe, picture, levels, batch, store, bar)
+        (first,) = maps([text], [word], [seed])
+        maps.open(text, word, first)
+        again = maps([text] * noises, [word] * noises, range(seed + 1, seed + noises + 1))
+        start, end = spans[0]
+        others = [text[:start] + each + text[end:] for each in strangers]
+        absent = maps(others, strangers, [seed] * len(others))
+        moved = maps([order for order, _ in orders], [word] * len(orders), [seed] * len(orders))
+        place = maps([o for o, _ in orders], [there for _, there in orders], [seed] * len(orders))
+        weights = []
+        for share in STAGES:
+            with shuffled_weights(denoiser_of(pipe), share, seed):
+                weights += maps([text], [word], [seed], stage=share)
     return Sanity(
         word=word,
         again=_alike(first, again),
@@ -107,22 +112,62 @@ def sanity(
     )
 
 
-def _maps(
-    pipe: Any,
-    picture: Image.Image,
-    texts: Sequence[str],
-    words: Sequence[Any],
-    seeds: Sequence[int],
-    levels: Sequence[float],
-    batch: int,
-) -> Maps:
-    """Return the map of a word of each text, in the same picture."""
-    pictures = [picture] * len(texts)
-    traces = probe(
-        pipe, pictures, list(texts), levels=levels, seed=list(seeds), batch=batch, keep=(),
-        size=(picture.height, picture.width),
-    )  # fmt: skip
-    return [np.asarray(each.heatmap(asked)) for each, asked in zip(traces, words, strict=True)]
+class _Probing:
+    """Maps of words in one picture; those kept on disk aren't asked again."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        picture: Image.Image,
+        levels: Sequence[float],
+        batch: int,
+        store: Answers | None,
+        bar: Any,
+    ) -> None:
+        self.pipe, self.picture, self.levels, self.batch = pipe, picture, levels, batch
+        self.bar = bar
+        self._given = store
+        self._store: Answers | None = None
+
+    def open(self, text: str, word: str, first: NDArray[np.float32]) -> None:
+        """Name the question, which the model's own map is part of."""
+        self._store = self._given
+        if self._store is not None:
+            self._store.open("sanity", text, word, self.levels, self.picture, first)
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        words: Sequence[str],
+        seeds: Sequence[int],
+        stage: float = 0.0,
+    ) -> Maps:
+        """Return the map of a word of each text, of weights shuffled up to a stage."""
+        asked = list(zip(texts, words, seeds, strict=True))
+        names = [digest((*each, stage)) for each in asked]
+        found = {} if self._store is None else self._kept(names)
+        missing = [n for n, name in enumerate(names) if name not in found]
+        if missing:
+            new = self._asked([asked[n] for n in missing])
+            for n, each in zip(missing, new, strict=True):
+                found[names[n]] = each
+                if self._store is not None:
+                    self._store.write(names[n], torch.tensor(each))
+        self.bar.update(len(texts) * len(self.levels))
+        return [found[name] for name in names]
+
+    def _kept(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        assert self._store is not None
+        kept = {name: self._store.read(name) for name in names}
+        return {name: each.numpy() for name, each in kept.items() if each is not None}
+
+    def _asked(self, asked: Sequence[tuple[str, str, int]]) -> Maps:
+        texts, words, seeds = (list(each) for each in zip(*asked, strict=True))
+        traces = probe(
+            self.pipe, [self.picture] * len(asked), texts, levels=self.levels, seed=seeds,
+            batch=self.batch, keep=(), size=(self.picture.height, self.picture.width),
+        )  # fmt: skip
+        return [np.asarray(each.heatmap(word)) for each, word in zip(traces, words, strict=True)]
 
 
 def _shuffled(text: str, word: str, count: int, seed: int) -> list[tuple[str, str]]:
