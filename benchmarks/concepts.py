@@ -21,11 +21,11 @@ import numpy as np
 import xattn
 from benchmarks.presence import shuffled
 from benchmarks.toyland import Tally, kind_of
+from xattn.api.probe import LEVELS
 from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import Scene, scene
 
 CONCEPT_SEED = 15_000_000
-LEVELS = (0.1, 0.3, 0.5, 0.7)
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("noun", "ground", "colour")
 PLACES = 5
@@ -45,8 +45,9 @@ def measure(pipe: Any, scenes: Sequence[Scene]) -> dict[str, Any]:
         if not words:
             continue
         asked = xattn.probe(
-            pipe, one.image, "", levels=LEVELS, seed=one.seed, also=words, affinity=True
-        )
+            pipe, one.image, "", levels=LEVELS, seed=one.seed, also=words, affinity=True,
+            presence=True,
+        )  # fmt: skip
         told = xattn.probe(pipe, one.image, one.caption, levels=LEVELS, seed=one.seed)
         for name, maps in _maps(asked, told, words):
             for word, heat in maps.items():

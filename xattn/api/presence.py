@@ -10,6 +10,7 @@ from PIL import Image
 
 from xattn.api.concepts import encode_prompts
 from xattn.maps import presence
+from xattn.maps.evidence import gains
 from xattn.models.probing import encoded_pictures
 from xattn.text.matching import words
 from xattn.text.pairs import ARTICLES, LINKS
@@ -36,8 +37,12 @@ def evidence(
     levels: Sequence[tuple[float, float]],
     noises: Sequence[torch.Generator],
     batch: int,
-) -> dict[str, Any]:
-    """Return what each word alone changes in the denoiser's estimates, as plain JSON values.
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Return what each word alone changes in the denoiser's estimates.
+
+    Returns:
+        Products of the changes, as plain JSON values; and each word's gain in each cell of the
+        latents, (levels, words, height, width), the mean over the noises.
 
     Args:
         pipe: the pipeline.
@@ -55,7 +60,7 @@ def evidence(
     kind = family.encoded(encoded[0][1]).positive.dtype
     pixels = pipe.image_processor.preprocess([picture])
     clean = encoded_pictures(pipe, pixels.to(device))[0]
-    grams, alongs = [], []
+    grams, alongs, cells = [], [], []
     for level, timestep in levels:
         for generator in noises:
             noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -69,5 +74,7 @@ def evidence(
             gram, along = presence.products(clean.cpu(), plain[0], told)
             grams.append(gram.tolist())
             alongs.append(along.tolist())
+            cells.append(gains(clean.cpu(), plain[0], told))
     pipe.maybe_free_model_hooks()
-    return {"words": list(asked), "products": grams, "along": alongs}
+    found = torch.stack(cells).unflatten(0, (len(levels), len(noises))).mean(1)
+    return {"words": list(asked), "products": grams, "along": alongs}, found

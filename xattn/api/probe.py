@@ -18,7 +18,7 @@ from xattn.instruments.concepts import Concept
 from xattn.models import family_of_pipeline
 from xattn.models.family import DenoiserCall
 from xattn.models.probing import encoded_pictures, probed_family
-from xattn.records.concepts import BACKGROUND
+from xattn.records.concepts import BACKGROUND, EVIDENCE, evidence_run
 from xattn.records.options import Options
 from xattn.records.run import Run
 from xattn.records.stores import ImageStore
@@ -88,7 +88,8 @@ def probe(
         presence: measure for ``trace.presence`` and ``trace.verdict`` whether each word of the
             prompt (but articles, prepositions ...) and of ``also`` is in the picture. Each of
             them, and the empty text, is a further row of the denoiser at each level and noise:
-            (words + 1) x levels x seeds for a picture, in calls of ``batch`` rows.
+            (words + 1) x levels x seeds for a picture, in calls of ``batch`` rows. With ``also``,
+            ``trace.concepts`` then takes the form "evidence".
 
     Raises:
         TypeError: the model's family can't be probed, or an image is not a picture.
@@ -163,29 +164,39 @@ def passed(
         )
         if presence:
             for run, i in zip(runs, group, strict=True):
-                run.info["presence"] = _presence(
-                    origin, shown[i], texts[i], starts[i], names, batch
-                )
+                _add_presence(run, origin, shown[i], texts[i], starts[i], names, batch)
         trace.runs += runs
     return trace
 
 
-def _presence(
-    origin: ProbeOrigin, photo: Photo, text: str, start: int, also: Sequence[str], batch: int
-) -> dict[str, Any]:
-    """Return the evidence of a picture's words, by the noises of its probe.
+def _add_presence(
+    run: Run,
+    origin: ProbeOrigin,
+    photo: Photo,
+    text: str,
+    start: int,
+    also: Sequence[str],
+    batch: int,
+) -> None:
+    """Add the evidence of a picture's words to its run, by the noises of its probe.
 
     Raises:
         ValueError: neither the prompt nor ``also`` has a word that could be in a picture.
     """
     own = content_words(text)
-    asked = list(dict.fromkeys([*own, *(name for name in also if name != BACKGROUND)]))
+    more = [name for name in also if name != BACKGROUND]
+    asked = list(dict.fromkeys([*own, *more]))
     if not asked:
         raise ValueError(f"presence=True: the prompt {text!r} has no word to look for; use also=")
     levels = list(zip(origin.levels, origin.at, strict=True))
     noises = _generators(start, origin.noises)
-    found = evidence(origin.pipe, origin.family, photo.image, asked, levels, noises, batch)
-    return {**found, "text": own, "fingerprint": list(fingerprint(origin.denoiser))}
+    found, cells = evidence(origin.pipe, origin.family, photo.image, asked, levels, noises, batch)
+    run.info["presence"] = {
+        **found, "text": own, "fingerprint": list(fingerprint(origin.denoiser))
+    }  # fmt: skip
+    if run.concepts and more:
+        index = [asked.index(name) for name in more]
+        run.concepts[EVIDENCE] = evidence_run(run, more, cells[:, index])
 
 
 class ProbeOrigin(PipelineOrigin):

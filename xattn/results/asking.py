@@ -196,13 +196,16 @@ class Asking(Recorded):
         (naive: Marcos-Manchon et al. 2024; in joint attention among the concepts and the image);
         "competition" multiplies it, in each head, by the concept's share among all concepts
         asked; "output" is the softmax over these concepts of the products of the image's output
-        vectors with theirs (Helbling et al. 2025, section 4). By default competition in
-        cross-attention, output in joint attention.
+        vectors with theirs (Helbling et al. 2025, section 4); "evidence", after a probe with
+        ``presence=True``, raises competition's or output's map, up to twice, by how far each
+        concept alone brings the denoiser's estimate nearer to the picture there (the denoising
+        error of Li et al. 2023, cell by cell). By default evidence where there is any, else
+        competition in cross-attention, output in joint attention.
 
         Args:
             names: which concepts, "background" for the empty text; all but that by default.
             image: index of the image.
-            form: one of the two that the recording has.
+            form: one of those that the recording has.
             steps: as for ``heatmap``.
             layers: as for ``heatmap``.
             refined: as for ``heatmap``.

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from xattn.maps import competition, daam, refine, select
-from xattn.records.concepts import BACKGROUND
+from xattn.maps import competition, daam, evidence, refine, select
+from xattn.records.concepts import BACKGROUND, EVIDENCE, gains_of
 from xattn.records.run import LayerFilter, Run
 from xattn.results.heatmap import HeatMap
 from xattn.views import colours, sheets
@@ -32,7 +32,7 @@ class ConceptMaps(Mapping[str, HeatMap]):
 
     Attributes:
         maps: by concept, on the latent grid.
-        form: "output", "competition" or "attention"; see ``Trace.concepts``.
+        form: "evidence", "output", "competition" or "attention"; see ``Trace.concepts``.
         picture: the image that they belong to, where it is known.
     """
 
@@ -191,7 +191,7 @@ def concept_maps(
     """
     if not run.concepts:
         raise ValueError("no concepts were asked for: record or probe with also=['car', 'sky']")
-    kind = list(run.concepts)[-1] if form is None else form
+    kind = _usual(run, names) if form is None else form
     if kind not in run.concepts:
         raise ValueError(f"form={form!r} is none of {', '.join(run.concepts)}")
     own = run.concepts[kind]
@@ -204,7 +204,12 @@ def concept_maps(
             f"{', '.join(known)}; record again with it in also="
         )
     index = [known.index(name) for name in wanted]
-    if kind == "output":
+    if kind == EVIDENCE:
+        base = concept_maps(run, wanted, image, form=_read(run), steps=steps, layers=layers)
+        stack = _raised(
+            own, index, torch.stack([torch.tensor(base[name].array) for name in wanted]), steps
+        )
+    elif kind == "output":
         stack = _shares(own, index, image, steps, layers)
     else:
         stack = daam.token_maps(own, index, image, steps=steps, layers=layers)
@@ -217,6 +222,29 @@ def concept_maps(
         for name, each in zip(wanted, stack, strict=True)
     }
     return ConceptMaps(maps, kind, picture)
+
+
+def _usual(run: Run, names: list[str] | None) -> str:
+    """Return the default form: evidence, but for a concept that it doesn't have."""
+    own = run.concepts.get(EVIDENCE)
+    if own is not None and set(names or ()) <= set(own.info["concepts"]):
+        return EVIDENCE
+    return _read(run)
+
+
+def _read(run: Run) -> str:
+    """Return the form of attention that evidence is laid on."""
+    return [form for form in run.concepts if form != EVIDENCE][-1]
+
+
+def _raised(own: Run, index: list[int], stack: torch.Tensor, steps: select.Steps) -> torch.Tensor:
+    """Return maps raised by the concepts' gains, at the noisier half of the levels if not told."""
+    chosen = range((own.done + 1) // 2) if steps is None else select.step_indices(own, steps)
+    gain = gains_of(own, list(chosen))[index]
+    grid = stack.shape[-2:]
+    if gain.shape[-2:] != grid:
+        gain = torch.nn.functional.interpolate(gain[None], grid, mode="area")[0]
+    return evidence.raised(stack, gain)
 
 
 def _shares(

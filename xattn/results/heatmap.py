@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 from xattn.maps import daam, measures
+from xattn.maps.blur import blurred
 from xattn.views import bars, colours, sheets
 
 
@@ -81,15 +81,7 @@ class HeatMap:
             raise ValueError(f"sigma must not be negative, got {sigma}")
         if sigma == 0:
             return self
-        reach = max(1, round(4 * sigma))
-        x = torch.arange(-reach, reach + 1, dtype=torch.float32)
-        kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-        kernel = (kernel / kernel.sum()).view(1, 1, -1)
-        rows = torch.tensor(self.array)[:, None]  # (height, 1, width)
-        rows = F.conv1d(F.pad(rows, (reach, reach), mode="replicate"), kernel)
-        columns = rows.permute(2, 1, 0)  # (width, 1, height)
-        columns = F.conv1d(F.pad(columns, (reach, reach), mode="replicate"), kernel)
-        return self._with(columns[:, 0].T)
+        return self._with(blurred(torch.tensor(self.array)[None], sigma)[0])
 
     def sharpen(self, temperature: float) -> HeatMap:
         """Return the map to the power 1 / temperature, its maximum kept.
