@@ -102,7 +102,8 @@ def test_a_drawing_is_the_pipelines_own_image(service: Any, generator: Any) -> N
 
 @pytest.mark.parametrize("edited", [False, True], ids=["drawing", "edit"])
 def test_the_script_draws_the_same(service: Any, tmp_path: Path, edited: Any) -> None:
-    drawing = service.draw(Settings(PROMPT, negative='"no"', seed=3, **FAST), silent)
+    asked = Settings(PROMPT, negative='"no"', seed=3, place="car=left; red=0,0,.5,1", **FAST)
+    drawing = service.draw(asked, silent)
     if edited:
         changes = {1: Change("blue"), 2: Change("boat", 2.0)}
         drawing = service.edit(drawing, changes, silent, places=[2], added="")
@@ -117,6 +118,16 @@ def test_the_script_draws_the_same(service: Any, tmp_path: Path, edited: Any) ->
     if drawing.result is not None:
         for ours, theirs in zip(drawing.result.images, names["result"].images, strict=True):
             assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_goals_steer_a_drawing(service: Any) -> None:
+    goals = {"present": "car; lawn", "bind": "red=car", "apart": "car=lawn\n"}
+    assert [str(goal) for goal in Settings(PROMPT, **goals).goals()] == [
+        "Present('car', 'lawn')", "Bind('red', 'car')", "Apart('car', 'lawn')",
+    ]  # fmt: skip
+    plain = service.draw(Settings(PROMPT, seed=3, **FAST), silent)
+    moved = service.draw(Settings(PROMPT, seed=3, place="car=left", **FAST), silent)
+    assert not np.array_equal(np.asarray(plain.image), np.asarray(moved.image))
 
 
 def test_the_script_names_the_model_and_quotes_what_it_is_given() -> None:
@@ -138,6 +149,8 @@ def test_the_script_names_the_model_and_quotes_what_it_is_given() -> None:
         ({"prompt": "a" * 1001}, "longer than 1000 characters"),
         ({"guidance": float("nan")}, "guidance nan is out of bounds"),
         ({"seed": 2**63}, f"seed {2**63} is out of bounds: 0 to {2**63 - 1}"),
+        ({"bind": "red; car"}, "bind 'red' must be two words with = between them: pink=fish"),
+        ({"place": "boat=left"}, "'boat' is not in the prompt"),
         ({"prompt": "a \ud800"}, "the prompt is .*: character 2 is a lone surrogate"),
         ({"negative": "\udcff"}, "the negative is .*: character 0 is a lone surrogate"),
     ],

@@ -21,6 +21,7 @@ from PIL import Image
 from xattn.api.edit import edit
 from xattn.api.probe import probe
 from xattn.api.record import record
+from xattn.api.steer import steer
 from xattn.app.changes import Change, make_edits
 from xattn.app.script import script
 from xattn.app.settings import Limits, Settings
@@ -169,7 +170,7 @@ class Service:
 
         settings.check(self.limits, self.shelf.factor(settings.model))
         pipe = self.shelf.pipe(settings.model)
-        with self._lock, record(pipe) as trace:
+        with self._lock, record(pipe) as trace, steer(pipe, *settings.goals()):
             image = pipe(
                 settings.prompt,
                 generator=torch.Generator().manual_seed(int(settings.seed)),
@@ -264,9 +265,10 @@ class Service:
         options = drawing.settings.arguments()
         if drawing.given is not None:
             options = _of_picture(drawing, options)
-        with self._lock:
+        pipe = self.shelf.pipe(drawing.settings.model)
+        with self._lock, steer(pipe, *drawing.settings.goals()):
             result = edit(
-                self.shelf.pipe(drawing.settings.model),
+                pipe,
                 text,
                 *edits,
                 generator=torch.Generator().manual_seed(int(drawing.settings.seed)),

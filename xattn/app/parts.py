@@ -51,8 +51,27 @@ def asking(service: Service) -> list[Any]:
             for label, side in (("Width", width), ("Height", height))
         ]
         guidance = gr.Slider(0, 30, 7.5, step=0.5, label="Guidance (1 is off)")
+    goals = steering(limits)
     gr.Examples([[each] for each in EXAMPLES], [prompt], label="Examples", cache_examples=False)
-    return [prompt, negative, seed, steps, *sides, guidance]
+    return [prompt, negative, seed, steps, *sides, guidance, *goals]
+
+
+def steering(limits: Limits) -> list[Any]:
+    """Lay out the goals to steer to; ``;`` stands between several."""
+    forms = (
+        ("present", "Should be there", "mug; fish"),
+        ("bind", "Attribute = its noun", "pink=fish; blue=house"),
+        ("place", "Word = place", "star=left; boat=0,0,0.5,1"),
+        ("apart", "In different places", "cat=dog"),
+    )
+    with gr.Accordion("Steer (draws twice as long)", open=False, elem_id="goals"):
+        return [
+            gr.Textbox(
+                "", label=label, placeholder=example, max_length=limits.prompt,
+                elem_id=f"goal-{name}",
+            )
+            for name, label, example in forms
+        ]  # fmt: skip
 
 
 def giving(service: Service, examples: Sequence[tuple[str, str]]) -> list[Any]:

@@ -27,10 +27,10 @@ def script(
         *_loading(model, dtype),
         f"prompt = {settings.prompt!r}",
         f"options = dict(\n{options})",
-        *_seeing(int(settings.seed), picture),
+        *_seeing(int(settings.seed), picture, _steering(settings)),
     ]
     if edits:
-        lines += _editing(int(settings.seed), edits, picture)
+        lines += _editing(int(settings.seed), edits, picture, _steering(settings))
     return "\n".join(lines) + "\n"
 
 
@@ -50,11 +50,18 @@ def _loading(model: str | None, dtype: str) -> list[str]:
     ]
 
 
-def _seeing(seed: int, picture: str | None) -> list[str]:
+def _steering(settings: Settings) -> str:
+    """Return the call that steers to the settings' goals, "" where there are none."""
+    goals = [f"xattn.{goal}" for goal in settings.goals()]
+    return f"xattn.steer(pipe, {', '.join(goals)})" if goals else ""
+
+
+def _seeing(seed: int, picture: str | None, steering: str) -> list[str]:
     if picture is None:
+        also = f", {steering}" if steering else ""
         lines = [
             "",
-            "with xattn.record(pipe) as trace:",
+            f"with xattn.record(pipe) as trace{also}:",
             f"    generator = torch.Generator().manual_seed({seed})",
             "    image = pipe(prompt, generator=generator, **options).images[0]",
             'image.save("image.png")',
@@ -68,19 +75,22 @@ def _seeing(seed: int, picture: str | None) -> list[str]:
     return [*lines, 'trace.grid().save("words.png")', 'trace.report("report.html")']
 
 
-def _editing(seed: int, edits: Sequence[Sequence[Edit]], picture: str | None) -> list[str]:
+def _editing(
+    seed: int, edits: Sequence[Sequence[Edit]], picture: str | None, steering: str
+) -> list[str]:
     siblings = "".join(f"    {_source(each)},\n" for each in edits)
-    return [
-        "",
-        f"generator = torch.Generator().manual_seed({seed})",
+    call = [
         "result = xattn.edit(",
         "    pipe,",
-        f"    prompt,\n{siblings}    generator=generator,",
+        *f"    prompt,\n{siblings}    generator=generator,".split("\n"),
         *([] if picture is None else ["    image=picture,"]),
         "    **options,",
         ")",
-        'result.strip().save("edits.png")',
     ]
+    if steering:
+        call = [f"with {steering}:", *(f"    {line}" for line in call)]
+    seeded = f"generator = torch.Generator().manual_seed({seed})"
+    return ["", seeded, *call, 'result.strip().save("edits.png")']
 
 
 def _source(edits: Sequence[Edit]) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from xattn.guidance.goal import Goal
+from xattn.guidance.spelled import goals_of
 from xattn.text.matching import check_text
+
+GOALS = ("present", "bind", "place", "apart")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a visitor asked for; `model` is a name on the app's shelf, the first one where empty."""
+    """What a visitor asked for; `model` is a name on the app's shelf, the first one where empty.
+
+    Goals of ``xattn.steer`` are lists of what the command line's options take, with semicolons
+    or line breaks between: `present` "mug; fish", `bind` "pink=fish", `place` "star=left".
+    """
 
     prompt: str
     negative: str = ""
@@ -38,6 +47,10 @@ class Settings:
     height: int = 512
     guidance: float = 7.5
     model: str = ""
+    present: str = ""
+    bind: str = ""
+    place: str = ""
+    apart: str = ""
 
     def check(self, limits: Limits, factor: int) -> None:
         """Refuses what is out of bounds, whatever the page let through.
@@ -45,10 +58,11 @@ class Settings:
         Raises:
             ValueError: something is, and what the bounds are.
         """
-        for name in ("prompt", "negative"):
+        for name in ("prompt", "negative", *GOALS):
             check_text(getattr(self, name), f"the {name}")
             if len(getattr(self, name)) > limits.prompt:
                 raise ValueError(f"the {name} is longer than {limits.prompt} characters")
+        self.goals()
         if not self.prompt.strip():
             raise ValueError("the prompt is empty: write what the image should show")
         _within("steps", self.steps, 1, limits.steps)
@@ -59,6 +73,14 @@ class Settings:
             _within(name, side, factor, limits.side)
             if side % factor:
                 raise ValueError(f"{name} {side} must be a multiple of {factor}")
+
+    def goals(self) -> list[Goal]:
+        """Return the goals to steer to.
+
+        Raises:
+            ValueError: one is not of its form.
+        """
+        return goals_of(*(_listed(getattr(self, name)) for name in GOALS))
 
     def arguments(self) -> dict[str, Any]:
         """Return the pipeline's arguments, but for the generator."""
@@ -71,6 +93,10 @@ class Settings:
         if self.negative.strip():
             found["negative_prompt"] = self.negative
         return found
+
+
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in re.split(r"[;\n]", text) if each.strip()]
 
 
 def _within(name: str, value: float, least: float, most: float) -> None:

@@ -40,11 +40,12 @@ def drawer(service: Service) -> Callable[..., Any]:
 
     def draw(
         visit: Visit, model: str, prompt: str, negative: str, seed: float, steps: float,
-        width: float, height: float, guidance: float, progress: Any = gr.Progress(),  # noqa: B008
+        width: float, height: float, guidance: float, present: str = "", bind: str = "",
+        place: str = "", apart: str = "", progress: Any = gr.Progress(),  # noqa: B008
     ) -> list[Any]:  # fmt: skip
         settings = Settings(
             prompt or "", negative or "", int(seed or 0), int(steps), int(width), int(height),
-            float(guidance), model,
+            float(guidance), model, present or "", bind or "", place or "", apart or "",
         )  # fmt: skip
         drawing = _told(lambda: service.draw(settings, _stepper(progress, "drawing")))
         return _arrived(visit, drawing)

@@ -56,33 +56,9 @@ def goals_of(
     """
     if not (present or bind or place or apart):
         return []
-    from xattn.guidance.apart import Apart
-    from xattn.guidance.bind import Bind
-    from xattn.guidance.place import Place
-    from xattn.guidance.present import Present
+    from xattn.guidance import spelled
 
     try:
-        found: list[Any] = [Present(*present)] if present else []
-        found += [Bind(*_pair("--bind", text, "pink=fish")) for text in bind or ()]
-        for text in place or ():
-            word, where = _pair("--place", text, "star=left")
-            found.append(Place(word, _box(where)))
-        found += [Apart(*_pair("--apart", text, "cat=dog")) for text in apart or ()]
-    except UsageError:
-        raise
+        return list(spelled.goals_of(present, bind, place, apart, name="--{}"))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return found
-
-
-def _pair(option: str, text: str, example: str) -> tuple[str, str]:
-    word, equals, other = text.partition("=")
-    if not equals or not word.strip() or not other.strip():
-        raise UsageError(f"{option} {text!r} must be two words with = between them: {example}")
-    return word.strip(), other.strip()
-
-
-def _box(where: str) -> str | tuple[float, ...]:
-    if "," not in where:
-        return where
-    return tuple(float(number) for number in where.split(","))
