@@ -16,7 +16,7 @@ from tests.helpers import draw, picture
 from tests.tiny import transformers
 from xattn.attribution.channels import Channel, on_plane
 from xattn.attribution.marked import Marked
-from xattn.instruments.channels import first_of
+from xattn.instruments.channels import chosen_modules, first_of
 
 PROMPT = "a red car"
 LAYER = "up_blocks.0.resnets.0"
@@ -74,7 +74,9 @@ def test_ious_of_channels_are_those_of_brute_force(
 ) -> None:
     seen: list[Tensor] = []
     module = pipe.unet.get_submodule("mid_block")
-    hook = module.register_forward_hook(lambda _, __, output: seen.append(first_of(output)))
+    hook = module.register_forward_hook(
+        lambda _, __, output: seen.append(first_of("mid_block", output))
+    )
     table = xattn.dissect(
         pipe, pictures, units="channels", layers="mid_block", levels=(0.7, 0.3), threshold=share
     )
@@ -122,7 +124,11 @@ def test_channels_that_cannot_be_dissected_are_refused(pipe: Any, pictures: list
         xattn.dissect(pipe, pictures, units="channels", by="relevance")
     with pytest.raises(ValueError, match="does not match the name of a module"):
         xattn.dissect(pipe, pictures, units="channels", layers="attic")
-    with pytest.raises(TypeError, match="has no channels"):
+    assert list(chosen_modules(pipe.unet, "mid_block.*")) == [
+        "mid_block.attentions",
+        "mid_block.resnets",
+    ]
+    with pytest.raises(TypeError, match="time_embedding is not a tensor of places"):
         xattn.dissect(pipe, pictures, units="channels", layers="time_embedding", levels=(0.5,))
     with pytest.raises(ValueError, match="77 places"):
         on_plane("text", torch.zeros(1, 77, 8), (32, 48))

@@ -65,8 +65,8 @@ def dissect(
             absolute values.
         levels: shares of the noise schedule.
         layers: as for ``heatmap``; those of the default heat map by default. Of channels names or
-            globs of the denoiser's modules ("mid_block", "up_blocks.1.resnets.0"); its text
-            attention's outputs by default.
+            globs of the denoiser's modules ("mid_block", "up_blocks.*.resnets.0", where a star
+            stands for one part of a name); its text attention's outputs by default.
         batch: how many pictures pass together.
         seed: of the noise.
 
