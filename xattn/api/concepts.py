@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from xattn.instruments.concepts import Concept
+from xattn.models.denoisers import ASKED
 from xattn.records.concepts import BACKGROUND
 from xattn.session.pipeline import PipelineOrigin
 from xattn.text.matching import check_text, words
@@ -38,11 +39,17 @@ def encoded_concepts(pipe: Any, names: Sequence[str]) -> list[Concept]:
 
     Raises:
         TypeError: there is no text encoder, as in a loop of one's own.
+        ValueError: how the model's layers would read the concepts isn't known.
     """
     if not hasattr(pipe, "encode_prompt"):
         raise TypeError("also= needs a pipeline, whose text encoder reads the concepts")
     texts = ["" if name == BACKGROUND else name for name in names]
     origin = PipelineOrigin(pipe)
+    if not set(origin.family.classes).intersection(ASKED):
+        raise ValueError(
+            f"also= can't be had with {type(origin.denoiser).__name__}: how layers read a text of "
+            f"its own is known for {', '.join(ASKED)} alone; leave it out"
+        )
     result = encode_prompts(pipe, texts, torch.device(pipe._execution_device))
     asked = origin.asked_of(texts, result)
     assert asked.embeds is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from xattn.models.family import DenoiserCall
+from xattn.models.family import BATCH_AXES, DenoiserCall
 from xattn.processors.live import Live
 from xattn.processors.wrapping import chain_of, is_wrapped, unwrap
 
@@ -66,18 +66,34 @@ def arguments_on(
 ) -> dict[str, Any]:
     """Return a call's arguments for some of its rows and another sample of them.
 
-    A tensor is divided if its first axis is the batch; position ids have none. The denoiser
-    itself, as ``self``, is left out.
+    A tensor is divided if its axis of the batch is as long as the batch. The denoiser itself, as
+    ``self``, is left out.
+
+    Raises:
+        ValueError: the sample isn't an argument of its own.
     """
-    found = {}
+    found, seen = {}, False
     for name, value in arguments.items():
         if isinstance(value, nn.Module):
             continue
         if value is call.sample:
-            found[name] = sample
+            found[name], seen = sample, True
         else:
-            found[name] = value if name.endswith("_ids") else _on(value, call.rows, rows)
+            found[name] = _along(value, call.rows, rows, BATCH_AXES.get(name, 0))
+    if not seen:
+        raise ValueError(
+            "goals can't be had with this model, which is given its latents as a list of images; "
+            "leave steer out"
+        )
     return found
+
+
+def _along(value: Any, batch: int, rows: slice, axis: int | None) -> Any:
+    if axis is None and isinstance(value, Tensor) and value.ndim < 3:
+        return value
+    if not axis or not isinstance(value, Tensor) or value.shape[axis] != batch:
+        return _on(value, batch, rows)
+    return _on(value.movedim(axis, 0), batch, rows).movedim(0, axis)
 
 
 def _on(value: Any, batch: int, rows: slice) -> Any:
@@ -178,7 +194,19 @@ def _traced(model: Any, arguments: Mapping[str, Any], sample: Tensor) -> int | N
                 model.forward(**fake)
     except Exception:  # what can't be traced is not refused for it
         return None
+    finally:
+        _forget(model)
     return sum(found.values())
+
+
+def _forget(model: nn.Module) -> None:
+    """Clear what a model's methods remember (Qwen's positions): a trace leaves empty tensors."""
+    for kind in {type(module) for module in model.modules()}:
+        for method in vars(kind).values():
+            inside = (cell.cell_contents for cell in getattr(method, "__closure__", None) or ())
+            for each in (method, *inside):  # a decorator of diffusers' holds the cache inside
+                if hasattr(each, "cache_clear"):
+                    each.cache_clear()
 
 
 def _faked(value: Any, mode: Any, sample: Tensor) -> Any:

@@ -56,6 +56,9 @@ INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel")
 STREAMED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 """Transformers whose blocks can pass a text of their own beside the prompt's."""
 
+ASKED = ("UNet2DConditionModel", *STREAMED)
+"""Classes that can be asked for words which nobody prompted."""
+
 _ADDED = "its image reads text and itself in one call, and no text reads it"
 _WHOLE = "a video's maps are recorded alone"
 

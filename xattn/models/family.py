@@ -216,6 +216,17 @@ class Watching(Protocol):
         """Follow the text from ``encode_prompt`` to the denoiser, as long as a block lasts."""
 
 
+BATCH_AXES: Mapping[str, int | None] = {
+    "encoder_hidden_states_llama3": 1,
+    "img_ids": None,
+    "txt_ids": None,
+    "position_ids": None,
+}
+"""Which axis of a denoiser's argument is the batch, where it isn't the first: None is no axis.
+
+Position ids have none as long as they are (positions, axes).
+"""
+
 CROSS_EDITS = frozenset(("replace", "refine", "reweight", "blend", "self"))
 """The edits of a family whose layers read the text by themselves."""
 

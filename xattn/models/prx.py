@@ -29,9 +29,10 @@ class PRX(Separate):
     ) -> tuple[Axis, ...]:
         """Return the tokenizer's positions."""
         how = "basic_clean" if given.get("skip_text_cleaning") else "clean_text"
+        clean = getattr(pipe.text_preprocessor, how)
 
         def convert(text: str, tokenizer: Any) -> str:
-            changed: str = getattr(pipe.text_preprocessor, how)(text)
+            changed: str = clean(text)
             return changed
 
         return (Axis((pipe.tokenizer,), convert=convert),)

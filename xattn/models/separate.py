@@ -99,10 +99,10 @@ def preprocessed(pipe: Any, given: Mapping[str, Any]) -> Callable[..., str]:
         pipe: a pipeline with ``_text_preprocessing``.
         given: the arguments of its ``encode_prompt``; with ``clean_caption`` it changes more.
     """
-    clean = bool(given.get("clean_caption"))
+    clean, process = bool(given.get("clean_caption")), pipe._text_preprocessing
 
     def convert(text: str, tokenizer: Any) -> str:
-        changed: str = pipe._text_preprocessing(text, clean_caption=clean)[0]
+        changed: str = process(text, clean_caption=clean)[0]
         return changed
 
     return convert

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
 from xattn.models import family_of, family_of_pipeline
-from xattn.models.family import DenoiserCall
+from xattn.models.family import Axis, DenoiserCall
 from xattn.session import events
 from xattn.session.axis import axis_prompts
 from xattn.session.origin import Following, Turn
@@ -54,8 +55,9 @@ class CallsOrigin:
         if not self.texts:
             raise ValueError("prompt= must hold at least one text")
         self.rows = rows
-        for axis in self.family.axes(self._holder):  # a word that is missing is missing early
-            axis_prompts((axis,), self.texts, axis.length or axis.tokenizers[0].model_max_length)
+        for axis in self._axes():  # a word that is missing is missing early
+            here = replace(axis, offset=0)
+            axis_prompts((here,), self.texts, axis.length or axis.tokenizers[0].model_max_length)
 
     def components(self) -> tuple[tuple[str, nn.Module], ...]:
         """Return the denoiser alone."""
@@ -105,21 +107,40 @@ class CallsOrigin:
         return slice(prompts, batch) if batch == 2 * prompts else slice(0, batch)
 
     def _prompts(self, states: Tensor | None) -> list[Prompt]:
-        axes = self.family.axes(self._holder, states)
+        axes = self._axes(states)
         last = axes[-1]
         length = last.offset + int(last.length or last.tokenizers[0].model_max_length)
         return axis_prompts(axes, self.texts, length if states is None else states.shape[1])
+
+    def _axes(self, states: Tensor | None = None) -> tuple[Axis, ...]:
+        """Return the token axis.
+
+        Raises:
+            TypeError: tokenizers alone don't tell how the family's pipeline reads a prompt.
+        """
+        try:
+            return self.family.axes(self._holder, states)
+        except (AttributeError, TypeError, KeyError) as error:
+            if not isinstance(self._holder, Held):
+                raise
+            raise TypeError(
+                f"a bare {type(self.denoiser).__name__} and tokenizer= don't tell how its pipeline "
+                f"reads a prompt ({error}): pass the pipeline in its place"
+            ) from error
 
     def facts(self) -> dict[str, Any]:
         """Return facts about a run, as plain JSON values."""
         return {"pipeline": "own calls", "model": type(self.denoiser).__name__}
 
 
-def _holder(tokenizer: Any) -> Any:
-    """Return what a family reads tokenizers from: the attributes of a pipeline."""
+class Held(SimpleNamespace):
+    """What a family reads tokenizers from: the attributes of a pipeline."""
+
+
+def _holder(tokenizer: Any) -> Held:
     given = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer]
-    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
     found = dict(zip(names, given, strict=False))
     if len(given) == 1:  # FLUX reads words by its second alone
         found["tokenizer_2"] = given[0]
-    return SimpleNamespace(**{"tokenizer_2": None, "tokenizer_3": None, **found})
+    return Held(**{"tokenizer_2": None, "tokenizer_3": None, **found})
