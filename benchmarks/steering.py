@@ -55,18 +55,22 @@ BATCH, TIMED = 10, 3
 
 @dataclass(frozen=True)
 class Setting:
-    """How a caption is steered: what `steer` is given, and the weights of its goals."""
+    """How a caption is steered: what `steer` is given, weights, options of `Present`, of all."""
 
     name: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
     present: float = 1.0
     bind: float = 1.0
+    how: dict[str, Any] = field(default_factory=dict)
     goal: dict[str, Any] = field(default_factory=dict)
 
 
 DEFAULT = Setting()
 SETTINGS = (
     DEFAULT,
+    Setting("joint", {"rounds": 1}, 1.0, 0.1, {"method": "joint"}, {"steps": 0.4}),
+    Setting("joint alone", {"rounds": 1}, 1.0, 0.0, {"method": "joint"}, {"steps": 0.4}),
+    Setting("share, one round", {"rounds": 1}, goal={"steps": 0.4}),
     Setting("all layers", {"layers": "*"}),
     Setting("Bind alone", present=0.0),
     Setting("moves of 0.1", {"move": 0.1}),
@@ -91,7 +95,8 @@ def goals_of(wanted: Scene, setting: Setting) -> list[Goal]:
     found: list[Goal] = []
     if setting.present:
         nouns = [noun for _, noun in places]
-        found.append(Present(*nouns, weight=setting.present, prompt=wanted.caption, **setting.goal))
+        options = {**setting.how, **setting.goal}
+        found.append(Present(*nouns, weight=setting.present, prompt=wanted.caption, **options))
     if setting.bind:
         found += [
             Bind(colour, noun, weight=setting.bind, prompt=wanted.caption, **setting.goal)

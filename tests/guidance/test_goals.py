@@ -10,7 +10,7 @@ import torch
 
 from tests.runs import prompt
 from xattn.guidance.apart import Apart
-from xattn.guidance.bind import Bind
+from xattn.guidance.bind import Bind, divergences
 from xattn.guidance.goal import Goal, ImageMaps, smoothed
 from xattn.guidance.place import Place
 from xattn.guidance.present import Present
@@ -54,6 +54,30 @@ def test_present_by_shares_is_what_words_have_to_themselves() -> None:
     assert goal.met(0.8, 0.0)
     assert not goal.met(0.81, 0.0)
     assert float(Present("car").loss(MAPS)) == pytest.approx(0.0)  # no other noun is there
+
+
+def test_joint_presence_is_what_each_noun_is_short_of_the_strongest() -> None:
+    two = prompt("a red car and a blue car", 10)  # nouns at 3 and 7
+    pink, strong, weak = [1.0, 0.0], [2.0, 2.0], [1.0, 4.0]
+    rows = [[0.0, 0.0], pink, strong, [0.0, 0.0], [0.0, 0.0], pink, weak]
+    maps = ImageMaps(two, tuple(range(1, 8)), torch.tensor(rows, dtype=torch.float64)[:, None])
+    goal = Present("car", method="joint", level=0.75)  # it stands twice
+    assert goal.acts(maps).tolist() == [1.0, 0.5]
+    assert float(goal.loss(maps)) == pytest.approx(math.log(0.75 / 0.5))
+    assert float(Present("car", method="joint", level=0.5).loss(maps)) == pytest.approx(0.0)
+    assert goal.met(0.1, 0.0)
+    assert not goal.met(0.11, 0.0)
+    bare = prompt("a boat and a mug", 7)  # without an adjective a noun counts with itself
+    maps = ImageMaps(bare, (2, 5), torch.tensor([[strong], [weak]], dtype=torch.float64))
+    assert Present("boat", "mug", method="joint").acts(maps).tolist() == [4.0, 8.5]
+
+
+def test_bind_takes_the_occurrence_that_the_attribute_describes() -> None:
+    two = prompt("a red car and a blue car", 10)
+    maps = ImageMaps(two, tuple(range(1, 8)), torch.rand(7, 2, 3, dtype=torch.float64))
+    between = divergences(maps.maps)
+    twin = between[5:, :5].mean()  # of "blue" and its car from the five others, a car among them
+    assert float(Bind("blue", "car").loss(maps)) == pytest.approx(float(between[5, 6] - twin))
 
 
 def test_smoothing_is_a_gaussian_of_three_cells_mirrored_at_the_edges() -> None:
@@ -115,6 +139,7 @@ def test_boxdiff_is_the_inner_and_the_outer_box() -> None:
         (lambda: Present(), "needs a word of the prompt"),
         (lambda: Present(" "), "needs a word of the prompt"),
         (lambda: Present("car", thresholds={2.0: 0.5}), "must map shares of the run to peaks"),
+        (lambda: Present("car", level=2.0), "level=2.0 must be a number from 0 to 1"),
         (lambda: Present("car", refinements=-1), "refinements=-1 must be a whole number"),
         (lambda: Present("car", weight=math.nan), "weight=nan must be a number from 0 to 1000"),
         (lambda: Bind("red", "car", steps=1.5), "steps=1.5 must be a number from 0 to 1"),

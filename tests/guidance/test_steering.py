@@ -143,7 +143,7 @@ def test_images_of_a_batch_are_steered_each_for_itself(pipe: Any, plain: Tensor)
 def test_sdxl_in_half_precision_is_steered() -> None:
     pipe = tiny.sdxl().to(torch.bfloat16)
     plain = draw(pipe)
-    with xattn.steer(pipe, LEFT) as steering:
+    with xattn.steer(pipe, xattn.Place("boat", "right")) as steering:
         image = draw(pipe)
     assert image.isfinite().all()
     assert image.dtype == torch.bfloat16

@@ -42,7 +42,7 @@ class Bind(Goal):
 
     Attributes:
         attribute: the word for the colour, material ..., as text or token positions.
-        noun: the word that it belongs to.
+        noun: the word that it belongs to; of one that stands twice, the one after the attribute.
         others: the words to keep away from; by default all of the prompt but the noun's other
             adjectives, which a rule for English finds.
         near: it is met where the two are nearer to each other than to others by this many nats.
@@ -74,7 +74,7 @@ class Bind(Goal):
 
     def parts(self, maps: ImageMaps) -> tuple[Tensor, Tensor]:
         """Return D(a, n), and the mean divergence of both from the other words."""
-        words: list[Words] = [self.attribute, self.noun, *self._others(maps)]
+        words: list[Words] = [self.attribute, self._noun(maps), *self._others(maps)]
         between = divergences(torch.stack([maps.of(word) for word in words]))
         far = between[:2, 2:]
         return between[0, 1], far.mean() if far.numel() else between.new_zeros(())
@@ -91,10 +91,22 @@ class Bind(Goal):
         """
         return loss <= -self.near
 
+    def _noun(self, maps: ImageMaps) -> tuple[int, ...]:
+        """Return the noun's positions; of one that stands twice, where the attribute is."""
+        noun = maps.prompt.positions(self.noun)
+        attribute = set(maps.prompt.positions(self.attribute))
+        own = [
+            phrase.noun.positions
+            for phrase in phrases(maps.prompt)
+            if set(noun).issuperset(phrase.noun.positions)
+            and any(attribute.issuperset(pair.adjective.positions) for pair in phrase.adjectives)
+        ]
+        return tuple(place for each in own for place in each) or noun
+
     def _others(self, maps: ImageMaps) -> list[Words]:
         if self.others is not None:
             return list(self.others)
-        own = {*maps.prompt.positions(self.attribute), *maps.prompt.positions(self.noun)}
+        own = {*maps.prompt.positions(self.attribute), *self._noun(maps)}
         for phrase in phrases(maps.prompt):
             if own.intersection(phrase.noun.positions):  # its other adjectives belong there too
                 own.update(*(pair.adjective.positions for pair in phrase.adjectives))

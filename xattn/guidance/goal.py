@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xattn.text.pairs import phrases
 from xattn.text.prompt import Prompt, Words
 
 
@@ -120,6 +121,21 @@ def check_word(goal: str, word: Words) -> None:
 def distribution(heat: Tensor) -> Tensor:
     """Return a map (height, width) divided by its sum."""
     return heat / heat.sum().clamp_min(1e-12)
+
+
+def occurrences(maps: ImageMaps, word: Words) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the token positions of a noun's occurrences, each with those of its adjective.
+
+    The adjective is the one next to the noun; () where it has none. What isn't a noun of the
+    prompt, by a rule for English, is one occurrence.
+    """
+    own, known = set(maps.prompt.positions(word)), set(maps.positions)
+    found = []
+    for phrase in phrases(maps.prompt):
+        if own.issuperset(phrase.noun.positions):
+            near = phrase.adjectives[-1].adjective.positions if phrase.adjectives else ()
+            found.append((phrase.noun.positions, near if known.issuperset(near) else ()))
+    return found or [(maps.prompt.positions(word), ())]
 
 
 def on_one_grid(natives: Sequence[Tensor]) -> Tensor:

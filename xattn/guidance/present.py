@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,17 +15,24 @@ from xattn.guidance.goal import (
     check_number,
     check_word,
     distribution,
+    occurrences,
     smoothed,
 )
 from xattn.text.pairs import phrases
 from xattn.text.prompt import Words
 
-Method = Literal["share", "excite"]
+Method = Literal["joint", "share", "excite"]
+_LATE = 0.1  # nats that each word may be short of its level, of "joint"
 
 
 @dataclass(frozen=True, init=False)
 class Present(Goal):
     """Make words act somewhere, each in a place of its own.
+
+    With ``method="joint"`` no noun may act much less than another. How much it acts is the mean
+    over cells of its map times that of the adjective next to it, or times itself where it has
+    none: what ``trace.diagnose()`` finds ``Neglected`` by. The loss is how many nats each is short
+    of ``level`` times the strongest, summed; a noun that stands twice counts twice.
 
     With ``method="share"`` words compete: D are their maps divided by their sums, and a word's
     share is the sum over cells of D_word · D_word / (the sum of all words' D): 1 where it meets no
@@ -41,7 +49,8 @@ class Present(Goal):
     Args:
         *subjects: the words, each as text or token positions. One alone competes with the other
             nouns of its prompt, which are found by a rule for English.
-        method: "share" or "excite".
+        method: "joint", "share" or "excite".
+        level: of "joint": it is met where each acts nearly this much, as a share of the strongest.
         own: of "share": it is met where the words' shares are at least this, on average.
         thresholds: of "excite": share of the run -> the peak to reach there; the last is when it
             is met.
@@ -63,6 +72,7 @@ class Present(Goal):
 
     subjects: tuple[Words, ...] = ()
     method: Method = "share"
+    level: float = 0.8
     own: float = 0.6
     thresholds: dict[float, float] = field(default_factory=dict)
     refinements: int = 20
@@ -75,6 +85,7 @@ class Present(Goal):
         self,
         *subjects: Words,
         method: Method = "share",
+        level: float = 0.8,
         own: float = 0.6,
         thresholds: dict[float, float] | None = None,
         refinements: int = 20,
@@ -87,7 +98,7 @@ class Present(Goal):
     ) -> None:
         known = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8} if thresholds is None else dict(thresholds)
         values = {
-            "subjects": subjects, "method": method, "own": own, "thresholds": known,
+            "subjects": subjects, "method": method, "level": level, "own": own, "thresholds": known,
             "refinements": refinements, "sharpness": sharpness, "sigma": sigma,
             "weight": weight, "steps": steps, "step_size": step_size,
             "prompt": prompt,
@@ -103,8 +114,11 @@ class Present(Goal):
         for word in self.subjects:
             check_word("Present", word)
         check_number("Present", "own", self.own, 0.0, 1.0)
-        if self.method not in ("share", "excite"):
-            raise ValueError(f"Present: method={self.method!r} must be 'share' or 'excite'")
+        check_number("Present", "level", self.level, 0.0, 1.0)
+        if self.method not in ("joint", "share", "excite"):
+            raise ValueError(
+                f"Present: method={self.method!r} must be 'joint', 'share' or 'excite'"
+            )
         shares = [*self.thresholds, *self.thresholds.values()]
         if not shares or not all(0 <= share <= 1 for share in shares):
             raise ValueError(
@@ -121,7 +135,11 @@ class Present(Goal):
         return self.subjects
 
     def loss(self, maps: ImageMaps) -> Tensor:
-        """Return the sum of the words' 1 - share, or the largest of their 1 - max(G * A)."""
+        """Return what the words are short of, in the chosen method's terms."""
+        if self.method == "joint":
+            acts = self.acts(maps).clamp_min(1e-30).log()
+            least = acts.max().detach() + math.log(max(self.level, 1e-12))
+            return (least - acts).clamp_min(0).sum()
         if self.method == "share":
             return (1 - self.shares(maps)).sum()
         sharp = (self.sharpness * maps.maps).softmax(0)  # over tokens
@@ -129,6 +147,13 @@ class Present(Goal):
         losses = [1 - smoothed(shown.of(word), self.sigma).max() for word in self.subjects]
         worst: Tensor = max(losses)
         return worst
+
+    def acts(self, maps: ImageMaps) -> Tensor:
+        """Return how much each noun acts where its adjective acts, one for each occurrence."""
+        nouns = [place for word in (*self.subjects, *self._rivals(maps)) for place in
+                 occurrences(maps, word)]  # fmt: skip
+        each = [maps.of(noun) * maps.of(near or noun) for noun, near in nouns]
+        return torch.stack(each).flatten(1).mean(1)
 
     def shares(self, maps: ImageMaps) -> Tensor:
         """Return each word's share of the places where it acts, in [0, 1]."""
@@ -145,14 +170,16 @@ class Present(Goal):
         return [noun for noun in nouns if known.issuperset(noun) and own.isdisjoint(noun)]
 
     def met(self, loss: float, share: float) -> bool:
-        """Return whether shares reach ``own`` on average, or peaks the last threshold."""
+        """Return whether nouns act enough, shares reach ``own``, or peaks the last threshold."""
+        if self.method == "joint":
+            return loss <= _LATE * len(self.subjects)
         if self.method == "share":
             return loss <= len(self.subjects) * (1 - self.own)
         return loss <= 1 - self.thresholds[max(self.thresholds)]
 
     def refines(self, share: float, before: float) -> float | None:
         """Return the loss of the threshold that this step is the first to pass, or None."""
-        if self.method == "share":
+        if self.method != "excite":
             return None
         passed = [at for at in self.thresholds if before < at <= share + 1e-9]
         return 1 - self.thresholds[max(passed)] if passed else None
@@ -160,6 +187,6 @@ class Present(Goal):
     @property
     def most_refinements(self) -> tuple[int, int]:
         """How often it refines at most, and by how many gradient steps each time."""
-        if self.method == "share":
+        if self.method != "excite":
             return 0, 0
         return len([at for at in self.thresholds if at < self.steps]), self.refinements

@@ -13,7 +13,7 @@ from xattn.guidance.backward import apart, arguments_on, backward_bytes, gradien
 from xattn.guidance.goal import Goal, ImageMaps, on_one_grid
 from xattn.guidance.latents import channels_of, input_scale, moved
 from xattn.instruments.live import LiveRecorder
-from xattn.instruments.reach import quarter_grid
+from xattn.instruments.reach import in_decoder, quarter_grid
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.processors.call import Handler
 from xattn.records.room import check_room_for
@@ -35,7 +35,8 @@ class Steering(Instrument):
     the sum of weight · loss, over the goals that aren't met. That is algorithm 1 of
     Attend-and-Excite (Chefer et al. 2023), whose steps are of another length: step_size times the
     gradient, with ``move=None``. Goals are judged by the maps of the layers nearest to a quarter
-    of the latents' height and width, the mean over heads and layers.
+    of the latents' height and width, in a UNet those of its decoder: the mean over heads and
+    layers.
 
     Attributes:
         goals: the goals.
@@ -113,8 +114,9 @@ class Steering(Instrument):
         self.collected.begin(sampling)
         layers = list(self.collected.layers)
         grid = quarter_grid((sampling.grid(each) for each in layers), sampling.latent)
+        placed = [each for each in layers if sampling.grid(each) == grid]
         named = self.collected.globs is not None
-        self.judged_layers = [each for each in layers if named or sampling.grid(each) == grid]
+        self.judged_layers = layers if named else in_decoder(placed)
         self.losses = {goal.title: [] for goal in self.goals}
         self.gradient_steps = self.checks = 0
         self.steps_of = [0] * sampling.images

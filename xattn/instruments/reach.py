@@ -44,3 +44,9 @@ def quarter_grid(grids: Iterable[Grid], latent: Grid) -> Grid:
     """
     area = latent[0] * latent[1] / 16
     return min(set(grids), key=lambda grid: (abs(log(grid[0] * grid[1] / area)), grid))
+
+
+def in_decoder(layers: Iterable[AttentionLayer]) -> list[AttentionLayer]:
+    """Return the layers of a UNet's decoder, whose maps tell the most; all where there is none."""
+    found = list(layers)
+    return [each for each in found if "up_blocks" in each.name] or found
