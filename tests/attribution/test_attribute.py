@@ -20,6 +20,7 @@ from xattn.attribution.gradients import Gradient
 from xattn.attribution.players import players_of, without
 from xattn.attribution.shapley import Shapley
 from xattn.attribution.surrogate import Surrogate
+from xattn.attribution.targets import target_of
 from xattn.text.tokenize import tokenize
 
 PROMPT = "a red car"
@@ -101,6 +102,28 @@ def test_a_function_of_the_picture_is_explained(pipe: Any, trace: xattn.Trace) -
     wanted = redness(drawn)
     np.testing.assert_allclose(why.values, (wanted[0] - wanted[1:]).numpy(), atol=1e-5)
     assert why.target == "redness"
+
+
+@torch.no_grad()
+def test_the_presence_of_a_concept_is_the_error_that_its_text_takes_away(pipe: Any) -> None:
+    aim = target_of("two cats", pipe)
+    estimates = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    wanted = torch.zeros(2)
+    alphas = pipe.scheduler.alphas_cumprod
+    for n, timestep in enumerate((700, 500, 300)):
+        noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(n))
+        alpha = alphas[timestep]
+        noised = alpha**0.5 * estimates[:, 0] + (1 - alpha) ** 0.5 * noise
+        errors = []
+        for text in ("", "two cats"):
+            ids = pipe.tokenizer([text] * 2, padding="max_length", return_tensors="pt").input_ids
+            predicted = pipe.unet(noised, timestep, pipe.text_encoder(ids)[0]).sample
+            errors.append(((predicted - noise) ** 2).flatten(1).sum(1))
+        wanted += (1 - errors[1] / errors[0]) / 3
+    torch.testing.assert_close(aim.values(estimates, estimates[0]), wanted, atol=1e-4, rtol=1e-3)
+    assert aim.name == "the presence of 'two cats'"
+    with pytest.raises(ValueError, match="a text with a word"):
+        target_of("?", pipe)
 
 
 def test_information_is_the_integral_of_the_squared_change_of_the_noise(

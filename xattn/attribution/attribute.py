@@ -115,8 +115,10 @@ def attribute(
             "gradient" (integrated gradients), or a method with settings of your own, such as
             ``xattn.attribution.shapley.Shapley(orders=64)``.
         target: what is explained: "image" for the squared change of the clean estimate; a mask
-            (height, width) of a region for the change there; or a function from pictures,
-            (rows, 3, height, width) in [0, 1], to a number each, such as a classifier's.
+            (height, width) of a region for the change there; another text, "car", for the presence
+            of this concept, by how it helps the denoiser (six rows more for each estimate); or a
+            function from pictures, (rows, 3, height, width) in [0, 1], to a number each, such as
+            a classifier's.
         image: index of the trace's image.
         absent: what takes the place of an absent word: "removed" encodes the text without it,
             "padding" puts the empty prompt's embedding at its positions, "mean" the words' mean.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xattn.attribution.presence import Presence
 from xattn.models.probing import decoded_pictures
 
 
@@ -128,18 +129,14 @@ def target_of(given: Any, pipe: Any, *, decodes: bool = True) -> Target:
     """Return the target that is asked for.
 
     Args:
-        given: "image", a mask (height, width), or a function of pictures.
+        given: "image", a concept, a mask (height, width), or a function of pictures.
         pipe: the pipeline.
         decodes: whether estimates are latents; else they are pictures already.
 
     Raises:
+        TypeError: the presence of a concept can't be asked of this model.
         ValueError: it is none of them.
     """
     if isinstance(given, str):
-        if given != "image":
-            raise ValueError(
-                f"target={given!r} must be 'image', a mask (height, width), or a function of "
-                "pictures (rows, 3, height, width)"
-            )
-        return Change()
+        return Change() if given == "image" else Presence(given, pipe, decodes=decodes)
     return Function(given, pipe, decodes=decodes) if callable(given) else Change(given)

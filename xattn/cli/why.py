@@ -34,6 +34,9 @@ def why(
         Path | None,
         typer.Option("--image", help="Explain this picture in place of drawing one."),
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="What is explained: image, or a concept that may be in it.")
+    ] = "image",
     absent: Annotated[
         str, typer.Option(help="What an absent word is: removed, padding or mean.")
     ] = "removed",
@@ -78,7 +81,7 @@ def why(
             if image is not None:
                 what, given = xattn.probe(pipe, image, prompt, size=size, seed=seed), {}
             found = xattn.attribute(
-                pipe, what, **asked, absent=absent, seed=seed, cache=cache, **given
+                pipe, what, **asked, target=target, absent=absent, seed=seed, cache=cache, **given
             )
             curves = found.faithfulness() if faithful else None
     write(folder, found, curves)
