@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import IPAdapterMaskProcessor
-from diffusers.models.attention_processor import IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import (
+    IPAdapterAttnProcessor,
+    IPAdapterAttnProcessor2_0,
+    SD3IPAdapterJointAttnProcessor2_0,
+)
 from torch import Tensor, nn
 
 import xattn
 from tests import tiny
 from tests.helpers import CAR, OTHER, SIDE, assert_restored, draw
 from tests.session.test_machines import offload_groups
+from tests.tiny import transformers
 
 EVERY = {"keep": ("step", "layer", "head"), "dtype": torch.float32}
 
@@ -226,3 +231,28 @@ def test_a_processor_of_another_kind_is_refused_and_its_words_stay_right() -> No
         xattn.record(pipe, words="image"),
     ):
         draw(pipe, steps=1, ip_adapter_image_embeds=embeds)
+
+
+def test_an_adapter_of_stable_diffusion_3_is_refused_and_words_are_recorded() -> None:
+    pipe = transformers.sd3(t5=False)
+    before, model = dict(pipe.transformer.attn_processors), pipe.transformer
+    torch.manual_seed(0)
+    layers = {name: model.get_submodule(name.removesuffix(".processor")) for name in before}
+    width = next(iter(layers.values())).inner_dim
+    adapted = {
+        name: SD3IPAdapterJointAttnProcessor2_0(width, 8, width // layer.heads)
+        if layer.added_kv_proj_dim is not None
+        else before[name]
+        for name, layer in layers.items()
+    }
+    with xattn.record(pipe, dtype=torch.float32) as want:
+        draw(pipe, steps=1)
+    model.set_attn_processor(adapted)
+    with xattn.record(pipe, dtype=torch.float32) as trace:
+        draw(pipe, steps=1)
+    torch.testing.assert_close(trace.run.maps(0), want.run.maps(0))
+    with (
+        pytest.raises(TypeError, match="has SD3IPAdapterJointAttnProcessor2_0"),
+        xattn.record(pipe, words="image"),
+    ):
+        draw(pipe, steps=1)
