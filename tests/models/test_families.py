@@ -15,7 +15,7 @@ from torch import nn
 
 import xattn
 from tests.models.attending import dense
-from tests.tiny import crossed, singles, streams
+from tests.tiny import crossed, films, singles, streams
 from xattn.models import family_of
 from xattn.results.trace import Trace
 
@@ -181,6 +181,14 @@ CASES = {
         32,
         keys=(0, 32),
         images=1,
+    ),
+    "Cosmos 2": Case(
+        films.cosmos2,
+        {"height": 96, "width": 64, "max_sequence_length": 24, "negative_prompt": "a dog"},
+        (6, 4),
+        24,
+        passes=2,
+        previews=False,
     ),
     "Kandinsky 5": Case(
         streams.kandinsky5,

@@ -156,6 +156,19 @@ CASES = {
         doubled=True,
         guided={"guidance_scale": 3.0, "audio_guidance_scale": 3.0},
     ),
+    "Cosmos 1": Case(
+        films.cosmos,
+        T5,
+        passes=2,
+        guided={"guidance_scale": 3.0, "negative_prompt": "a dog"},
+    ),
+    "Cosmos 2.5": Case(
+        films.cosmos25,
+        {"max_sequence_length": 96},
+        text=96,
+        passes=2,
+        guided={"guidance_scale": 3.0, "negative_prompt": "a dog"},
+    ),
     "CogVideoX": Case(tiny.cogvideox, T5, queries=24, doubled=True, several=False),
     "CogVideoX 1.5": Case(
         lambda: tiny.cogvideox(later=True), T5, frames=2, queries=24, doubled=True, several=False
@@ -205,6 +218,13 @@ CASES = {
         queries=256,
         doubled=True,
         guided={"guidance_scale": 3.0, "negative_prompt": "a dog"},
+        several=False,
+    ),
+    "Kandinsky 5": Case(
+        lambda: streams.kandinsky5(cls=diffusers.Kandinsky5T2VPipeline, vae=tiny.hunyuan_vae()),
+        text=14,
+        passes=2,
+        dropped=448,  # most of them the system message
         several=False,
     ),
     "Mochi": Case(tiny.mochi, {**T5, "num_frames": 13}, keys=3 * CELLS, doubled=True, valid=8),

@@ -8,19 +8,27 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLCosmos,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Video,
     AutoencoderKLMagvit,
     ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     ConsisIDTransformer3DModel,
+    Cosmos2_5_PredictBasePipeline,
+    Cosmos2TextToImagePipeline,
+    CosmosTextToWorldPipeline,
+    CosmosTransformer3DModel,
     EasyAnimatePipeline,
     EasyAnimateTransformer3DModel,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
+    UniPCMultistepScheduler,
 )
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # without OpenCV
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
@@ -30,6 +38,7 @@ from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig
 from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.videos import wan_vae
 
 
 def hunyuan_video15(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
@@ -243,3 +252,79 @@ def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: 
         "vocoder": None,
     }
     return quiet((cls or LTX2Pipeline)(**(made | parts)))
+
+
+class Harmless(nn.Module):
+    """A check of safety that finds nothing; the real one is a library and its weights."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def check_text_safety(self, text: str) -> bool:
+        return True
+
+
+def cosmos(cls: Any = CosmosTextToWorldPipeline, *, seed: int = 0, **parts: Any) -> Any:
+    """Return a pipeline of Cosmos 1; see ``cosmos2`` and ``cosmos25``."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    vae = AutoencoderKLCosmos(
+        latent_channels=4,
+        encoder_block_out_channels=(4, 4, 4, 4),
+        decode_block_out_channels=(4, 4, 4, 4),
+        attention_resolutions=(),
+        num_layers=1,
+        temporal_compression_ratio=4,
+    ).eval()
+    made = {
+        "transformer": cosmos_model(seed),
+        "scheduler": EDMEulerScheduler(),
+        "vae": vae,
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+        "safety_checker": Harmless(),
+    }
+    return quiet(cls(**(made | parts)))
+
+
+def cosmos_model(seed: int = 0, **config: Any) -> Any:
+    torch.manual_seed(seed)
+    shared: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "num_layers": 2,
+        "text_embed_dim": 32,
+        "adaln_lora_dim": 4,
+        "max_size": (4, 32, 32),
+        "concat_padding_mask": False,  # which torchvision resizes
+        "extra_pos_embed_type": None,
+    }
+    return sharpened(CosmosTransformer3DModel(**(shared | config)))
+
+
+def cosmos2(**parts: Any) -> Any:
+    """Return a pipeline of images."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    noise = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 1.0}
+    scheduler.register_to_config(**noise, final_sigmas_type="sigma_min")
+    return cosmos(Cosmos2TextToImagePipeline, scheduler=scheduler, vae=wan_vae(), **parts)
+
+
+def cosmos25(*, seed: int = 0, **parts: Any) -> Any:
+    """Return a pipeline of 2.5, whose text is all states of a vision and language model."""
+    tok = qwen_tokenizer()
+    tok.chat_template = tok.chat_template.replace("m.content }}", "m.content[0].text }}")
+    flows = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return cosmos(
+        Cosmos2_5_PredictBasePipeline,
+        seed=seed,
+        transformer=cosmos_model(seed, in_channels=5),
+        scheduler=flows,
+        vae=wan_vae(seed),
+        text_encoder=qwen_encoder(tok, seed=seed),
+        tokenizer=tok,
+        **parts,
+    )

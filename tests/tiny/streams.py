@@ -163,7 +163,7 @@ def prx(*, seed: int = 0, **parts: Any) -> Any:
     return pipe
 
 
-def kandinsky5(*, seed: int = 0, **parts: Any) -> Any:
+def kandinsky5(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
     first, second = qwen_tokenizer(), tokenizer()
     torch.manual_seed(seed)
     model = Kandinsky5Transformer3DModel(
@@ -187,7 +187,7 @@ def kandinsky5(*, seed: int = 0, **parts: Any) -> Any:
         "text_encoder_2": text_encoder(second, seed=seed),
         "tokenizer_2": second,
     }
-    pipe = quiet(Kandinsky5T2IPipeline(**(made | parts)))
+    pipe = quiet((cls or Kandinsky5T2IPipeline)(**(made | parts)))
     pipe.resolutions = [(64, 96)]
     before, _, _ = pipe.prompt_template.partition("{}")
     pipe.prompt_template_encode_start_idx = len(first(before).input_ids)  # the real one's is 40

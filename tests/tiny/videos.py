@@ -255,6 +255,19 @@ def cogvideox(*, seed: int = 0, later: bool = False, **parts: Any) -> Any:
     return quiet(CogVideoXPipeline(**(made | parts)))
 
 
+def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
+    """Return an autoencoder that divides the sides by 8 and the frames, but the first, by 4."""
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ).eval()
+
+
 def hunyuan_video(*, seed: int = 0, **parts: Any) -> Any:
     first, second = t5_tokenizer(), tokenizer()
     torch.manual_seed(seed)
@@ -269,15 +282,6 @@ def hunyuan_video(*, seed: int = 0, **parts: Any) -> Any:
             pad_token_id=0,
             initializer_range=0.3,
         )
-    ).eval()
-    vae = AutoencoderKLHunyuanVideo(
-        latent_channels=4,
-        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
-        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        layers_per_block=1,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
     ).eval()
     torch.manual_seed(seed)
     model = HunyuanVideoTransformer3DModel(
@@ -295,7 +299,7 @@ def hunyuan_video(*, seed: int = 0, **parts: Any) -> Any:
     made = {
         "transformer": sharpened(model),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": vae,
+        "vae": hunyuan_vae(),
         "text_encoder": llama,
         "tokenizer": first,
         "text_encoder_2": text_encoder(second, seed=seed),

@@ -13,6 +13,7 @@ from xattn.models.bria_fibo import BriaFibo
 from xattn.models.chroma import Chroma
 from xattn.models.cogvideox import CogVideoX
 from xattn.models.cogview import CogView3, CogView4
+from xattn.models.cosmos import Cosmos
 from xattn.models.denoisers import REFUSED
 from xattn.models.easy_animate import EasyAnimate
 from xattn.models.ernie_image import ErnieImage
@@ -79,6 +80,7 @@ FAMILIES: tuple[Family, ...] = (
     LTXVideo(),
     LTX2(),
     CogVideoX(),
+    Cosmos(),
     HunyuanVideo(),
     HunyuanVideo15(),
     EasyAnimate(),

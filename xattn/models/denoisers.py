@@ -46,6 +46,7 @@ RECORDED: dict[str, str] = {
     "EasyAnimateTransformer3DModel": "EasyAnimate",
     "ConsisIDTransformer3DModel": "ConsisID",
     "LTX2VideoTransformer3DModel": "LTX-2, with sound that isn't recorded",
+    "CosmosTransformer3DModel": "Cosmos Predict 1, 2, 2.5",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -73,6 +74,7 @@ UNEDITED: dict[str, str] = {
     "HunyuanVideo15Transformer3DModel": _WHOLE,
     "EasyAnimateTransformer3DModel": _WHOLE,
     "LTX2VideoTransformer3DModel": _WHOLE,
+    "CosmosTransformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -96,7 +98,6 @@ REFUSED: dict[str, str] = {
     "AnyFlowTransformer3DModel": _VIDEO,
     "BriaFibo2Transformer2DModel": "it reads a summary of the text, not its words",
     "Cosmos3OmniTransformer": _VIDEO,
-    "CosmosTransformer3DModel": "a step calls its scheduler twice, and some layers attend twice",
     "DiTTransformer2DModel": "it draws classes by number, without a text",
     "DreamLiteTransformer2DModel": _UNUSED,
     "DreamLiteUNetModel": _UNUSED,
