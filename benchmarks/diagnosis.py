@@ -40,6 +40,7 @@ from xattn.toyland.world import SIDE
 
 FIT_SEED = 15_000_000
 KINDS: tuple[type[Finding], ...] = (Neglected, Leaked, Merged, Displaced)
+REJECT = 0.8  # of what is right, at least: four of five raise no finding
 NAMED = ", but for what can't be named"
 
 
@@ -174,9 +175,15 @@ def interval(cases: Sequence[Case], draws: int = 300) -> dict[str, float]:
     }  # fmt: skip
 
 
-def fitted(cases: Sequence[Case]) -> float:
-    """Return the threshold with the largest sum of true positive and true negative rates."""
+def fitted(cases: Sequence[Case], reject: float = 0.0) -> float:
+    """Return the threshold with the largest sum of true positive and true negative rates.
+
+    Args:
+        cases: the cases to fit on.
+        reject: the least true negative rate.
+    """
     limits = sorted({case.score for case in cases})
+    limits = [limit for limit in limits if rates(cases, limit)[1] >= reject] or limits[-1:]
     return max(limits, key=lambda limit: sum(rates(cases, limit)), default=1.0)
 
 
@@ -194,7 +201,7 @@ def measure(pipe: Any, judge: Judge, fit: int, count: int) -> dict[str, Any]:
     found = {}
     for name, cases in others.items():
         own = getattr(Thresholds(), name.removesuffix(NAMED).lower())
-        limit = fitted(training[name.removesuffix(NAMED)]) if fit else own
+        limit = fitted(training[name.removesuffix(NAMED)], REJECT) if fit else own
         recall, rejected = rates(cases, limit)
         raised = [case.true for case in cases if case.score >= limit]
         found[name] = {

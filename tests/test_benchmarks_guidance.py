@@ -43,6 +43,7 @@ def test_the_area_is_the_chance_of_the_right_order() -> None:
     cases = [Case(0, 0.9, True), Case(0, 0.5, True), Case(1, 0.5, False), Case(1, 0.1, False)]
     assert auroc(cases) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert fitted(cases) == 0.5
+    assert fitted(cases, reject=0.8) == 0.9
     assert rates(cases, 0.5) == (1.0, 0.5)
     assert interval(cases)["true"] == 2
     assert np.isnan(auroc(cases[:2]))

@@ -13,7 +13,8 @@ from tests import tiny
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = [
-    "amplify", "custom_loop", "local_mask", "own_picture", "place", "recolour", "refine", "swap",
+    "amplify", "custom_loop", "local_mask", "mend", "own_picture", "place", "recolour", "refine",
+    "swap",
 ]  # fmt: skip
 
 

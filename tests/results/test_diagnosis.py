@@ -84,6 +84,18 @@ def test_nouns_in_one_place_are_merged() -> None:
     assert merged.score == pytest.approx(1.0)
 
 
+def test_a_finding_has_goals_for_its_own_occurrences() -> None:
+    read = prompt("a red car on the left and a blue car")
+    heats = {w: HeatMap(spot(2, 2)) for w in read.words}
+    said = {type(each): [str(goal) for goal in each.goals] for each in
+            scores(read, heats, phrases(read))}  # fmt: skip
+    assert said == {  # of the last of each kind: the second car stands at position 10
+        Neglected: ["Present((10,))"], Background: ["Present((10,))", "Place((10,), 'centre')"],
+        Merged: ["Apart((3,), (10,))"], Leaked: ["Bind((9,), (10,))"],
+        Displaced: ["Place((3,), 'left')"],
+    }  # fmt: skip
+
+
 def test_an_even_map_is_a_background() -> None:
     assert found(TEXT, {**RIGHT, "house": np.ones((4, 4))})[Background].word == "house"
 

@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn.guidance.apart import Apart
+from xattn.guidance.bind import Bind
+from xattn.guidance.goal import Goal
+from xattn.guidance.place import Place
+from xattn.guidance.present import Present
 from xattn.records.run import Layer
 from xattn.results.heatmap import HeatMap
 from xattn.text.pairs import Pair, Phrase, phrases
@@ -40,6 +45,15 @@ class Finding:
         doubt = "" if self.sure else " (if it is an adjective and a noun)"
         return f"{self._what()} ({self.score:.2f}){doubt}: {self._advice()}"
 
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The goals of ``xattn.steer`` that ask for what is missing, of just these occurrences.
+
+        >>> with xattn.steer(pipe, *trace.diagnose()[0].goals):
+        ...     image = pipe(prompt).images[0]
+        """
+        raise NotImplementedError
+
     def _what(self) -> str:
         raise NotImplementedError
 
@@ -55,6 +69,11 @@ class Neglected(Finding):
     or times itself where it has none. The score is m / (m + that), m the median of the prompt's
     nouns: 1/2 for a noun that acts as much as most.
     """
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """``Present`` of the noun."""
+        return (Present(_places(self)[0]),)
 
     def _what(self) -> str:
         return f"{self.word!r} is neglected"
@@ -79,6 +98,12 @@ class Leaked(Finding):
     noun: str = ""
     onto: str = ""
 
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """``Bind`` of the adjective and its own noun."""
+        adjective, noun, _ = _places(self)
+        return (Bind(adjective, noun),)
+
     def _what(self) -> str:
         return f"{self.word!r} leaks from {self.noun!r} onto {self.onto!r}"
 
@@ -99,6 +124,11 @@ class Merged(Finding):
 
     other: str = ""
 
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """``Apart`` of both nouns."""
+        return (Apart(*_places(self)),)
+
     def _what(self) -> str:
         return f"{self.word!r} and {self.other!r} share one place"
 
@@ -109,6 +139,12 @@ class Merged(Finding):
 @dataclass(frozen=True)
 class Background(Finding):
     """A noun that acts everywhere alike; the score is its normalized entropy."""
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """``Present`` of the noun, and ``Place`` in the centre."""
+        (noun,) = _places(self)
+        return (Present(noun), Place(noun, "centre"))
 
     def _what(self) -> str:
         return f"{self.word!r} acts all over the image, like a background"
@@ -130,11 +166,21 @@ class Displaced(Finding):
 
     side: str = ""
 
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """``Place`` of the noun where the prompt says."""
+        return (Place(_places(self)[0], self.side),)
+
     def _what(self) -> str:
         return f"{self.word!r} is not on the {self.side}"
 
     def _advice(self) -> str:
         return f"try xattn.steer(pipe, xattn.Place({self.word!r}, {self.side!r}))"
+
+
+def _places(finding: Finding) -> list[tuple[int, ...]]:
+    """Return the token positions of the words a finding is about."""
+    return [word.positions for word in finding.about]
 
 
 @dataclass(frozen=True)
