@@ -125,6 +125,7 @@ CASES = {
         T5,
         passes=2,
     ),
+    "AnyFlow": Case(films.anyflow, T5, doubled=True),
     "Allegro": Case(tiny.allegro, {**T5, "clean_caption": False}, doubled=True, several=False),
     "SANA-Video": Case(
         tiny.sana_video,

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
     AutoencoderKLCogVideoX,
     AutoencoderKLCosmos,
     AutoencoderKLHunyuanVideo15,
@@ -22,6 +24,7 @@ from diffusers import (
     EasyAnimatePipeline,
     EasyAnimateTransformer3DModel,
     EDMEulerScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
@@ -328,3 +331,27 @@ def cosmos25(*, seed: int = 0, **parts: Any) -> Any:
         tokenizer=tok,
         **parts,
     )
+
+
+def anyflow(*, seed: int = 0, **parts: Any) -> Any:
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    model = AnyFlowTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMapEulerDiscreteScheduler(),
+        "vae": wan_vae(seed),
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet(AnyFlowPipeline(**(made | parts)))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from xattn.models.allegro import Allegro
+from xattn.models.anyflow import AnyFlow
 from xattn.models.aura_flow import AuraFlow
 from xattn.models.bria import Bria
 from xattn.models.bria_fibo import BriaFibo
@@ -77,6 +78,7 @@ FAMILIES: tuple[Family, ...] = (
     Nucleus(),
     Ideogram4(),
     Wan(),
+    AnyFlow(),
     LTXVideo(),
     LTX2(),
     CogVideoX(),

@@ -47,6 +47,7 @@ RECORDED: dict[str, str] = {
     "ConsisIDTransformer3DModel": "ConsisID",
     "LTX2VideoTransformer3DModel": "LTX-2, with sound that isn't recorded",
     "CosmosTransformer3DModel": "Cosmos Predict 1, 2, 2.5",
+    "AnyFlowTransformer3DModel": "AnyFlow",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -75,6 +76,7 @@ UNEDITED: dict[str, str] = {
     "EasyAnimateTransformer3DModel": _WHOLE,
     "LTX2VideoTransformer3DModel": _WHOLE,
     "CosmosTransformer3DModel": _WHOLE,
+    "AnyFlowTransformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -85,8 +87,8 @@ UNEDITED: dict[str, str] = {
 }
 """Why the first class of a family that is recorded isn't edited."""
 
-_LATER = "its layout is not described yet"
-_VIDEO = "it draws videos, and its layout is not described yet"
+_MODULAR = "only modular pipelines have it, which xattn can't follow"
+_PICTURES = "its pipeline encodes a prompt with pictures by a method of its own"
 _ROWS = "its layers take the frames of a video as rows of the batch"
 _SOUND = "it makes sound"
 _PART = "it is a part of other models"
@@ -94,37 +96,36 @@ _UNUSED = "no pipeline of diffusers calls it with a text"
 
 REFUSED: dict[str, str] = {
     "AceStepTransformer1DModel": _SOUND,
-    "AnyFlowFARTransformer3DModel": _VIDEO,
-    "AnyFlowTransformer3DModel": _VIDEO,
+    "AnyFlowFARTransformer3DModel": "it draws a video in chunks, each with a schedule of its own",
     "BriaFibo2Transformer2DModel": "it reads a summary of the text, not its words",
-    "Cosmos3OmniTransformer": _VIDEO,
+    "Cosmos3OmniTransformer": "text, frames, sound and actions are packed in one sequence",
     "DiTTransformer2DModel": "it draws classes by number, without a text",
     "DreamLiteTransformer2DModel": _UNUSED,
     "DreamLiteUNetModel": _UNUSED,
     "DualTransformer2DModel": _PART,
-    "Flux3Transformer2DModel": "only modular pipelines have it, which xattn can't follow",
+    "Flux3Transformer2DModel": _MODULAR,
     "GlmImageTransformer2DModel": "it reads letters to be drawn; the prompt goes to another model",
-    "HeliosTransformer3DModel": _VIDEO,
+    "HeliosTransformer3DModel": "it draws a video in windows, each with a schedule of its own",
     "HunyuanVideoFramepackTransformer3DModel": "its frames are packed at several scales",
     "I2VGenXLUNet": _ROWS,
-    "JoyImageEditPlusTransformer3DModel": _LATER,
-    "JoyImageEditTransformer3DModel": _LATER,
+    "JoyImageEditPlusTransformer3DModel": _PICTURES,
+    "JoyImageEditTransformer3DModel": _PICTURES,
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
-    "Kandinsky6SRTransformer3DModel": _VIDEO,
-    "Kandinsky6Transformer3DModel": _VIDEO,
+    "Kandinsky6SRTransformer3DModel": "it enlarges a video, and reads no text",
+    "Kandinsky6Transformer3DModel": "it draws a video and its sound in blocks that were not tried",
     "LatteTransformer3DModel": _ROWS,
     "LongCatAudioDiTTransformer": _SOUND,
-    "MiniMaxH3Transformer3DModel": _VIDEO,
+    "MiniMaxH3Transformer3DModel": _MODULAR,
     "MiniMaxMusic3RVQDepthDecoder": _SOUND,
     "MiniMaxMusic3Transformer1DModel": _SOUND,
-    "MotifVideoTransformer3DModel": _VIDEO,
+    "MotifVideoTransformer3DModel": "it reads the text in two ways, its last blocks not at all",
     "MotionAdapter": _PART,
     "OmniGenTransformer2DModel": "its pipeline has no encode_prompt: the model reads the text",
     "PriorTransformer": "it makes image embeddings, not images",
     "QwenImage21Transformer2DModel": "a layer divides its attention into several calls",
     "RFD4ProteinaTransformer": "it designs proteins",
-    "SanaWMLTX2RefinerTransformer3DModel": _VIDEO,
-    "SanaWMTransformer3DModel": _VIDEO,
+    "SanaWMLTX2RefinerTransformer3DModel": "it refines videos inside the pipeline of another model",
+    "SanaWMTransformer3DModel": "it is given a camera's path, which was not tried",
     "StableAudio3DiTModel": _SOUND,
     "StableAudioDiTModel": _SOUND,
     "StableCascadeUNet": "its blocks are not a UNet2DConditionModel's",
@@ -137,7 +138,7 @@ REFUSED: dict[str, str] = {
     "UNetMotionModel": _ROWS,
     "UNetSpatioTemporalConditionModel": "it reads an image, and no text",
     "UVit2DModel": "it fills in discrete tokens and has no latents",
-    "WanAnimate2Transformer3DModel": _VIDEO,
-    "WanAnimateTransformer3DModel": _VIDEO,
+    "WanAnimate2Transformer3DModel": _MODULAR,
+    "WanAnimateTransformer3DModel": "it draws a video in segments, each with a schedule of its own",
 }
 """Why each of the others is refused, as the end of the sentence that says so."""

@@ -1,0 +1,29 @@
+"""AnyFlow: Wan's blocks in few steps, on latents whose frames come before their channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from xattn.models.family import DenoiserCall
+from xattn.models.wan import Wan
+
+
+@dataclass(frozen=True)
+class AnyFlow(Wan):
+    """The family of AnyFlow (2026), from text or going on with a video; both prompts in a batch."""
+
+    classes: tuple[str, ...] = ("AnyFlowTransformer3DModel",)
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call by its latents, (rows, frames, channels, height, width)."""
+        call = super().read(arguments, component)
+        patch = int(arguments["self"].config.patch_size[0])
+        return replace(call, frames=int(call.sample.shape[1]) // patch)
+
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Raise ValueError: previews are of images."""
+        raise ValueError("previews=True can't be had with AnyFlow's videos; leave it out")
