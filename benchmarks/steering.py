@@ -38,6 +38,7 @@ from benchmarks.toyland import (
     Tally,
     decode,
     interval,
+    rebuild,
     score_hard,
     score_picture,
 )
@@ -171,14 +172,29 @@ class Series:
         return self
 
 
-def compared(judge: Judge, plain: Series, steered: Series, scenes: Sequence[Scene]) -> Any:
+def possible(pipe: Any, judge: Judge, scenes: Sequence[Scene]) -> Tally:
+    """Score the drawn scenes themselves, passed through the autoencoder: the ceiling."""
+    tally = Tally()
+    pictures = rebuild(pipe, [one.image for one in scenes])
+    for one, found in zip(scenes, verdicts(judge, pictures), strict=True):
+        score_hard(one, found, tally)
+    return tally
+
+
+def compared(
+    judge: Judge, plain: Series, steered: Series, scenes: Sequence[Scene], ceiling: Tally
+) -> Any:
     """Return what steering mended, kept, cost, and how far its pictures drifted."""
     tally = Tally()
+    values, seeds = ceiling.scores[SUCCESS]
+    can = {seed: bool(value) for value, seed in zip(values, seeds, strict=True)}
     costs = np.divide(steered.passes, plain.passes)
     for (seed, before), cost in zip(plain.right.items(), costs, strict=True):
         after = steered.right[seed]
         tally.add("difference", after - before, seed)
         tally.add("kept" if before else "mended", after, seed)
+        if not before and can[seed]:
+            tally.add("mended, where the autoencoder can show it", after, seed)
         tally.add("cost in passes", float(cost), seed)
     features = Features(judge)
     drawn = features.of([one.image for one in scenes])
@@ -211,11 +227,13 @@ def measure(
     steering = way(pipe, lambda one: goals_of(one, setting), **setting.options)
     before = plain or Series(way(pipe, lambda one: [])).draw(pipe, judge, scenes)
     steered = Series(steering).draw(pipe, judge, scenes)
+    ceiling = possible(pipe, judge, scenes)
     result = {
         "setting": setting.name,
         "plain": before.tally.summary(),
         "steered": steered.tally.summary(),
-        "compared": compared(judge, before, steered, scenes),
+        "ceiling": ceiling.summary(),
+        "compared": compared(judge, before, steered, scenes, ceiling),
     }
     if plain is None:
         was, now = timed([before.way, steering], scenes)
@@ -247,11 +265,13 @@ def measure_noise(pipe: Any, judge: Judge, count: int, tries: int) -> dict[str, 
     scenes = [scene(HARD_SEED + n, hard=True) for n in range(count)]
     ways = [way(pipe, lambda one: []), chosen(pipe, lambda one: goals_of(one, DEFAULT), tries)]
     plain, better = (Series(each).draw(pipe, judge, scenes) for each in ways)
+    ceiling = possible(pipe, judge, scenes)
     result = {
         "tries": tries,
         "plain": plain.tally.summary(),
         "steered": better.tally.summary(),
-        "compared": compared(judge, plain, better, scenes),
+        "ceiling": ceiling.summary(),
+        "compared": compared(judge, plain, better, scenes, ceiling),
     }
     was, now = timed(ways, scenes)
     seeds = [one.seed for one in scenes[: len(now)]]

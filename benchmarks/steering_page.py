@@ -39,14 +39,16 @@ def _hard_lines(about: str, result: dict[str, Any]) -> list[str]:
         "",
         f"Hard captions, {about}:",
         "",
-        "| | plain | steered |",
-        "|---|---|---|",
+        "| | plain | steered | drawn scenes through the autoencoder |",
+        "|---|---|---|---|",
     ]
     for name, figure in result["plain"].items():
-        lines.append(f"| {name} | {percent(figure)} | {percent(result['steered'][name])} |")
+        others = (result["steered"], result.get("ceiling", {}))
+        cells = [percent(each[name]) if name in each else "" for each in others]
+        lines.append(f"| {name} | {percent(figure)} | {cells[0]} | {cells[1]} |")
     found = result["compared"]
     lines += ["", "| steered, beside plain | |", "|---|---|"]
-    for name in ("difference", "mended", "kept"):
+    for name in ("difference", "mended", "mended, where the autoencoder can show it", "kept"):
         lines.append(f"| {name} | {percent(found[name]) if name in found else 'none'} |")
     for name in [name for name in ("cost in passes", "cost in time") if name in found]:
         each = found[name]
