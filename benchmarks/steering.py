@@ -61,7 +61,7 @@ class Setting:
     name: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
     present: float = 1.0
-    bind: float = 1.0
+    bind: float = 0.1
     how: dict[str, Any] = field(default_factory=dict)
     goal: dict[str, Any] = field(default_factory=dict)
 
@@ -69,13 +69,12 @@ class Setting:
 DEFAULT = Setting()
 SETTINGS = (
     DEFAULT,
-    Setting("joint", {"rounds": 1}, 1.0, 0.1, {"method": "joint"}, {"steps": 0.4}),
-    Setting("joint alone", {"rounds": 1}, 1.0, 0.0, {"method": "joint"}, {"steps": 0.4}),
-    Setting("share, one round", {"rounds": 1}, goal={"steps": 0.4}),
+    Setting("two rounds", {"rounds": 2}),
+    Setting("Bind of weight 1", bind=1.0),
+    Setting("share", {"rounds": 3}, 1.0, 1.0, {"method": "share"}, {"steps": 0.2}),
     Setting("all layers", {"layers": "*"}),
     Setting("Bind alone", present=0.0),
-    Setting("moves of 0.1", {"move": 0.1}),
-    Setting("as in the papers", {"move": None, "rounds": 1}, goal={"steps": 0.5}),
+    Setting("as in the papers", {"move": None}, 1.0, 1.0, {"method": "excite"}, {"steps": 0.5}),
 )
 
 

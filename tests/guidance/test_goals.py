@@ -47,13 +47,15 @@ def test_present_by_shares_is_what_words_have_to_themselves() -> None:
         sum(p * p / (p + q) for p, q in zip(*pair, strict=True))
         for pair in ((red, car), (car, red))
     ]
-    goal = Present("red", "car", own=0.6)
+    goal = Present("red", "car", method="share", own=0.6)
     assert goal.shares(MAPS).tolist() == pytest.approx(shares)
     assert float(goal.loss(MAPS)) == pytest.approx(2 - sum(shares))
     assert float(goal.loss(shown(FLAT, FLAT, FLAT))) == pytest.approx(1.0)
     assert goal.met(0.8, 0.0)
     assert not goal.met(0.81, 0.0)
-    assert float(Present("car").loss(MAPS)) == pytest.approx(0.0)  # no other noun is there
+    assert float(Present("car", method="share").loss(MAPS)) == pytest.approx(
+        0.0
+    )  # no other noun is there
 
 
 def test_joint_presence_is_what_each_noun_is_short_of_the_strongest() -> None:

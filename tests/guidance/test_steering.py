@@ -66,7 +66,7 @@ def test_a_gradient_step_lowers_the_loss_of_the_call_that_follows(pipe: Any, pla
     unsteered = xattn.Place("boat", "left", weight=0.0, steps=1.0)
     with xattn.steer(pipe, unsteered) as before:
         draw(pipe)
-    with xattn.steer(pipe, LEFT) as steering:
+    with xattn.steer(pipe, LEFT, rounds=3) as steering:
         image = draw(pipe)
         assert steering.at_most(2) == 6  # three rounds in each of two steps
     (was, _), (now, _) = before.losses[str(unsteered)], steering.losses[str(LEFT)]
@@ -143,7 +143,7 @@ def test_images_of_a_batch_are_steered_each_for_itself(pipe: Any, plain: Tensor)
 def test_sdxl_in_half_precision_is_steered() -> None:
     pipe = tiny.sdxl().to(torch.bfloat16)
     plain = draw(pipe)
-    with xattn.steer(pipe, xattn.Place("boat", "right")) as steering:
+    with xattn.steer(pipe, xattn.Place("boat", "right"), rounds=3) as steering:
         image = draw(pipe)
     assert image.isfinite().all()
     assert image.dtype == torch.bfloat16

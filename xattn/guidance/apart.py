@@ -44,7 +44,7 @@ class Apart(Goal):
         *subjects: Words,
         overlap: float = 0.2,
         weight: float = 1.0,
-        steps: float = 0.2,
+        steps: float = 0.4,
         step_size: float = 20.0,
         prompt: str | None = None,
     ) -> None:

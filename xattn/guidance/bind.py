@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -45,6 +45,8 @@ class Bind(Goal):
         noun: the word that it belongs to; of one that stands twice, the one after the attribute.
         others: the words to keep away from; by default all of the prompt but the noun's other
             adjectives, which a rule for English finds.
+        weight: the factor of its loss; a tenth, because divergences are larger than what words
+            are short of.
         near: it is met where the two are nearer to each other than to others by this many nats.
 
     Raises:
@@ -57,6 +59,7 @@ class Bind(Goal):
 
     attribute: Words
     noun: Words
+    weight: float = field(default=0.1, kw_only=True)
     others: tuple[Words, ...] | None = None
     near: float = 0.5
 

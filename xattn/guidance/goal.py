@@ -54,7 +54,7 @@ class Goal:
     """
 
     weight: float = 1.0
-    steps: float = 0.2
+    steps: float = 0.4
     step_size: float = 20.0
     prompt: str | None = None
 

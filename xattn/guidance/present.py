@@ -27,7 +27,7 @@ _LATE = 0.1  # nats that each word may be short of its level, of "joint"
 
 @dataclass(frozen=True, init=False)
 class Present(Goal):
-    """Make words act somewhere, each in a place of its own.
+    """Make words act somewhere, none of them much less than another.
 
     With ``method="joint"`` no noun may act much less than another. How much it acts is the mean
     over cells of its map times that of the adjective next to it, or times itself where it has
@@ -44,7 +44,7 @@ class Present(Goal):
     tokens without the start token's, G a Gaussian. At the shares of the run in ``thresholds`` the
     latents are refined (algorithm 1): up to ``refinements`` gradient steps, until the peak reaches
     the threshold. As in the paper: ``Present("mug", method="excite", steps=0.5)`` inside
-    ``steer(..., move=None, rounds=1)``.
+    ``steer(..., move=None)``.
 
     Args:
         *subjects: the words, each as text or token positions. One alone competes with the other
@@ -71,7 +71,7 @@ class Present(Goal):
     """
 
     subjects: tuple[Words, ...] = ()
-    method: Method = "share"
+    method: Method = "joint"
     level: float = 0.8
     own: float = 0.6
     thresholds: dict[float, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Present(Goal):
     def __init__(
         self,
         *subjects: Words,
-        method: Method = "share",
+        method: Method = "joint",
         level: float = 0.8,
         own: float = 0.6,
         thresholds: dict[float, float] | None = None,
@@ -92,7 +92,7 @@ class Present(Goal):
         sharpness: float = 100.0,
         sigma: float = 0.5,
         weight: float = 1.0,
-        steps: float = 0.2,
+        steps: float = 0.4,
         step_size: float = 20.0,
         prompt: str | None = None,
     ) -> None:

@@ -21,7 +21,7 @@ from xattn.session.instrument import Instrument
 from xattn.session.sampling import Sampling
 from xattn.text.prompt import Prompt, WordError
 
-MOVE, ROUNDS = 0.05, 3
+MOVE, ROUNDS = 0.05, 1
 
 Losses = list[list[Tensor | None]]
 """For each image, each goal's loss; None where the image's prompt has not its words."""
