@@ -78,6 +78,16 @@ CASES = {
         chats.bria_fibo, {"height": 128, "width": 192, **CFG}, guided=True, blends=False
     ),
     "Krea 2": Case(chats.krea2, {"max_sequence_length": 40, **CFG}),
+    "ERNIE-Image": Case(
+        singles.ernie_image,
+        {
+            **CFG,
+            "negative_prompt": "a red car on a green lawn and a dog",
+        },  # longer than the prompts
+        (8, 12),
+        guided=True,
+        image=CELLS,
+    ),
     "Ideogram 4": Case(
         singles.ideogram4,
         {"max_sequence_length": 40, "guidance_schedule": None, "guidance_scale": 2.0},

@@ -199,6 +199,16 @@ CASES = {
         guided={"guidance_scale": 2.0, **DOG},
         passes=2,
     ),
+    # a longer negative prompt fills the batch up
+    "ERNIE-Image": Case(
+        singles.ernie_image,
+        8,
+        text_first=False,
+        guided={"guidance_scale": 2.0, "negative_prompt": f"{LAWN} and a dog"},
+        previews=True,
+        extra=3,
+        index=tuple(range(OWN, OWN + 8)),
+    ),
     # guidance is another model's
     "Ideogram 4": Case(
         singles.ideogram4,

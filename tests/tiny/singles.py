@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.tiny.chats import Processor, qwen3, qwen3_vl
 from tests.tiny.joint import flow, quiet, qwen_tokenizer, qwen_vae
-from tests.tiny.transformers import sharpened
+from tests.tiny.transformers import sharpened, t5_tokenizer
 
 
 def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
@@ -43,7 +43,7 @@ def opened(model: nn.Module, *names: str) -> Any:
 
 
 def ernie_image(*, seed: int = 0, **parts: Any) -> Any:
-    tok = qwen_tokenizer()
+    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = ErnieImageTransformer2DModel(
         hidden_size=32,

@@ -69,7 +69,6 @@ UNEDITED: dict[str, str] = {
     "HunyuanImageTransformer2DModel": "its words stand at places that differ from row to row",
     "Lumina2Transformer2DModel": "its words stand at places that differ from row to row",
     "ZImageTransformer2DModel": "its rows hold their text without its padding",
-    "ErnieImageTransformer2DModel": "its rows hold their text without its padding",
     "NucleusMoEImageTransformer2DModel": _ADDED,
     "PRXTransformer2DModel": _ADDED,
     "HunyuanVideo15Transformer3DModel": _WHOLE,

@@ -1,4 +1,4 @@
-"""ERNIE-Image: the image first, then each row's text, filled up to the longest of the batch."""
+"""ERNIE-Image: the image first, then the text, filled up to the longest of the batch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
-from xattn.models.joint import Joint, size_of
+from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.joint import Joint, Layout, size_of
 from xattn.models.noise import clean_of_flow
-from xattn.models.ragged import Ragged, lengths_known, padded
+from xattn.models.ragged import padded
 from xattn.models.separate import layers_named
-from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class ErnieImage(Joint):
     """
 
     classes: tuple[str, ...] = ("ErnieImageTransformer2DModel",)
+    edits: frozenset[str] = JOINT_EDITS
     two_passes: bool = True
 
     def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
@@ -37,22 +37,14 @@ class ErnieImage(Joint):
         sample, states = arguments["hidden_states"], arguments["text_bth"]
         (height, width), patch = size_of(sample), int(arguments["self"].config.patch_size)
         area = (height // patch) * (width // patch)
-        rows = tuple((area, n, 0) for n in lengths_known(arguments["text_lens"]))
         return DenoiserCall(
             sample=sample,
             latent=(height, width),
             timestep=arguments["timestep"],
             states=states,
             component=component,
-            layout=Ragged(area + int(states.shape[1]), rows),
+            layout=Layout.image_first(int(states.shape[1]), area),
         )
-
-    def places(
-        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
-    ) -> tuple[Place, ...]:
-        """Return where each row's image and its text stand."""
-        layout: Ragged = call.layout
-        return layout.places(layer, self.grid(layer, call.latent), queries, keys)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

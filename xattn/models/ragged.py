@@ -64,14 +64,6 @@ def lengths_of(mask: Tensor) -> tuple[int, ...]:
     return found
 
 
-def lengths_known(lengths: Tensor) -> tuple[int, ...]:
-    """Return the lengths of texts, (rows,), as numbers."""
-    if lengths not in _lengths:
-        _lengths[lengths] = tuple(int(n) for n in lengths.tolist())
-    found: tuple[int, ...] = _lengths[lengths]
-    return found
-
-
 _padded: Any = WeakIdKeyDictionary()  # the same texts come in every call, in a new list
 
 
