@@ -228,6 +228,13 @@ CASES = {
         dropped=448,  # most of them the system message
         several=False,
     ),
+    "Kandinsky 6": Case(
+        films.kandinsky6,
+        {"max_sequence_length": 330},
+        text=330,  # most of them the system message's
+        passes=2,
+        dropped=129,
+    ),
     "Mochi": Case(tiny.mochi, {**T5, "num_frames": 13}, keys=3 * CELLS, doubled=True, valid=8),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi's own
@@ -450,6 +457,12 @@ def test_a_videos_axes_are_on_disk(pipes: Any, tmp_path: Path, folder: bool) -> 
 def test_what_knows_images_alone_is_refused_before_a_video_is_drawn(pipes: Any, what: Any) -> None:
     with pytest.raises(ValueError, match="can't be had with"):
         recorded(pipes("Wan"), CASES["Wan"], record=what, guidance_scale=1.0)
+
+
+def test_a_picture_behind_the_frames_of_kandinsky_6_is_refused(pipes: Any) -> None:
+    call = {"self": pipes("Kandinsky 6").transformer, "visual_token_type_ids": torch.zeros(1, 4)}
+    with pytest.raises(RuntimeError, match="record it without image="):
+        family_of(call["self"]).read(call)
 
 
 def test_kandinskys_videos_have_frames_too() -> None:

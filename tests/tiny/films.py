@@ -29,6 +29,8 @@ from diffusers import (
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
+    Kandinsky6TI2VAPipeline,
+    Kandinsky6Transformer3DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
     UniPCMultistepScheduler,
@@ -38,10 +40,11 @@ from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from torch import nn
 from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
+from tests.tiny import text_encoder, tokenizer
 from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
-from tests.tiny.videos import wan_vae
+from tests.tiny.videos import hunyuan_vae, wan_vae
 
 
 def hunyuan_video15(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
@@ -196,6 +199,7 @@ class Sound(nn.Module):
 
     config = SimpleNamespace(sample_rate=160, mel_hop_length=10, mel_bins=8, latent_channels=2)
     mel_compression_ratio = temporal_compression_ratio = 4
+    latent_hop_length = 40
     latents_mean, latents_std = torch.zeros(4), torch.ones(4)
     dtype = torch.float32
     device = torch.device("cpu")
@@ -355,3 +359,49 @@ def anyflow(*, seed: int = 0, **parts: Any) -> Any:
         "tokenizer": tok,
     }
     return quiet(AnyFlowPipeline(**(made | parts)))
+
+
+class Reader:
+    """A processor that reads texts alone."""
+
+    def __init__(self, tok: Any) -> None:
+        self.tokenizer = tok
+
+    def __call__(self, text: Any, images: None = None, videos: None = None, **how: Any) -> Any:
+        return self.tokenizer(text, **how)
+
+
+def kandinsky6(*, seed: int = 0, **parts: Any) -> Any:
+    first, second = qwen_tokenizer(), tokenizer()
+    torch.manual_seed(seed)
+    model = Kandinsky6Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=32,
+        time_dim=16,
+        model_dim=24,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 4, 4),
+        in_audio_dim=4,
+        out_audio_dim=4,
+    )
+    for name, weight in model.named_parameters():
+        if name.endswith(("to_query.weight", "to_key.weight")):  # many keys leave attention flat
+            nn.init.normal_(weight, std=1.0)
+        elif name.endswith("query_norm.weight"):
+            nn.init.constant_(weight, 3.0)
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": hunyuan_vae(),
+        "text_encoder": qwen_encoder(first, seed=seed),
+        "tokenizer": Reader(first),
+        "text_encoder_2": text_encoder(second, seed=seed),
+        "tokenizer_2": second,
+        "audio_vae": Sound(),
+        "vocoder": Sound(),
+    }
+    return quiet(Kandinsky6TI2VAPipeline(**(made | parts)))

@@ -28,6 +28,7 @@ from xattn.models.hunyuan_video import HunyuanVideo
 from xattn.models.hunyuan_video15 import HunyuanVideo15
 from xattn.models.ideogram4 import Ideogram4
 from xattn.models.kandinsky5 import Kandinsky5
+from xattn.models.kandinsky6 import Kandinsky6
 from xattn.models.krea2 import Krea2
 from xattn.models.longcat_image import LongCatImage
 from xattn.models.ltx2 import LTX2
@@ -65,6 +66,7 @@ FAMILIES: tuple[Family, ...] = (
     ZImage(),
     PRX(),
     Kandinsky5(),
+    Kandinsky6(),
     Flux2(),
     OvisImage(),
     LongCatImage(),

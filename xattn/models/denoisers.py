@@ -48,6 +48,7 @@ RECORDED: dict[str, str] = {
     "LTX2VideoTransformer3DModel": "LTX-2, with sound that isn't recorded",
     "CosmosTransformer3DModel": "Cosmos Predict 1, 2, 2.5",
     "AnyFlowTransformer3DModel": "AnyFlow",
+    "Kandinsky6Transformer3DModel": "Kandinsky 6, from text, with sound that isn't recorded",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -76,6 +77,7 @@ UNEDITED: dict[str, str] = {
     "LTX2VideoTransformer3DModel": _WHOLE,
     "CosmosTransformer3DModel": _WHOLE,
     "AnyFlowTransformer3DModel": _WHOLE,
+    "Kandinsky6Transformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -111,7 +113,6 @@ REFUSED: dict[str, str] = {
     "JoyImageEditTransformer3DModel": _PICTURES,
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
     "Kandinsky6SRTransformer3DModel": "it enlarges a video, and reads no text",
-    "Kandinsky6Transformer3DModel": "it draws a video and its sound in blocks that were not tried",
     "LatteTransformer3DModel": _ROWS,
     "LongCatAudioDiTTransformer": _SOUND,
     "MiniMaxH3Transformer3DModel": _MODULAR,

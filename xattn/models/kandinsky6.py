@@ -1,0 +1,63 @@
+"""Kandinsky 6: Kandinsky 5's layers beside those of a sound, whose attention isn't recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.kandinsky5 import Kandinsky5
+from xattn.text.tokenize import Template
+
+
+@dataclass(frozen=True)
+class Kandinsky6(Kandinsky5):
+    """The family of Kandinsky 6 (2026), from text. Padding is masked.
+
+    Guidance runs in two passes; one ``encode_prompt`` encodes both prompts.
+    """
+
+    classes: tuple[str, ...] = ("Kandinsky6Transformer3DModel",)
+    edits: frozenset[str] = frozenset()
+    two_passes: bool = False
+
+    def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
+        """Return the video's attention layers."""
+        found = super().layers(denoiser, component)
+        return tuple(layer for layer in found if ".video_dec_block." in layer.name)
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call ``transformer(hidden_states, encoder_hidden_states, timestep, ...)``.
+
+        Raises:
+            RuntimeError: a picture stands behind the video's frames.
+        """
+        if arguments.get("visual_token_type_ids") is not None:
+            raise RuntimeError(
+                "Kandinsky 6 puts a given image behind the frames that it draws, and its maps are "
+                "not told apart; record it without image="
+            )
+        return super().read(arguments, component)
+
+    def axes(
+        self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
+    ) -> tuple[Axis, ...]:
+        """Return Qwen's positions behind the template's dropped ones."""
+        module: Any = sys.modules[type(pipe).__module__]
+        before, _, after = module._PROMPT_TEMPLATE.partition("{}")
+        tokenizer = getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)  # a processor has one
+        left = getattr(tokenizer, "padding_side", "right") == "left"
+        template = Template(before, after, int(module._QWEN_CROP_START), left)
+        return (Axis((tokenizer,), template=template),)
+
+    def encoded(self, result: Any) -> Encoded:
+        """Read (positive, pooled, mask, negative, ...)."""
+        return Encoded(result[0], result[3])
+
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Raise ValueError: previews are of images."""
+        raise ValueError("previews=True can't be had with Kandinsky 6's videos; leave it out")
