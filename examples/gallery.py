@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 import xattn
+from xattn.toyland.bundle import MODELS
+from xattn.toyland.scenes import scene
 from xattn.views import sheets
 
 PROMPT = "a red car on a green lawn"
+GIVEN = 30_000_009  # a scene that no model was trained on
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,25 +46,22 @@ def stack(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--seed", type=int, default=1)
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
+def arrowed(source: Any, edits: Any, labels: Sequence[str]) -> Image.Image:
+    """Lay out a source and its edits, from the same noise."""
+    return sheets.edits(source, edits, ["source", *labels])
+
+
+def of_unet(options: dict[str, Any], seed: int, out: Path) -> None:
+    """Draw what the first model shows: words by steps, edits of several kinds, a sweep."""
     pipe = xattn.demo()
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": chosen.steps, "guidance_scale": chosen.guidance}
-
     with xattn.record(pipe) as trace:
-        image = pipe(PROMPT, generator=noise(chosen.seed), **options).images[0]
-    small(trace.grid(["red", "car", "green", "lawn"]), chosen.out / "words.png")
-    small(trace.evolution("car").plot(), chosen.out / "entropy.png", 900)
+        image = pipe(PROMPT, generator=noise(seed), **options).images[0]
+    small(trace.grid(["red", "car", "green", "lawn"]), out / "words.png")
+    small(trace.evolution("car").plot(), out / "entropy.png", 900)
 
     def edited(*edits: Any) -> Any:
-        return xattn.edit(pipe, PROMPT, *edits, generator=noise(chosen.seed), **options)
+        return xattn.edit(pipe, PROMPT, *edits, generator=noise(seed), **options)
 
     edits = edited(
         xattn.Replace("red", "blue"),
@@ -79,26 +79,85 @@ def main() -> None:
             "red → blue", "+ at night", "car → boat, only there", "red × 2",
         ]),
     ]  # fmt: skip
-    small(stack(rows), chosen.out / "first.png", 1080)
+    small(stack(rows), out / "first.png", 1080)
 
-    colours = edited(*(xattn.Replace("red", c) for c in ("blue", "yellow", "purple", "white")))
-    labels = ["source", "blue", "yellow", "purple", "white"]
-    small(sheets.edits(colours.source, colours.images, labels), chosen.out / "recolour.png")
+    names = ("blue", "yellow", "purple", "white")
+    colours = edited(*(xattn.Replace("red", name) for name in names))
+    small(arrowed(colours.source, colours.images, names), out / "recolour.png")
     swaps = edited(*(
         [xattn.Replace("car", noun), xattn.LocalBlend("car")] for noun in ("boat", "house", "mug")
     ))  # fmt: skip
     labels = ["source", "boat", "house", "mug"]
-    small(sheets.edits(swaps.source, swaps.images, labels, swaps.masks), chosen.out / "swap.png")
+    small(sheets.edits(swaps.source, swaps.images, labels, swaps.masks), out / "swap.png")
     nights = edited(
         xattn.Refine(f"{PROMPT} at night"),
         xattn.Refine("a red car and a white star on a green lawn"),
     )
-    labels = ["source", "+ at night", "+ and a white star"]
-    small(sheets.edits(nights.source, nights.images, labels), chosen.out / "refine.png")
+    labels = ["+ at night", "+ and a white star"]
+    small(arrowed(nights.source, nights.images, labels), out / "refine.png")
     sweep = xattn.sweep(
-        pipe, PROMPT, "red", [-1, 0, 0.5, 1, 1.5, 2], generator=noise(chosen.seed), **options
+        pipe, PROMPT, "red", [-1, 0, 0.5, 1, 1.5, 2], generator=noise(seed), **options
     )
-    small(sweep.strip(), chosen.out / "sweep.png")
+    small(sweep.strip(), out / "sweep.png")
+
+
+def of_model(model: Any, options: dict[str, Any], seed: int, out: Path) -> None:
+    """Draw the same of each model: what it draws, a given picture, edits, and what words cause."""
+    pipe: Any = xattn.demo(model)
+    pipe.set_progress_bar_config(disable=True)
+    with xattn.record(pipe) as trace:
+        image = pipe(PROMPT, generator=noise(seed), **options).images[0]
+    given = scene(GIVEN)
+    told = xattn.probe(pipe, given.image, given.caption)
+    words = (("red", "car", "lawn"), ("ball", "house", "road"))
+    rows = []
+    for picture, seen, names in zip((image, given.image), (trace, told), words, strict=True):
+        cells = [picture, *(seen.heatmap(word).overlay(picture) for word in names)]
+        rows.append(sheets.table([cells], columns=["", *names], side=200))
+    result = xattn.edit(
+        pipe, PROMPT, xattn.Replace("red", "blue"),
+        [xattn.Replace("car", "boat"), xattn.LocalBlend("car")],
+        xattn.Refine(f"{PROMPT} at night"), generator=noise(seed), **options,
+    )  # fmt: skip
+    labels = ["", "red → blue", "car → boat", "+ at night"]
+    rows.append(sheets.table([[result.source, *result.images]], columns=labels, side=200))
+    small(stack(rows), out / f"model-{model}.png", 840)
+    small(xattn.attribute(pipe, trace).bar(), out / f"why-{model}.png", 700)
+
+
+def of_any_word(out: Path) -> None:
+    """Draw the words of nobody's prompt on a given picture."""
+    pipe = xattn.demo()
+    given = scene(GIVEN)
+    names = [word for word in dict.fromkeys(given.caption.split()) if word in given.masks]
+    trace = xattn.probe(pipe, given.image, "", also=names, presence=True)
+    maps = trace.concepts()
+    cells = [maps[name].overlay() for name in names]
+    row = sheets.table([[given.image, *cells]], columns=["the picture", *names], side=180)
+    things = trace.concepts(["ball", "house", "road"]).segmentation().overlay()
+    large = things.resize((2 * things.width, 2 * things.height), Image.Resampling.LANCZOS)
+    small(stack([row, large]), out / "any-word.png", 1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--only", choices=("unet", "models", "any-word"), help="draw these pictures alone"
+    )
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    options = {"num_inference_steps": chosen.steps, "guidance_scale": chosen.guidance}
+    if chosen.only in (None, "unet"):
+        of_unet(options, chosen.seed, chosen.out)
+    if chosen.only in (None, "models"):
+        for model in MODELS:
+            of_model(model, options, chosen.seed, chosen.out)
+    if chosen.only in (None, "any-word"):
+        of_any_word(chosen.out)
 
 
 if __name__ == "__main__":
