@@ -75,7 +75,7 @@ UNEDITED: dict[str, str] = {
     "HunyuanVideo15Transformer3DModel": _WHOLE,
     "EasyAnimateTransformer3DModel": _WHOLE,
     "LTX2VideoTransformer3DModel": _WHOLE,
-    "CosmosTransformer3DModel": _WHOLE,
+    "CosmosTransformer3DModel": "its images are read as videos, whose maps are recorded alone",
     "AnyFlowTransformer3DModel": _WHOLE,
     "Kandinsky6Transformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
