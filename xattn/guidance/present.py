@@ -72,7 +72,7 @@ class Present(Goal):
 
     subjects: tuple[Words, ...] = ()
     method: Method = "joint"
-    level: float = 0.8
+    level: float = 0.5
     own: float = 0.6
     thresholds: dict[float, float] = field(default_factory=dict)
     refinements: int = 20
@@ -85,7 +85,7 @@ class Present(Goal):
         self,
         *subjects: Words,
         method: Method = "joint",
-        level: float = 0.8,
+        level: float = 0.5,
         own: float = 0.6,
         thresholds: dict[float, float] | None = None,
         refinements: int = 20,
