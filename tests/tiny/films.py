@@ -33,6 +33,8 @@ from diffusers import (
     Kandinsky6Transformer3DModel,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
+    MotifVideoPipeline,
+    MotifVideoTransformer3DModel,
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # without OpenCV
@@ -405,3 +407,31 @@ def kandinsky6(*, seed: int = 0, **parts: Any) -> Any:
         "vocoder": Sound(),
     }
     return quiet(Kandinsky6TI2VAPipeline(**(made | parts)))
+
+
+def motif_video(*, seed: int = 0, **parts: Any) -> Any:
+    """Return a pipeline of a double block, a single one, and one that reads no text."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    model = MotifVideoTransformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_single_layers=2,
+        num_decoder_layers=1,
+        text_embed_dim=32,
+        rope_axes_dim=(4, 4, 4),
+        enable_text_cross_attention_dual=True,
+        enable_text_cross_attention_single=True,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": wan_vae(seed),
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+        "guider": ClassifierFreeGuidance(guidance_scale=2.0),
+    }
+    return quiet(MotifVideoPipeline(**(made | parts)))

@@ -36,6 +36,7 @@ from xattn.models.ltx_video import LTXVideo
 from xattn.models.lumina2 import Lumina2
 from xattn.models.lumina_next import LuminaNext
 from xattn.models.mochi import Mochi
+from xattn.models.motif_video import MotifVideo
 from xattn.models.nucleus import Nucleus
 from xattn.models.ovis_image import OvisImage
 from xattn.models.pixart import PixArt
@@ -89,6 +90,7 @@ FAMILIES: tuple[Family, ...] = (
     HunyuanVideo15(),
     EasyAnimate(),
     Mochi(),
+    MotifVideo(),
 )
 """A row for each family."""
 

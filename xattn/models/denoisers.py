@@ -49,6 +49,7 @@ RECORDED: dict[str, str] = {
     "CosmosTransformer3DModel": "Cosmos Predict 1, 2, 2.5",
     "AnyFlowTransformer3DModel": "AnyFlow",
     "Kandinsky6Transformer3DModel": "Kandinsky 6, from text, with sound that isn't recorded",
+    "MotifVideoTransformer3DModel": "Motif-Video",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }
 """What each class draws whose attention is recorded exactly."""
@@ -78,6 +79,7 @@ UNEDITED: dict[str, str] = {
     "CosmosTransformer3DModel": "its images are read as videos, whose maps are recorded alone",
     "AnyFlowTransformer3DModel": _WHOLE,
     "Kandinsky6Transformer3DModel": _WHOLE,
+    "MotifVideoTransformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
@@ -118,7 +120,6 @@ REFUSED: dict[str, str] = {
     "MiniMaxH3Transformer3DModel": _MODULAR,
     "MiniMaxMusic3RVQDepthDecoder": _SOUND,
     "MiniMaxMusic3Transformer1DModel": _SOUND,
-    "MotifVideoTransformer3DModel": "it reads the text in two ways, its last blocks not at all",
     "MotionAdapter": _PART,
     "OmniGenTransformer2DModel": "its pipeline has no encode_prompt: the model reads the text",
     "PriorTransformer": "it makes image embeddings, not images",
