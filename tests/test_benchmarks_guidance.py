@@ -11,7 +11,8 @@ import pytest
 from benchmarks.diagnosis import Case, auroc, fitted, interval, nameless, rates, truth
 from benchmarks.drift import Features
 from benchmarks.judge import Seen, Verdict
-from benchmarks.steering import DEFAULT, goals_of, placed, positions
+from benchmarks.steering import placed
+from benchmarks.steering_goals import DEFAULT, goals_of, positions
 from benchmarks.teaching import DRAWN, compared, markdown
 from benchmarks.toyland import Tally
 from tests.runs import prompt
