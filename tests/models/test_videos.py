@@ -266,7 +266,13 @@ def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
     given |= {"num_inference_steps": 2, "output_type": "latent"}
     generator = torch.Generator().manual_seed(0)
     given |= case.options | options
-    given = {name: value for name, value in given.items() if value is not None}
+    for name in (
+        "num_frames",
+        "height",
+        "width",
+    ):  # which a pipeline calls otherwise, or not at all
+        if given[name] is None:
+            del given[name]
     return pipe(prompt=prompt, generator=generator, **given).frames
 
 
