@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import xattn
 from tests import tiny
 from tests.helpers import CAR, LATENT, TOKENIZER, never, run
 from xattn.api.edit import edit, sweep
@@ -40,6 +41,8 @@ from xattn.session.loop import Loop
         ([[]], {"side": 16.0}, "side=16.0 must be a whole number"),
         ([[]], {"image": Image.new("RGB", (64, 64))}, "height= cannot be had with a photograph"),
         ([[]], {"guidance_scal": 3.0}, r"guidance_scal= .* did you mean guidance_scale\b"),
+        ([[]], {"steps": 5}, r"steps= is not .* did you mean num_inference_steps\?$"),
+        ([[]], {"source": "car.jpg"}, "source must be a result of edit or an inversion, not str"),
         ([[]], {"nonsense": 1}, r"nonsense= is not an option of StableDiffusionPipeline$"),
         (
             [[Replace("red", "blue"), LocalBlend("car", start=0.9)]],
@@ -59,10 +62,15 @@ def test_bad_requests_are_refused_before_sampling(
     pipe = tiny.sd1()
     pipe.unet.forward = never
     before = dict(pipe.unet.attn_processors)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         run(pipe, *edits, **options)
     after = pipe.unet.attn_processors
     assert all(after[name] is processor for name, processor in before.items())
+
+
+def test_a_seed_is_pointed_to_the_generator() -> None:
+    with pytest.raises(ValueError, match=r"seed= .*generator=torch\.Generator\(\)\.manual_seed"):
+        xattn.edit(tiny.sd1(), "a red car", [], seed=1)
 
 
 def test_options_that_a_subclass_hands_on_are_the_pipelines() -> None:

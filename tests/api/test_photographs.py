@@ -12,6 +12,7 @@ from PIL import Image
 
 import xattn
 from tests import tiny
+from tests.helpers import never
 from tests.tiny.transformers import sd3
 from xattn.api.invert import native_pivots
 
@@ -179,6 +180,9 @@ def test_an_inversion_is_saved_and_loaded_whole(inversion: Any, tmp_path: Path) 
     (tmp_path / "photo.safetensors").write_bytes(data)
     with pytest.raises(xattn.FileError, match="has changed"):
         xattn.load_inversion(tmp_path / "photo.safetensors")
+    inversion.save(tmp_path / "photo.safetensors")
+    with pytest.raises(xattn.FileError, match=r"is an inversion, .* use xattn\.load_inversion"):
+        xattn.load(tmp_path / "photo.safetensors")
     with pytest.raises(FileNotFoundError, match="there is no inversion at"):
         xattn.load_inversion(tmp_path / "none.safetensors")
 
@@ -209,6 +213,23 @@ def test_what_a_photo_cannot_be_is_refused_before_anything_runs(pipe: Any) -> No
         xattn.invert(pipe, picture(), PROMPT, method="null-text", steps=2, guidance_scale=1.0)
     with pytest.raises(TypeError, match="draws over a picture of its own accord"):
         xattn.invert(tiny.sd1_img2img(), picture(), PROMPT)
+
+
+def test_an_edit_that_does_not_fit_is_refused_before_the_inversion() -> None:
+    pipe = tiny.sd1()
+    pipe.unet.forward = never
+    with pytest.raises(xattn.WordError, match="'blu' is not in the prompt"):
+        xattn.edit(pipe, PROMPT, xattn.Replace("blu", "red"), image=picture())
+    with pytest.raises(ValueError, match=r"steps= is not an option .* num_inference_steps"):
+        xattn.edit(pipe, PROMPT, xattn.Replace("red", "blue"), image=picture(), steps=5)
+
+
+def test_pasting_says_what_it_takes(pipe: Any) -> None:
+    result = _result_of(pipe)
+    with pytest.raises(TypeError, match="number of an edit, not Image; a photograph is original="):
+        result.paste(picture())
+    with pytest.raises(TypeError, match=r"must be a PIL image, not str; open a file by PIL\.Image"):
+        result.paste(original="photo.jpg")
 
 
 def _result_of(pipe: Any) -> Any:

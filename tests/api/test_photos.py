@@ -30,6 +30,16 @@ def test_transparent_places_become_white() -> None:
     assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
 
 
+def test_the_original_keeps_its_transparency_upright_at_its_own_size() -> None:
+    clear = Image.new("RGBA", (6, 4), (255, 0, 0, 7))
+    clear.getexif()[0x0112] = 6  # turned by a quarter
+    [photo] = photos(clear)
+    original = fitted(photo, (16, 24)).original
+    assert (original.mode, original.size) == ("RGBA", (4, 6))
+    assert original.getpixel((0, 0)) == (255, 0, 0, 7)
+    assert photos(Image.new("P", (2, 2)))[0].original.mode == "RGB"
+
+
 def test_palettes_and_greys_become_rgb() -> None:
     red = Image.new("RGB", (2, 2), (250, 0, 0))
     assert rgb(red.convert("P", palette=Image.Palette.ADAPTIVE)).getpixel((0, 0)) == (250, 0, 0)
@@ -76,7 +86,8 @@ def test_sizes_follow_one_rule() -> None:
     assert room.fitted((4000, 3000)) == (576, 448)
     assert room.fitted((100, 100)) == (512, 512)
     assert min(room.fitted((1, 10_000))) == 64
-    photo = Photo(Image.new("RGB", (4000, 3000)), "photo.jpg", (4000, 3000))
+    large = Image.new("RGB", (4000, 3000))
+    photo = Photo(large, "photo.jpg", (4000, 3000), large)
     assert str(fitted(photo, (576, 448))) == "photo.jpg, 4000x3000 taken as 576x448"
     assert fitted(photo, (4000, 3000)) is photo
 

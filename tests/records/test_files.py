@@ -336,6 +336,12 @@ def test_foreign_and_missing_files_are_clear_errors(tmp_path: Path) -> None:
 # -- folders
 
 
+def test_the_folder_of_the_command_line_is_read_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"")
+    save(tmp_path / file_format.TRACE, [make_run()])
+    assert len(load(tmp_path)) == 1
+
+
 def streamed(folder: Path, run: Run) -> Run:
     store = FolderStore(folder, tuple(tuple(t.shape) for t in tensors_of(run)), torch.float16)
     for step in range(run.done):

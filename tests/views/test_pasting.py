@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from xattn.views.pasting import as_mask, feathered, fidelity, pasted, psnr
 
@@ -49,6 +50,21 @@ def test_pasting_keeps_transparency_and_turns_pictures_upright() -> None:
     turned = noise((40, 30))
     turned.getexif()[0x0112] = 6  # on its side
     assert pasted(turned, noise((8, 8)), MASK).size == (30, 40)
+
+
+def test_a_feather_grows_the_mask_as_far_as_pillows_maxima_do() -> None:
+    mask = np.random.default_rng(0).random((5, 7)) > 0.7
+    drawn = Image.fromarray((255 * mask).astype(np.uint8))
+    drawn = drawn.resize((70, 40), Image.Resampling.NEAREST)
+    grown = drawn.filter(ImageFilter.MaxFilter(11)).filter(ImageFilter.BoxBlur(5))
+    np.testing.assert_array_equal(feathered(mask, (70, 40), 1.0), grown)
+
+
+def test_a_photograph_of_12_megapixels_is_pasted_into_in_seconds() -> None:
+    original, start = Image.new("RGB", (4000, 3000)), time.process_time()
+    found = pasted(original, noise((64, 64)), MASK)
+    assert time.process_time() - start < 15  # growing pixel by pixel takes minutes
+    assert found.size == (4000, 3000)
 
 
 def test_a_feather_fades_from_the_whole_mask_to_nothing() -> None:

@@ -93,6 +93,15 @@ def test_opacity_goes_from_the_image_to_the_colors() -> None:
     assert full.getcolors() == [(384, tuple(colours.color_table()[-1]))]
 
 
+def test_an_overlay_turns_its_picture_upright() -> None:
+    turned = Image.new("RGB", (24, 16))
+    turned.getexif()[0x0112] = 6
+    assert colours.overlay(spot(1, 1), turned).size == (16, 24)
+    path: Any = "photo.jpg"
+    with pytest.raises(ValueError, match=r"got the path 'photo\.jpg'; pass PIL\.Image\.open"):
+        colours.overlay(spot(1, 1), path)
+
+
 def test_an_overlay_takes_any_mode_of_image() -> None:
     for mode in ("L", "RGBA", "P", "1", "CMYK"):
         shown = colours.overlay(spot(1, 1), Image.new(mode, (24, 16)))

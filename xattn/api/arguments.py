@@ -97,6 +97,14 @@ class Batch:
         return [given] * self.rows
 
 
+_PICTURE = "; to edit a picture use an image-to-image or inpainting pipeline (from_pipe)"
+_ADVICE = {
+    "image": _PICTURE,
+    "mask_image": _PICTURE,
+    "strength": _PICTURE,
+    "steps": "; did you mean num_inference_steps?",
+    "seed": "; pass generator=torch.Generator().manual_seed(...)",
+}
 _UNNAMED = ("callback", "callback_steps")  # older options that pipelines read from **kwargs
 
 
@@ -108,8 +116,7 @@ def refuse_unknown(pipe: Any, options: Mapping[str, Any]) -> None:
             continue
         near = difflib.get_close_matches(name, known, n=3)
         advice = f"; did you mean {' or '.join(near)}?" if near else ""
-        if name in ("image", "mask_image", "strength"):
-            advice = "; to edit a picture use an image-to-image or inpainting pipeline (from_pipe)"
+        advice = _ADVICE.get(name, advice)
         raise ValueError(f"{name}= is not an option of {type(pipe).__name__}{advice}")
 
 

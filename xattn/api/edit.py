@@ -94,6 +94,11 @@ def edit(
     """
     if isinstance(pipe, nn.Module):
         raise TypeError("edit needs a pipeline; for a UNet in a custom loop use editing")
+    if source is not None and not isinstance(source, EditResult | Inversion):
+        raise TypeError(
+            f"source must be a result of edit or an inversion, not {type(source).__name__}; a "
+            "photograph is image=, an inversion's file is read by xattn.load_inversion"
+        )
     if image is not None and has_picture(pipe, options):
         options["image"], image = image, None
     if image is not None or isinstance(source, Inversion) or _is_photo(source):
@@ -105,7 +110,7 @@ def edit(
         if given is not None and method not in (None, given.method):
             raise ValueError(f"method={method!r}: source was inverted by {given.method!r}")
         names = _labels(edits, labels)
-        inversion = given or inverted(pipe, prompt, image, method, generator, options)
+        inversion = given or inverted(pipe, prompt, edits, image, method, generator, options)
         session, output, batch = edit_photo(
             pipe, prompt, edits, inversion, reach={"side": side, "layers": layers}, trace=trace,
             generator=generator, start=start, options=options,

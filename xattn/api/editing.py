@@ -169,7 +169,7 @@ def session_of(
     side, scale = _whole(side, "side"), _whole(scale, "scale")
     options = Options.of_trace(trace)
     alone = holding is not None or (kept is not None and not reads)
-    origin, plan = _planned(pipe, prompt, edits, alone=alone)
+    origin, plan = planned(pipe, prompt, edits, alone=alone)
     scale = scale or int(getattr(pipe, "vae_scale_factor", 8))
     editor = Editor(plan, side=side, kept=kept if reads else None, layers=layers)
     blender = Blender(plan, side=side, scale=scale, kept=kept, reads=reads)
@@ -191,10 +191,15 @@ def session_of(
             block.check_stepped()
 
 
-def _planned(
+def planned(
     pipe: Any, prompt: str, edits: Sequence[Edits], *, alone: bool
 ) -> tuple[Origin, EditPlan]:
-    """Return the origin of the calls, and the plan of the edits."""
+    """Return the origin of the calls, and the plan of the edits.
+
+    Raises:
+        TypeError: the model can't be edited.
+        ValueError: an edit does not fit the prompt or the model.
+    """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"prompt must be one text with words in it, got {prompt!r}")
     if isinstance(pipe, Loop):

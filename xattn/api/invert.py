@@ -108,7 +108,7 @@ def invert(
         photo=shown.image,
         reconstruction=decoded(pipe, latents),
         extra=None if found.extra is None else found.extra.cpu(),
-        original=photo.image,
+        original=photo.original,
         calls=cost.calls,
         options={name: each for name, each in options.items() if name not in OF_ONE_CALL},
     )

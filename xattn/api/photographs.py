@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from xattn.api.arguments import Batch, options_of, refuse_unknown
-from xattn.api.editing import TraceOptions, session_of
+from xattn.api.editing import TraceOptions, planned, session_of
 from xattn.api.invert import FIXED, default_guidance, invert, native_pivots
 from xattn.api.photos import Pictures
 from xattn.edits.kinds import Edits, LocalBlend, composed
@@ -36,6 +36,7 @@ OF_INVERT = ("size", "control_image")
 def inverted(
     pipe: Any,
     prompt: str,
+    edits: Sequence[Edits],
     image: Pictures,
     method: str | None,
     generator: Given,
@@ -44,14 +45,17 @@ def inverted(
     """Return a photograph's inversion for one edit; its own options are taken out of ``options``.
 
     Raises:
-        ValueError: there is nothing to start from: no prompt.
+        ValueError: there is no prompt to start from, or, before the inversion runs, an edit does
+            not fit it or an option is not the pipeline's.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(
             f"prompt={prompt!r}: edits of a photograph start from the words that say what it "
             "shows; pass them, or let a captioning model write them"
         )
+    planned(pipe, prompt, narrowed(edits), alone=True)
     known = {name: options.pop(name) for name in OF_INVERT if name in options}
+    refuse_unknown(pipe, options)
     steps = options.pop("num_inference_steps", None) or 50
     passed = {name: each for name, each in options.items() if name not in _OF_EDITS}
     return invert(

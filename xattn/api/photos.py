@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Photo:
         image: upright, RGB, 8 bits.
         name: its file's name, or "a picture".
         given: its (width, height) before it was fitted to a model.
+        original: upright, at its own size, and RGBA where it is transparent somewhere.
     """
 
     image: Image.Image
     name: str
     given: tuple[int, int]
+    original: Image.Image
 
     def __str__(self) -> str:
         (width, height), (before, tall) = self.image.size, self.given
@@ -68,15 +70,14 @@ def photos(given: Pictures) -> list[Photo]:
 
 def _photo(source: Any) -> Photo:
     if isinstance(source, Image.Image):
-        upright = rgb(source)
-        return Photo(upright, "a picture", upright.size)
+        return _upright(source, "a picture")
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"image must be a PIL image, a path, or a list of them, not {type(source).__name__}"
         )
     try:
         with Image.open(Path(source).expanduser()) as opened:
-            upright = rgb(opened)
+            return _upright(opened, Path(source).name)
     except ValueError:
         raise
     except Exception as error:  # every format has its own way to be damaged
@@ -84,7 +85,13 @@ def _photo(source: Any) -> Photo:
         raise ValueError(
             f"image={os.fspath(source)!r} can't be read as a picture: {reason}"
         ) from error
-    return Photo(upright, Path(source).name, upright.size)
+
+
+def _upright(image: Image.Image, name: str) -> Photo:
+    flat = rgb(image)
+    clear = image.has_transparency_data and image.mode[0] not in "IF"
+    original = ImageOps.exif_transpose(image).convert("RGBA") if clear else flat
+    return Photo(flat, name, flat.size, original)
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -170,4 +177,4 @@ def fitted(photo: Photo, size: tuple[int, int]) -> Photo:
     if photo.image.size == size:
         return photo
     image = photo.image.resize(size, Image.Resampling.LANCZOS)
-    return Photo(image, photo.name, photo.given)
+    return replace(photo, image=image)

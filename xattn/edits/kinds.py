@@ -170,7 +170,7 @@ class Reweight(_Scheduled):
             if not fits_float32(value):
                 raise ValueError(
                     f"the weight of {word!r} must be a number in the range of float32, at most "
-                    f"3.4e+38 either way, got {value!r}; use a smaller one, such as 3.0"
+                    f"3.4e+38 either way, got {value!r}; pass one such as 3.0"
                 )
 
     @property

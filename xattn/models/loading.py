@@ -80,7 +80,8 @@ def _named(model: str | None, dtype: Any) -> Any:
         if folder.exists():
             raise ValueError(f"model={model!r} cannot be loaded: {reason}") from error
         raise ValueError(
-            f"model={model!r}: it is neither a folder nor a model on the hub ({reason})"
+            f"model={model!r} is not a folder here, and the hub doesn't have it or can't be "
+            f"reached ({reason})"
         ) from error
 
 

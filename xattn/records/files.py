@@ -25,6 +25,9 @@ from xattn.records.concepts import flattened, nested
 from xattn.records.folder import load_folders
 from xattn.records.format import (
     EXTRAS,
+    HEADER,
+    TRACE,
+    FileError,
     add_extra,
     check,
     check_place,
@@ -93,7 +96,7 @@ def load_run(path: str | os.PathLike[str], number: int) -> Run:
 
 
 def load(path: str | os.PathLike[str]) -> list[Run]:
-    """Read the runs of a file or a folder.
+    """Read the runs of a file, of a streamed folder, or of one that the command line wrote.
 
     Raises:
         FileNotFoundError: nothing exists at ``path``.
@@ -103,7 +106,11 @@ def load(path: str | os.PathLike[str]) -> list[Run]:
     if not path.exists():
         raise FileNotFoundError(f"there is no recording at {path}")
     with damage_named(path):
-        return load_folders(path) if path.is_dir() else nested(_load_file(path))
+        if not path.is_dir():
+            return nested(_load_file(path))
+        drawn = path / TRACE  # beside its pictures, where the command line writes it
+        whole = drawn.exists() and not (path / HEADER).exists()
+        return nested(_load_file(drawn)) if whole else load_folders(path)
 
 
 # -- reading
@@ -113,6 +120,11 @@ def _load_file(path: Path) -> list[Run]:
     with safe_open(path, framework="pt") as file:
         header = opened(file.metadata(), path)
         names = set(file.keys())
+        if "pivots" in names:
+            raise FileError(
+                f"{path} is an inversion, not a recording: use xattn.load_inversion, or pass it as "
+                "--image to xattn edit"
+            )
         check(set(header["sums"]) == names, path, "its tensors are not those of its header")
         runs = [_read_run(file, header, r, path) for r in range(len(header["runs"]))]
     for r, run in enumerate(runs):

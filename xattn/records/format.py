@@ -27,6 +27,10 @@ VERSION = 1
 HEADER = "header.json"
 
 
+TRACE = "trace.safetensors"
+"""Name of the recording in the folders that the command line writes."""
+
+
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32)}
 
 

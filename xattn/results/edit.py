@@ -102,6 +102,7 @@ class EditResult:
             RGB, or RGBA where the photograph is transparent somewhere.
 
         Raises:
+            TypeError: edit is not a number, or original not a PIL image.
             ValueError: there is no photograph, or no mask.
 
         Example:
@@ -109,10 +110,20 @@ class EditResult:
             >>> result = xattn.edit(pipe, prompt, blue, image=photo)
             >>> result.paste().save("blue.png")
         """
+        if not hasattr(edit, "__index__"):
+            raise TypeError(
+                f"edit must be the number of an edit, not {type(edit).__name__}; a photograph is "
+                "original="
+            )
         if original is None:
             original = None if self.inversion is None else self.inversion.original
         if original is None:
             raise ValueError("there is no photograph to paste into: pass original=")
+        if not isinstance(original, Image.Image):
+            raise TypeError(
+                f"original must be a PIL image, not {type(original).__name__}; open a file by "
+                "PIL.Image.open"
+            )
         places = self.masks[edit] if mask is None else mask
         if places is None:
             raise ValueError(

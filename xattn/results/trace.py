@@ -309,7 +309,7 @@ class Trace(Asking):
 
 
 def load(path: str | os.PathLike[str]) -> Trace:
-    """Read a trace that was saved, or a folder that a recording was streamed to.
+    """Read a trace that was saved, or a folder: streamed to, or written by the command line.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.

@@ -6,12 +6,13 @@ entries of matplotlib's own tables, linear in between, within 2 of 255).
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from xattn.maps import daam
 
@@ -102,9 +103,14 @@ def overlay(
 
 
 def picture(image: Image.Image | None, grid: tuple[int, int]) -> Image.Image:
-    """Return an image in RGB, or grey of eight times the grid's size."""
+    """Return an image in RGB, upright by its EXIF data, or grey of eight times the grid's size."""
     if image is None:
         return Image.new("RGB", (grid[1] * 8, grid[0] * 8), GREY)
+    if isinstance(image, str | os.PathLike):
+        raise ValueError(
+            f"image must be a PIL image, got the path {os.fspath(image)!r}; pass "
+            f"PIL.Image.open({os.fspath(image)!r})"
+        )
     if not isinstance(image, Image.Image):
         raise ValueError(f"image must be a PIL image, got {type(image).__name__}")
-    return image.convert("RGB")
+    return ImageOps.exif_transpose(image).convert("RGB")
