@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,9 @@ def test_the_grid_has_a_labelled_cell_for_each_word_and_step(
     assert seen["columns"] == ["all steps", "step 0", "step 1", "step 2", "step 3"]
     Trace([make_run(keep=["layer"])]).grid(["red"])
     assert seen["columns"] == ["all steps"]
+    probed = replace(make_run(), info={"levels": [0.9, 0.5, 0.1]})
+    Trace([probed]).grid(["red"], steps=[0, 2])
+    assert seen["columns"] == ["all levels", "level 0.9", "level 0.1"]
 
 
 def test_a_grid_of_layers_has_the_plain_picture_first(

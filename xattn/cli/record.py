@@ -128,9 +128,9 @@ def write_pictures(
         folder.picture(f"{slug(number, word)}.png", heat.overlay(canvas), f"where {word!r} acts")
     if words and not where.get("steps"):
         picture = trace.grid(words, index, on=image, layers=where.get("layers"))
-        folder.picture(
-            "grid.png", picture, "words x layers" if where.get("layers") else "words x steps"
-        )
+        columns = "levels" if "levels" in trace.run.info else "steps"
+        columns = "layers" if where.get("layers") else columns
+        folder.picture("grid.png", picture, f"words x {columns}")
 
 
 def steered(steering: Any) -> dict[str, Any]:
