@@ -123,7 +123,7 @@ REFUSED: dict[str, str] = {
     "MotionAdapter": _PART,
     "OmniGenTransformer2DModel": "its pipeline has no encode_prompt: the model reads the text",
     "PriorTransformer": "it makes image embeddings, not images",
-    "QwenImage21Transformer2DModel": "a layer divides its attention into several calls",
+    "QwenImage21Transformer2DModel": "a layer attends in parts, and later steps reuse its keys",
     "RFD4ProteinaTransformer": "it designs proteins",
     "SanaWMLTX2RefinerTransformer3DModel": "it refines videos inside the pipeline of another model",
     "SanaWMTransformer3DModel": "it is given a camera's path, which was not tried",
