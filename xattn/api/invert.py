@@ -22,6 +22,7 @@ from xattn.inversion.methods import DEFAULT, Cost, cost_of, method_of
 from xattn.inversion.path import KNOWN, Path
 from xattn.models import family_of_pipeline
 from xattn.models.denoisers import INVERTED
+from xattn.models.packing import channels_of, packed, sides_of, unpacked
 from xattn.models.probing import encoded_pictures
 from xattn.models.sizes import denoiser_of
 from xattn.records.room import check_room_for
@@ -58,7 +59,7 @@ def invert(
     side rounded to whole cells.
 
     Args:
-        pipe: a text-to-image pipeline: Stable Diffusion 1, 2, XL or 3, ControlNet.
+        pipe: a text-to-image pipeline: Stable Diffusion 1, 2, XL or 3, FLUX.1, ControlNet.
         image: a PIL image or a path.
         prompt: what the picture shows, one text; edits start from its words.
         method: "direct", "ddim", "negative", "null-text", "fixed-point" or "edit-friendly"; for
@@ -95,13 +96,14 @@ def invert(
     check_room_for(f"{cost.method} inversion keeps", cost.nbytes, torch.device("cpu"))
     guidance = default_guidance(pipe) if guidance_scale is None else float(guidance_scale)
     maker = Maker.of(pipe)
+    held, sides = packed(pipe, latents), sides_of(pipe, latents)
     found = chosen.invert(
-        Asked(pipe, prompt, latents, steps, guidance, generator, options), str(cost)
+        Asked(pipe, prompt, held, steps, guidance, generator, {**options, **sides}), str(cost)
     )
     inversion = Inversion(
         prompt=prompt,
         method=chosen.name,
-        pivots=found.pivots.cpu(),
+        pivots=unpacked(pipe, found.pivots, (latents.shape[-2], latents.shape[-1])).cpu(),
         timesteps=found.timesteps,
         guidance_scale=guidance if chosen.guided else None,
         maker=maker,
@@ -195,7 +197,13 @@ def kind_of(pipe: Any) -> str:
     if not set(INVERTED).intersection(classes):
         raise TypeError(
             f"{type(pipe).__name__}'s photographs can't be inverted yet: {classes[0]} is neither a "
-            "UNet nor Stable Diffusion 3's transformer"
+            "UNet nor the transformer of Stable Diffusion 3 or FLUX.1"
+        )
+    taken, held = denoiser_of(pipe).config.in_channels, channels_of(pipe)
+    if held is not None and taken != held:
+        raise TypeError(
+            f"{type(pipe).__name__} takes {taken} channels where a picture's packed latents have "
+            f"{held}: invert with the text-to-image pipeline of its model"
         )
     name = type(pipe.scheduler).__name__
     if name not in KNOWN:
@@ -265,13 +273,19 @@ def decoded(pipe: Any, latents: Tensor) -> Image.Image:
 @torch.no_grad()
 def measured(pipe: Any, method: Method, inversion: Inversion, guidance: float) -> Inversion:
     """Return an inversion with its source drawn again."""
-    options = {**inversion.options, "guidance_scale": guidance}
+    options = {**inversion.options, "guidance_scale": guidance, **sides_of(pipe, inversion.pivots)}
+    inversion, whole = as_held(pipe, inversion), inversion
     with method.replayed(pipe, inversion, options):
         first = native_pivots(pipe, inversion)[0]
         drawn = pipe(
             prompt=inversion.prompt, latents=first, num_inference_steps=inversion.steps, **options
         ).images[0]
-    return replace(inversion, replay=drawn)
+    return replace(whole, replay=drawn)
+
+
+def as_held(pipe: Any, inversion: Inversion) -> Inversion:
+    """Return an inversion whose pivots are as the pipeline holds latents."""
+    return replace(inversion, pivots=packed(pipe, inversion.pivots))
 
 
 def native_pivots(pipe: Any, inversion: Inversion) -> list[Tensor]:
@@ -280,7 +294,7 @@ def native_pivots(pipe: Any, inversion: Inversion) -> list[Tensor]:
     The first is what the pipeline takes as ``latents=``; it multiplies it by its own factor.
     """
     device, dtype = torch.device(pipe._execution_device), denoiser_of(pipe).dtype
-    found = [pivot.to(device) for pivot in inversion.pivots]
+    found = [pivot.to(device) for pivot in inversion.pivots]  # of an inversion as held
     if float(getattr(pipe.scheduler, "init_noise_sigma", 1.0)) != 1:
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(inversion.steps)

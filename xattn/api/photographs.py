@@ -10,13 +10,14 @@ import torch
 
 from xattn.api.arguments import Batch, options_of, refuse_unknown
 from xattn.api.editing import TraceOptions, planned, session_of
-from xattn.api.invert import FIXED, default_guidance, invert, native_pivots
+from xattn.api.invert import FIXED, as_held, default_guidance, invert, native_pivots
 from xattn.api.photos import Pictures
 from xattn.edits.kinds import Edits, LocalBlend, composed
 from xattn.edits.plan import EditPlan
 from xattn.instruments.pivots import Pivots
 from xattn.inversion.inversion import Inversion
 from xattn.inversion.methods import DEFAULT, METHODS
+from xattn.models.packing import sides_of
 from xattn.results.edit import EditResult
 from xattn.session.generators import Given
 
@@ -119,8 +120,10 @@ def edit_photo(
     records = True if trace is None else trace
     held = method.start if start is None else _share(start)
     refuse_unknown(pipe, drawn)
-    with method.replayed(pipe, inversion, drawn):
-        first, *after = native_pivots(pipe, inversion)
+    drawn |= sides_of(pipe, inversion.pivots)
+    held_latents = as_held(pipe, inversion)
+    with method.replayed(pipe, held_latents, drawn):
+        first, *after = native_pivots(pipe, held_latents)
 
         def holding(plan: EditPlan) -> Pivots:
             return Pivots(plan, after, start=held, pinned=method.pinned)

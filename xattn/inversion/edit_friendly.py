@@ -77,9 +77,8 @@ class NoiseReader(Solver):
         self.levels: list[Tensor] = []
         self.noises: list[Tensor] = []
 
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
-        """Lay out the calls, and noise each level the first time."""
-        super().set_timesteps(*args, **options)
+    def begin(self) -> None:
+        """Noise each level the first time."""
         if self.levels:
             return
         place = "cpu" if self.generator is None else self.generator.device

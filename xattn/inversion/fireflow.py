@@ -58,9 +58,8 @@ class Midpoints(Solver):
         self.part = part
         self._ahead: Tensor | None = None
 
-    def set_timesteps(self, *args: Any, **options: Any) -> None:
-        """Lay out the calls: the first step's start, then one in each step."""
-        super().set_timesteps(*args, **options)
+    def begin(self) -> None:
+        """Forget the run before."""
         self._ahead = None
 
     def calls(self) -> list[float]:

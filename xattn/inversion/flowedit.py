@@ -13,6 +13,7 @@ from xattn.inversion.inversion import Inversion
 from xattn.inversion.method import FLOW, Asked, Found, Method
 from xattn.inversion.solver import Solver, Straight, stands_in, watched
 from xattn.models import family_of_pipeline
+from xattn.models.packing import lay_out
 
 SOURCE = 3.5 / 13.5
 """The source's guidance scale as a share of the edits': the authors' for Stable Diffusion 3."""
@@ -41,7 +42,7 @@ class FlowEdit(Method):
     def invert(self, asked: Asked, what: str) -> Found:
         """Return the independently noised levels."""
         layout = Straight(asked.pipe.scheduler, up=False)
-        layout.set_timesteps(asked.steps, device=asked.clean.device)
+        lay_out(asked.pipe, layout, asked.steps, asked.clean)
         clean, path = asked.clean.float(), layout.path
         place = "cpu" if asked.generator is None else asked.generator.device
         levels = [

@@ -23,10 +23,10 @@ from xattn.session.patching import around_calls, replaced
 class Solver:
     """A scheduler's stand-in: the same levels, other steps.
 
-    A method overrides ``advance``, from a prediction to the next latents, ``calls`` if it asks for
-    other timesteps, ``grouping`` if its steps differ in calls, and ``entering`` if the denoiser
-    reads other latents than those the pipeline holds. It computes in float32 whatever the
-    pipeline's dtype is.
+    A method overrides ``advance``, from a prediction to the next latents, ``begin`` if it makes
+    ready for a run, ``calls`` if it asks for other timesteps, ``grouping`` if its steps differ in
+    calls, and ``entering`` if the denoiser reads other latents than those the pipeline holds. It
+    computes in float32 whatever the pipeline's dtype is.
 
     Args:
         scheduler: the scheduler whose levels count; it stays as it was.
@@ -81,6 +81,10 @@ class Solver:
         self.timesteps = torch.tensor(self.calls(), device=device, dtype=dtype)
         self.steps_of_calls = tuple(self.grouping())
         self._number, self._state = 0, None
+        self.begin()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Do nothing: steps are counted, not looked up by their timesteps."""
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the latents unchanged: here they always are the denoiser's input."""
@@ -123,6 +127,9 @@ class Solver:
         return self._from
 
     # -- the method --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make ready for a run, whose path and calls are known; nothing by default."""
 
     def calls(self) -> list[float]:
         """Return the timestep of each denoiser call, by default ``order`` times each step's.

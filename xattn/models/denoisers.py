@@ -54,7 +54,7 @@ RECORDED: dict[str, str] = {
 }
 """What each class draws whose attention is recorded exactly."""
 
-INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel")
+INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 """Classes whose photographs can be inverted."""
 
 STREAMED = ("SD3Transformer2DModel", "FluxTransformer2DModel")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -130,8 +131,7 @@ class Flux(FlowLevels):
                 f"{type(pipe).__name__} takes {config.in_channels} channels where a picture's "
                 f"packed latents have {channels * _PATCH**2}; probe a text-to-image pipeline"
             )
-        parts = latents.view(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
-        packed = parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (rows, places, ...)
+        packed = self.pack(latents)
         grid = torch.cartesian_prod(torch.arange(height // _PATCH), torch.arange(width // _PATCH))
         ids = torch.cat([torch.zeros(len(grid), 1), grid], dim=1).to(latents)
         times = torch.full((rows,), timestep / 1000).to(latents)
@@ -150,6 +150,30 @@ class Flux(FlowLevels):
     def latents(self, call: DenoiserCall) -> Tensor:
         """Return the unpacked latents of a call."""
         return _unpacked(call.sample, call.latent)
+
+    # -- latents as the pipeline holds them --------------------------------------------------------
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Return latents as (rows, places, channels), four neighbours in each place."""
+        rows, channels, height, width = latents.shape
+        parts = latents.reshape(rows, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+        return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def unpack(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return packed latents as (rows, channels, height, width)."""
+        return _unpacked(packed, size)
+
+    def lay_out(self, scheduler: Any, steps: int, places: int, device: torch.device) -> None:
+        """Set a scheduler's timesteps as ``FluxPipeline`` does: even sigmas, shifted by places."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = scheduler.config
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        usual = (256, 4096, 0.5, 1.15)
+        known = [config.get(name, value) for name, value in zip(names, usual, strict=True)]
+        even = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        mu = calculate_shift(places, *known)
+        scheduler.set_timesteps(steps, sigmas=even, mu=mu, device=device)
 
 
 def _unpacked(packed: Tensor, size: tuple[int, int]) -> Tensor:
