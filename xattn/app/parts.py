@@ -64,7 +64,7 @@ def steering(limits: Limits) -> list[Any]:
         ("place", "Word = place", "star=left; boat=0,0,0.5,1"),
         ("apart", "In different places", "cat=dog"),
     )
-    with gr.Accordion("Steer (draws twice as long)", open=False, elem_id="goals"):
+    with gr.Accordion("Steer", open=False, elem_id="goals"):
         return [
             gr.Textbox(
                 "", label=label, placeholder=example, max_length=limits.prompt,
