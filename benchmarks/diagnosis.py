@@ -155,7 +155,12 @@ def auroc(cases: Sequence[Case]) -> float:
     return float(above)
 
 
-def interval(cases: Sequence[Case], draws: int = 300) -> dict[str, float]:
+def finite(value: float) -> float | None:
+    """Return a figure as JSON has it; None where there was nothing to measure it on."""
+    return None if np.isnan(value) else float(value)
+
+
+def interval(cases: Sequence[Case], draws: int = 300) -> dict[str, Any]:
     """Return the area with its 95 % bootstrap interval; cases of one scene are drawn together."""
     groups: dict[int, list[Case]] = {}
     for case in cases:
@@ -170,8 +175,8 @@ def interval(cases: Sequence[Case], draws: int = 300) -> dict[str, float]:
     low, high = np.quantile(known, [0.025, 0.975]) if known else (float("nan"),) * 2
     true = sum(case.true for case in cases)
     return {
-        "mean": auroc(cases), "low": float(low), "high": float(high), "count": len(cases),
-        "true": true,
+        "mean": finite(auroc(cases)), "low": finite(low), "high": finite(high),
+        "count": len(cases), "true": true,
     }  # fmt: skip
 
 
@@ -207,9 +212,21 @@ def measure(pipe: Any, judge: Judge, fit: int, count: int) -> dict[str, Any]:
         found[name] = {
             "area": interval(cases), "area where fitted": interval(training[name]),
             "threshold": limit, "recall": recall, "rejected": rejected,
-            "precision": sum(raised) / len(raised) if raised else float("nan"),
+            "precision": sum(raised) / len(raised) if raised else None,
         }  # fmt: skip
     return found
+
+
+def rounded(value: float | None) -> str:
+    """Return a figure with two digits, or a dash."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def stated(area: dict[str, Any]) -> str:
+    """Return an area with its interval."""
+    if area["mean"] is None:
+        return "-"
+    return f"{area['mean']:.2f} ({rounded(area['low'])} to {rounded(area['high'])})"
 
 
 def markdown(folder: Path) -> str:
@@ -228,9 +245,9 @@ def markdown(folder: Path) -> str:
         for name, one in result.items():
             area = one["area"]
             lines.append(
-                f"| {name} | {area['mean']:.2f} ({area['low']:.2f} to {area['high']:.2f}) | "
+                f"| {name} | {stated(area)} | "
                 f"{area['true']} of {area['count']} | {one['threshold']:.2f} | "
-                f"{one['recall']:.2f} | {one['precision']:.2f} |"
+                f"{one['recall']:.2f} | {rounded(one['precision'])} |"
             )
     return "\n".join(lines) + "\n"
 
