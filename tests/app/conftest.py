@@ -39,8 +39,8 @@ def served(temporary: Path, *options: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "xattn.cli", "app", *options]
-    command += ["--port", str(port), "--max-steps", "20", "--max-side", "128", "--max-edits", "2"]
+    command = [sys.executable, "-m", "xattn.cli", "app", "--port", str(port)]
+    command += ["--max-steps", "20", "--max-side", "128", "--max-edits", "2", *options]
     env = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     log = (temporary.parent / f"{temporary.name}.log").open("w+")
     with (

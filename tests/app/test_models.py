@@ -54,7 +54,7 @@ def test_the_script_loads_a_bundled_model_by_its_name(model: str | None, says: s
 
 @pytest.mark.browser
 def test_a_visitor_chooses_another_model(browser: Any, tmp_path: Path) -> None:
-    with served(tmp_path) as address:
+    with served(tmp_path, "--max-steps", "2") as address:
         page = Page(browser, address)
         page.draw("a red car")
         page.choose("#model", "mmdit")
