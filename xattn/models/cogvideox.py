@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from xattn.models.family import NOTHING, Axis, DenoiserCall
-from xattn.models.joint import Joint, Layout, size_of
+from xattn.models.joint import Joint, patched_call
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,9 @@ class CogVideoX(Joint):
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(latents, encoder_hidden_states, timestep, ...)``."""
         config = arguments["self"].config
-        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
-        (height, width), patch = size_of(sample), int(config.patch_size)
-        frames = int(sample.shape[1]) // int(config.get("patch_size_t") or 1)
-        own = frames * (height // patch) * (width // patch)
-        return DenoiserCall(
-            sample=sample,
-            latent=(height, width),
-            timestep=arguments["timestep"],
-            states=states,
-            component=component,
-            layout=Layout.text_first(int(states.shape[1]), own),
-            frames=frames,
-        )
+        frames = int(arguments["hidden_states"].shape[1]) // int(config.get("patch_size_t") or 1)
+        states = arguments["encoder_hidden_states"]
+        return patched_call(arguments, component, states, int(config.patch_size), frames=frames)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

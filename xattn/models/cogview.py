@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from xattn.models.family import JOINT_EDITS, NOTHING, Axis, DenoiserCall
-from xattn.models.joint import Joint, Layout, given_texts, size_of
+from xattn.models.joint import Joint, given_texts, patched_call
 from xattn.models.noise import clean_latents
 from xattn.text.tokenize import Template
 
@@ -27,17 +27,7 @@ class CogView3(Joint):
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(latents, encoder_hidden_states, timestep, ...)``."""
-        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
-        height, width = size_of(sample)
-        patches = (height // _PATCH) * (width // _PATCH)
-        return DenoiserCall(
-            sample=sample,
-            latent=(height, width),
-            timestep=arguments["timestep"],
-            states=states,
-            component=component,
-            layout=Layout.text_first(int(states.shape[1]), patches),
-        )
+        return patched_call(arguments, component, arguments["encoder_hidden_states"], _PATCH)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xattn.models.chat import chat_template
 from xattn.models.family import NOTHING, Axis, DenoiserCall
-from xattn.models.joint import Joint, Layout, size_of
+from xattn.models.joint import Joint, patched_call
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,12 @@ class EasyAnimate(Joint):
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(latents, timestep, encoder_hidden_states=...)``."""
-        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
-        (height, width), patch = size_of(sample), int(arguments["self"].config.patch_size)
-        frames = int(sample.shape[2])
-        own = frames * (height // patch) * (width // patch)
-        return DenoiserCall(
-            sample=sample,
-            latent=(height, width),
-            timestep=arguments["timestep"],
-            states=states,
-            component=component,
-            layout=Layout.text_first(int(states.shape[1]), own),
-            frames=frames,
+        frames, patch = (
+            int(arguments["hidden_states"].shape[2]),
+            arguments["self"].config.patch_size,
         )
+        states = arguments["encoder_hidden_states"]
+        return patched_call(arguments, component, states, int(patch), frames=frames)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

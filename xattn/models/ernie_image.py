@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
-from xattn.models.joint import Joint, Layout, size_of
+from xattn.models.joint import Joint, Layout, patched_call
 from xattn.models.noise import clean_of_flow
 from xattn.models.ragged import padded
 from xattn.models.separate import layers_named
@@ -34,16 +34,9 @@ class ErnieImage(Joint):
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(hidden_states, timestep, text_bth, text_lens)``."""
-        sample, states = arguments["hidden_states"], arguments["text_bth"]
-        (height, width), patch = size_of(sample), int(arguments["self"].config.patch_size)
-        area = (height // patch) * (width // patch)
-        return DenoiserCall(
-            sample=sample,
-            latent=(height, width),
-            timestep=arguments["timestep"],
-            states=states,
-            component=component,
-            layout=Layout.image_first(int(states.shape[1]), area),
+        patch = int(arguments["self"].config.patch_size)
+        return patched_call(
+            arguments, component, arguments["text_bth"], patch, lay=Layout.image_first
         )
 
     def axes(

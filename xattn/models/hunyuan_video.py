@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xattn.models.family import NOTHING, Axis, DenoiserCall, Encoded
-from xattn.models.joint import Joint, Layout, size_of
+from xattn.models.joint import Joint, Layout, patched_call
 from xattn.text.tokenize import Template
 
 
@@ -41,19 +41,11 @@ class HunyuanVideo(Joint):
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(latents, timestep, encoder_hidden_states, ...)``."""
         config = arguments["self"].config
-        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
-        (height, width), patch = size_of(sample), int(config.patch_size)
-        frames = int(sample.shape[2]) // int(config.patch_size_t)
-        own = frames * (height // patch) * (width // patch)
-        return DenoiserCall(
-            sample=sample,
-            latent=(height, width),
-            timestep=arguments["timestep"],
-            states=states,
-            component=component,
-            layout=Layout.image_first(int(states.shape[1]), own),
-            frames=frames,
-        )
+        frames = int(arguments["hidden_states"].shape[2]) // int(config.patch_size_t)
+        return patched_call(
+            arguments, component, arguments["encoder_hidden_states"], int(config.patch_size),
+            lay=Layout.image_first, frames=frames,
+        )  # fmt: skip
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

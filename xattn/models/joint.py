@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,39 @@ def check_layout(
 def size_of(sample: Tensor) -> tuple[int, int]:
     """Return (height, width) of latents (rows, channels, height, width)."""
     return int(sample.shape[-2]), int(sample.shape[-1])
+
+
+def patched_call(
+    arguments: Mapping[str, Any],
+    component: str,
+    states: Tensor,
+    patch: int,
+    *,
+    lay: Callable[[int, int], Layout] | None = None,
+    frames: int = 1,
+) -> DenoiserCall:
+    """Return a call whose axis has the whole text and every patch of the image.
+
+    Args:
+        arguments: of the transformer.
+        component: as for ``read``.
+        states: the text's, (rows, tokens, channels).
+        patch: cells of the latents on each side of a patch.
+        lay: how they lie, from the numbers of tokens and patches; the text first by default.
+        frames: of a video, in patches.
+    """
+    sample = arguments["hidden_states"]
+    height, width = size_of(sample)
+    own = frames * (height // patch) * (width // patch)
+    return DenoiserCall(
+        sample=sample,
+        latent=(height, width),
+        timestep=arguments["timestep"],
+        states=states,
+        component=component,
+        layout=(lay or Layout.text_first)(int(states.shape[1]), own),
+        frames=frames,
+    )
 
 
 def given_texts(given: Mapping[str, Any], name: str = "prompt") -> list[str]:
