@@ -22,7 +22,7 @@ from xattn.inversion.methods import DEFAULT, Cost, cost_of, method_of
 from xattn.inversion.path import KNOWN, Path
 from xattn.models import family_of_pipeline
 from xattn.models.denoisers import INVERTED
-from xattn.models.packing import channels_of, packed, sides_of, unpacked
+from xattn.models.packing import packed, packed_channels, sides_of, unpacked
 from xattn.models.probing import encoded_pictures
 from xattn.models.sizes import denoiser_of
 from xattn.records.room import check_room_for
@@ -199,7 +199,7 @@ def kind_of(pipe: Any) -> str:
             f"{type(pipe).__name__}'s photographs can't be inverted yet: {classes[0]} is neither a "
             "UNet nor the transformer of Stable Diffusion 3 or FLUX.1"
         )
-    taken, held = denoiser_of(pipe).config.in_channels, channels_of(pipe)
+    taken, held = denoiser_of(pipe).config.in_channels, packed_channels(pipe)
     if held is not None and taken != held:
         raise TypeError(
             f"{type(pipe).__name__} takes {taken} channels where a picture's packed latents have "

@@ -53,7 +53,7 @@ class Settings:
     apart: str = ""
 
     def check(self, limits: Limits, factor: int) -> None:
-        """Refuses what is out of bounds, whatever the page let through.
+        """Refuse what is out of bounds, whatever the page let through.
 
         Raises:
             ValueError: something is, and what the bounds are.

@@ -54,7 +54,7 @@ def unpacked(pipe: Any, held: Tensor, size: tuple[int, int]) -> Tensor:
     return found
 
 
-def channels_of(pipe: Any) -> int | None:
+def packed_channels(pipe: Any) -> int | None:
     """Return the channels of a picture's packed latents; None where latents aren't packed."""
     packing = packing_of(pipe)
     if packing is None:
