@@ -39,6 +39,11 @@ class Place:
     short: bool = False
 
     @property
+    def own(self) -> slice:
+        """The keys of the queries' own positions, the first of the image's."""
+        return slice(self.image.start, self.image.start + self.queries.stop - self.queries.start)
+
+    @property
     def key(self) -> Any:
         """A key that identifies the place; tensors compare by identity."""
         text = (self.text.start, self.text.stop) if isinstance(self.text, slice) else id(self.text)
@@ -204,16 +209,16 @@ class AttentionCall:
 
     def _affinity_at(self, rows: slice, place: Place) -> Tensor:
         assert self._sums is not None
-        own, mask = place.queries, self.mask_of(rows)
+        queries, mask = place.queries, self.mask_of(rows)
         if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., own, :]
-        query, key, sums = self.query[rows], self.key[rows], self._sums[rows]
-        heads = query.shape[1]
+            mask = mask[..., queries, :]
+        query, sums = self.query[rows][:, :, queries], self._sums[rows][:, :, queries]
+        key, heads = self.key[rows], query.shape[1]
         total = query.new_zeros((), dtype=torch.float32)
         for head in (slice(n, n + 1) for n in range(heads)):
             masks = mask if mask is None or mask.shape[1] == 1 else mask[:, head]
             total = total + kept_maps(
-                query[:, head, own], key[:, head], self.scale, sums[:, head, own], own, masks
+                query[:, head], key[:, head], self.scale, sums[:, head], place.own, masks
             )
         return total[:, 0].transpose(-1, -2) / heads
 

@@ -163,6 +163,8 @@ class JointCall(AttentionCall):
         query, key, value, mask = self.chosen()
         a, b = self.place.queries.start, self.place.queries.stop
         others = torch.cat([query[:, :, :a], query[:, :, b:]], 2)  # the text's, and references'
+        if not others.shape[2]:
+            return self._read(value)
         if mask is not None and mask.shape[-2] > 1:
             mask = torch.cat([mask[..., :a, :], mask[..., b:, :]], -2)
         outside = self.before.own(others, key, value, mask)
@@ -261,8 +263,8 @@ class JointCall(AttentionCall):
 
     def affinity(self, rows: slice) -> Tensor:
         """Return the image's probabilities in effect for the image, (rows, queries, queries)."""
-        queries = self.place.queries
-        return self.probabilities(rows)[:, :, queries, queries].mean(1)
+        place = self.place
+        return self.probabilities(rows)[:, :, place.queries, place.own].mean(1)
 
 
 def attended(

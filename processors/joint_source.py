@@ -120,7 +120,7 @@ def shared_place(call: AttentionCall, rows: EditedRows) -> Place:
     """Return the place that the edited rows share with their sources.
 
     Raises:
-        RuntimeError: text and image stand at different places in them.
+        RuntimeError: text and image stand at different places in them, or not all keys are theirs.
     """
     place = place_of(call, rows.bounds.start)
     others = (call.places or ())[min(rows.span.start, rows.bounds.start) : rows.bounds.stop]
@@ -129,7 +129,17 @@ def shared_place(call: AttentionCall, rows: EditedRows) -> Place:
             "the model gives prompts of different lengths places of their own; edits need "
             "prompts of one length"
         )
+    known = _count(place.text) + _count(place.image)
+    if known != call.key.shape[2]:
+        raise RuntimeError(
+            f"{known} of the layer's {call.key.shape[2]} keys are the text's or the drawn image's, "
+            "and edits need all of them to be: draw from a prompt without pictures"
+        )
     return place
+
+
+def _count(tokens: Tokens) -> int:
+    return tokens.stop - tokens.start if isinstance(tokens, slice) else len(tokens)
 
 
 def followed(call: AttentionCall, rows: EditedRows, source: JointSource) -> AttentionCall:

@@ -40,7 +40,7 @@ def _at(call: AttentionCall, rows: slice, place: Place, tokens: Tokens) -> Tenso
     if mask is not None and mask.shape[-2] > 1:
         mask = mask.index_select(-2, at)
     known = log_sums(query, key, mask, call.scale) if sums is None else sums.index_select(2, at)
-    maps = kept_maps(query, key, call.scale, known, place.queries, mask)
+    maps = kept_maps(query, key, call.scale, known, place.own, mask)
     return maps.transpose(-1, -2) * (chosen < count)[:, None]
 
 

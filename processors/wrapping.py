@@ -157,6 +157,11 @@ def refuse_unseen(inner: Any) -> None:
             f"{name} computes attention inside xformers, out of xattn's reach; "
             "call pipe.disable_xformers_memory_efficient_attention() first"
         )
+    if "FlexAttn" in name:
+        raise TypeError(
+            f"{name} computes attention in flex_attention, out of xattn's reach; call "
+            f"transformer.set_attn_processor({name.replace('Flex', '')}()) first"
+        )
     if not hasattr(inner, "_attention_backend"):
         return  # it knows no backends
     if getattr(inner, "_parallel_config", None) is not None:

@@ -188,7 +188,7 @@ class JointDense(Dense):
             if any(s.blend for s in self.siblings):
                 given = tensors["latents"]
                 whole = self.blend(unpacked(given, self.latent), self.step_of_call(index))
-                tensors["latents"] = packed(whole) if given.ndim == 3 else whole
+                tensors["latents"] = packed(whole, given.shape[1]) if given.ndim == 3 else whole
             return tensors
 
         hooks = [
@@ -238,24 +238,26 @@ class Explicitly(TorchFunctionMode):
 
 
 def unpacked(latents: Tensor, size: tuple[int, int]) -> Tensor:
-    """FLUX's packed latents on their grid: each position holds the 2 x 2 of every channel."""
+    """Packed latents on their grid: each position holds a square of every channel, FLUX's 2 x 2."""
     if latents.ndim == 4:
         return latents
     height, width = size
-    out = latents.new_zeros(len(latents), latents.shape[-1] // 4, height, width)
+    side = 2 if latents.shape[1] * 4 == height * width else 1
+    out = latents.new_zeros(len(latents), latents.shape[-1] // side**2, height, width)
     for n in range(latents.shape[1]):
-        y, x = divmod(n, width // 2)
-        square = latents[:, n].reshape(len(latents), -1, 2, 2)
-        out[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = square
+        y, x = (side * at for at in divmod(n, width // side))
+        square = latents[:, n].reshape(len(latents), -1, side, side)
+        out[:, :, y : y + side, x : x + side] = square
     return out
 
 
-def packed(latents: Tensor) -> Tensor:
+def packed(latents: Tensor, positions: int) -> Tensor:
     rows, _, height, width = latents.shape
+    side = 2 if positions * 4 == height * width else 1
     squares = [
-        latents[:, :, y : y + 2, x : x + 2].reshape(rows, -1)
-        for y in range(0, height, 2)
-        for x in range(0, width, 2)
+        latents[:, :, y : y + side, x : x + side].reshape(rows, -1)
+        for y in range(0, height, side)
+        for x in range(0, width, side)
     ]
     return torch.stack(squares, 1)
 

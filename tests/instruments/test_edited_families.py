@@ -16,7 +16,7 @@ from torch import Tensor
 import xattn
 from tests.dense import Blend, Partners, Sibling, by_alignment, by_words
 from tests.joint_dense import CrossDense, JointDense, Layout, joined, placed
-from tests.tiny import chats, crossed, joint, singles, streams
+from tests.tiny import chats, crossed, joint, pictured, singles, streams
 from xattn.edits.kinds import LocalBlend, Refine, Replace, Reweight
 from xattn.models import family_of
 from xattn.text.prompt import Prompt
@@ -37,6 +37,7 @@ class Case:
         latent: (height, width) of its latents.
         guided: whether guidance has the negative prompts in front of the batch.
         image: how many of the image's positions come first; 0 if the text does.
+        alone: whether the image asks in a call of its own, behind the text's.
         crossed: whether the text has layers of its own.
         blends: whether there is LocalBlend.
         steps: of its schedule.
@@ -47,6 +48,7 @@ class Case:
     latent: tuple[int, int] = (16, 24)
     guided: bool = False
     image: int = 0
+    alone: bool = False
     crossed: bool = False
     blends: bool = True
     steps: int = STEPS
@@ -74,6 +76,12 @@ CASES = {
     ),
     "Ovis-Image": Case(chats.ovis, {"max_sequence_length": 40, **CFG}),
     "Qwen-Image": Case(joint.qwen, {"negative_prompt": "a dog", "true_cfg_scale": 2.0}),
+    "Qwen-Image 2.1": Case(
+        pictured.qwen21,
+        {"height": 128, "width": 192, "negative_prompt": "a dog", "true_cfg_scale": 2.0},
+        (8, 12),
+        alone=True,
+    ),
     "Bria FIBO": Case(
         chats.bria_fibo, {"height": 128, "width": 192, **CFG}, guided=True, blends=False
     ),
@@ -179,7 +187,8 @@ def siblings_of(case: Case, prompts: list[Prompt], length: int) -> list[Sibling]
 def dense_of(case: Case, siblings: list[Sibling], length: int) -> JointDense:
     text = slice(case.image, case.image + length)
     own = slice(0, CELLS) if case.image else slice(length, length + CELLS)
-    where = Layout(text, slice(0, case.image) if case.image else own, own)
+    image = slice(0, case.image) if case.image else own
+    where = Layout(text, image, slice(0, CELLS) if case.alone else own)
     kind = CrossDense if case.crossed else JointDense
     return kind(siblings, case.steps, case.latent, guided=case.guided, layout=where)
 

@@ -340,7 +340,7 @@ def test_previews_end_in_the_final_latents_or_are_refused(pipes: Any, name: str)
 def test_where_the_text_has_no_queries_the_other_direction_is_refused(
     pipes: Any, name: str
 ) -> None:
-    with pytest.raises(ValueError, match="the text has no queries: leave it out"):
+    with pytest.raises(ValueError, match="the text doesn't: leave it out"):
         recorded(pipes(name), CASES[name], record={"direction": "text"})
 
 

@@ -226,12 +226,12 @@ class Recorder(Instrument):
 
 
 def _check_joint(layers: Sequence[AttentionLayer]) -> None:
-    """Raise ValueError unless the text has queries in all layers."""
+    """Raise ValueError unless the text reads the image in all layers."""
     for layer in layers:
-        if layer.role != "joint":
+        if layer.role != "joint" or not layer.text_reads:
             raise ValueError(
                 f"direction='text' needs joint attention, where the text attends to the image; in "
-                f"layer {layer.name} the text has no queries: leave it out"
+                f"layer {layer.name} the text doesn't: leave it out"
             )
 
 

@@ -42,6 +42,7 @@ from xattn.models.ovis_image import OvisImage
 from xattn.models.pixart import PixArt
 from xattn.models.prx import PRX
 from xattn.models.qwen_image import QwenImage
+from xattn.models.qwen_image21 import QwenImage21
 from xattn.models.sana import Sana
 from xattn.models.sana_video import SanaVideo
 from xattn.models.sd3 import SD3
@@ -60,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     Chroma(),
     Bria(),
     QwenImage(),
+    QwenImage21(),
     AuraFlow(),
     CogView3(),
     CogView4(),

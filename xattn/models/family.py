@@ -35,6 +35,7 @@ class AttentionLayer:
         patch: how many latents of height, and of width, one of a transformer's queries stands for.
         nth: which of the layer's attention calls reads the text.
         rowwise: whether it attends to each row of the batch in a call of its own.
+        text_reads: whether a joint layer's text reads the image, too.
     """
 
     name: str
@@ -46,6 +47,7 @@ class AttentionLayer:
     patch: int = 1
     nth: int = 0
     rowwise: bool = False
+    text_reads: bool = True
 
     @property
     def reads_text(self) -> bool:
@@ -81,6 +83,7 @@ class DenoiserCall:
         layout: what else the family needs to find places; private to it.
         frames: how many frames its maps have: a video's patches in time, 1 of an image.
         image_prompts: what each loaded IP-Adapter reads.
+        nth: which of a layer's attention calls reads the text, where that isn't always the same.
         number: how many calls of the run came before.
         step: the step of the schedule that it belongs to.
         begins_step: whether it is its step's first.
@@ -98,6 +101,7 @@ class DenoiserCall:
     layout: Any = None
     frames: int = 1
     image_prompts: tuple[ImagePrompt, ...] = ()
+    nth: int | None = None
     number: int = 0
     step: int = 0
     begins_step: bool = False

@@ -238,7 +238,10 @@ class Block:
         call.conditional = rows
         family = self.origin.family
         for layer, chain in self.chains.items():
-            if layer.component == call.component and layer.role in ("joint", "added"):
+            if layer.component != call.component:
+                continue
+            chain.nth = layer.nth if call.nth is None else call.nth
+            if layer.role in ("joint", "added"):
                 chain.locate = Locator(family, call, layer)
 
     def after_call(self, component: str, output: Any) -> None:

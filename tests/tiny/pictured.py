@@ -1,0 +1,116 @@
+"""Tiny pipelines whose prompts can hold pictures, built offline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
+from transformers import (
+    BatchFeature,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from tests.tiny.joint import flow, quiet, qwen_tokenizer
+from tests.tiny.transformers import sharpened
+
+_PAD = "<|image_pad|>"
+
+
+class Pictures:
+    """A processor that puts as many marks for a picture as the vision encoder makes of it."""
+
+    def __init__(self, tok: Any, patch: int = 16) -> None:
+        self.tokenizer = tok
+        size = {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
+        self.image_processor = Qwen2VLImageProcessorPil(patch_size=patch, size=size)
+
+    def __call__(self, text: Any, images: Any = None, **how: Any) -> Any:
+        texts = [text] if isinstance(text, str) else list(text)
+        if images is None:
+            return BatchFeature(dict(self.tokenizer(texts, **how)))
+        seen = self.image_processor(images=images, return_tensors="pt")
+        counts = iter([int(grid.prod()) // 4 for grid in seen["image_grid_thw"]])
+        read = self.tokenizer([_expanded(each, counts) for each in texts], **how)
+        types = (read["input_ids"] == self.tokenizer.convert_tokens_to_ids(_PAD)).long()
+        return BatchFeature({**read, **seen, "mm_token_type_ids": types})
+
+    def apply_chat_template(self, chat: Any, tokenize: bool = True, **how: Any) -> Any:
+        parts = ((m["role"], m["content"]) for m in chat)
+        texts = ((role, one if isinstance(one, str) else one[-1]["text"]) for role, one in parts)
+        whole = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in texts)
+        return [self.tokenizer(whole).input_ids] if tokenize else whole
+
+
+def _expanded(text: str, counts: Any) -> str:
+    first, *others = text.split(_PAD)
+    return first + "".join(_PAD * next(counts) + other for other in others)
+
+
+def qwen3_vl(tok: Any, seed: int = 0, layers: int = 2) -> Qwen3VLForConditionalGeneration:
+    torch.manual_seed(seed)
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": len(tok),
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.3,
+        "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    marks = {
+        f"{name}_token_id": tok.convert_tokens_to_ids(f"<|{mark}|>")
+        for name, mark in (
+            ("image", "image_pad"),
+            ("video", "video_pad"),
+            ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
+        )
+    }
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **marks)
+    return Qwen3VLForConditionalGeneration(config).eval()
+
+
+def qwen21(*, seed: int = 0, **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    torch.manual_seed(seed)
+    model = QwenImage21Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+    torch.manual_seed(seed)
+    vae = AutoencoderKLQwenImage21(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    ).eval()
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": vae,
+        "text_encoder": qwen3_vl(tok, seed),
+        "processor": Pictures(tok),
+    }
+    return quiet(QwenImage21Pipeline(**(made | parts)))
