@@ -82,6 +82,9 @@ CASES = {
         (8, 12),
         alone=True,
     ),
+    "Nucleus-Image": Case(singles.nucleus, CFG, image=CELLS),
+    # with guidance its pipeline draws one image
+    "PRX": Case(streams.prx, {"guidance_scale": 1.0, "use_resolution_binning": False}, alone=True),
     "Bria FIBO": Case(
         chats.bria_fibo, {"height": 128, "width": 192, **CFG}, guided=True, blends=False
     ),

@@ -344,7 +344,12 @@ def test_where_the_text_has_no_queries_the_other_direction_is_refused(
         recorded(pipes(name), CASES[name], record={"direction": "text"})
 
 
-@pytest.mark.parametrize("name", ["Lumina 2", "Z-Image", "PRX"])
+@pytest.mark.parametrize("name", ["Lumina 2", "Z-Image"])
 def test_edits_are_refused_before_anything_is_drawn(pipes: Any, name: str) -> None:
     with pytest.raises(ValueError, match="can be recorded, and not edited yet"):
         xattn.edit(pipes(name), LAWN, xattn.Replace("red", "blue"))
+
+
+def test_several_images_of_prx_with_guidance_are_refused(pipes: Any) -> None:
+    with pytest.raises(RuntimeError, match="with guidance it draws one image at a time"):
+        recorded(pipes("PRX"), CASES["PRX"], [LAWN, LAWN])

@@ -64,7 +64,6 @@ STREAMED = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 ASKED = ("UNet2DConditionModel", *STREAMED)
 """Classes that can be asked for words which nobody prompted."""
 
-_ADDED = "its image reads text and itself in one call, and no text reads it"
 _WHOLE = "a video's maps are recorded alone"
 
 UNEDITED: dict[str, str] = {
@@ -72,8 +71,6 @@ UNEDITED: dict[str, str] = {
     "HunyuanImageTransformer2DModel": "its words stand at places that differ from row to row",
     "Lumina2Transformer2DModel": "its words stand at places that differ from row to row",
     "ZImageTransformer2DModel": "its rows hold their text without its padding",
-    "NucleusMoEImageTransformer2DModel": _ADDED,
-    "PRXTransformer2DModel": _ADDED,
     "HunyuanVideo15Transformer3DModel": _WHOLE,
     "EasyAnimateTransformer3DModel": _WHOLE,
     "LTX2VideoTransformer3DModel": _WHOLE,

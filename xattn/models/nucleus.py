@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from xattn.models.chat import chat_template
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
 from xattn.models.joint import Joint, Layout, check_layout
 from xattn.models.separate import layers_named
 from xattn.processors.call import Place
@@ -27,11 +27,13 @@ class Nucleus(Joint):
     """
 
     classes: tuple[str, ...] = ("NucleusMoEImageTransformer2DModel",)
+    edits: frozenset[str] = JOINT_EDITS
     two_passes: bool = True
 
     def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
         """Return the blocks' attention, in which the image attends to both."""
-        return layers_named(denoiser, component, {"attn": "added"}, _PATCH, "transformer_blocks.")
+        found = layers_named(denoiser, component, {"attn": "joint"}, _PATCH, "transformer_blocks.")
+        return tuple(replace(layer, text_reads=False) for layer in found)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(hidden_states, ..., timestep, img_shapes)``."""

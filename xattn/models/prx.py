@@ -6,23 +6,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall, Role
-from xattn.models.separate import Separate
+from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.joint import Joint, Layout, check_layout, patched_call
+from xattn.models.noise import clean_of_either
+from xattn.models.separate import layers_named
+from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
-class PRX(Separate):
+class PRX(Joint):
     """The family of PRX (Photoroom 2025): keys are [text, image], padding is masked."""
 
     classes: tuple[str, ...] = ("PRXTransformer2DModel",)
-    roles: tuple[tuple[str, Role], ...] = (("attention", "added"),)
+    edits: frozenset[str] = JOINT_EDITS
+
+    def layers(self, denoiser: nn.Module, component: str = "") -> tuple[AttentionLayer, ...]:
+        """Return the blocks' attention, in which the image attends to both."""
+        found = layers_named(denoiser, component, {"attention": "joint"})
+        return tuple(replace(layer, text_reads=False) for layer in found)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
-        """Read a call; its timestep is a thousandth of the scheduler's."""
-        call = super().read(arguments, component)
+        """Read a call; its timestep is a thousandth of the scheduler's.
+
+        Raises:
+            RuntimeError: several images are drawn with guidance, which the pipeline can't.
+        """
+        times, rows = len(arguments["timestep"]), len(arguments["hidden_states"])
+        if times not in (1, rows):
+            raise RuntimeError(
+                f"PRXPipeline passes {times} timesteps for {rows} rows: with guidance it draws one "
+                "image at a time; draw one, or pass guidance_scale=1.0"
+            )
+        states, patch = arguments["encoder_hidden_states"], arguments["self"].config.patch_size
+        call = patched_call(arguments, component, states, int(patch))
         return replace(call, timestep=call.timestep * 1000)
+
+    def places(
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> tuple[Place, ...]:
+        """Return where the text's keys stand, and the image's behind them.
+
+        Raises:
+            RuntimeError: queries or keys are not as many as the image's and the text's.
+        """
+        layout: Layout = call.layout
+        own = layout.own.stop - layout.own.start
+        check_layout(layout, layer, self.grid(layer, call.latent), queries, keys, asking=own)
+        return (Place(slice(0, own), layout.text, layout.image),) * call.rows
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
@@ -36,3 +68,11 @@ class PRX(Separate):
             return changed
 
         return (Axis((pipe.tokenizer,), convert=convert),)
+
+    def encoded(self, result: Any) -> Encoded:
+        """Read (positive, its mask, negative, its mask)."""
+        return Encoded(result[0], result[2])
+
+    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
+        """Return the clean latents implied by a predicted noise or velocity."""
+        return clean_of_either(scheduler, sample, output, timestep)
