@@ -27,7 +27,12 @@ from xattn.toyland.training.recipes import (
 )
 from xattn.toyland.training.teacher import Lesson, Lessons, Teacher
 from xattn.toyland.training.team import ALONE
-from xattn.toyland.training.transformer import Transformer, lesson_of
+from xattn.toyland.training.transformer import (
+    CHANGE_WEIGHT,
+    UNPROMPTED_SHARE,
+    Transformer,
+    lesson_of,
+)
 from xattn.toyland.vocabulary import LENGTH, build_tokenizer, learn_merges
 from xattn.toyland.world import PALETTE, WORDS
 
@@ -233,7 +238,7 @@ def test_the_velocity_of_a_perfect_guess_costs_nothing() -> None:
     class Perfect(Transformer):
         def forward(self, noisy: Any, timesteps: Any, ids: Any) -> Any:
             share = timesteps[:, None, None, None] / 1000
-            return (noisy - clean) / share  # noise minus clean
+            return (noisy - torch.cat([clean, clean])) / share  # noise minus clean
 
     clean = torch.randn(16, 8, 16, 16)
     batch = Batch(clean, torch.zeros(16, 32, dtype=torch.long), torch.zeros(16).bool())
@@ -242,7 +247,7 @@ def test_the_velocity_of_a_perfect_guess_costs_nothing() -> None:
 
 
 def test_a_teacher_predicts_a_flow_at_the_same_ratio_of_signal_to_noise() -> None:
-    teacher = Teacher("cpu", end=1)
+    teacher = Teacher("cpu", torch.zeros(1, 32).long(), end=1)
     levels = torch.tensor([0.1, 0.5, 0.8])
     kept = build_scheduler().alphas_cumprod
     steps = teacher.timesteps(levels)
@@ -256,12 +261,42 @@ def test_a_teacher_knows_the_picture_where_little_noise_is() -> None:
     latents = encode(
         shared_autoencoder(local_files_only=True).float(), np.asarray(drawn.image)[None]
     )
-    ids = tokenize(build_tokenizer(), [drawn.caption], 32)
+    ids, empty = (tokenize(build_tokenizer(), [text], 32) for text in (drawn.caption, ""))
     batch = Batch(latents, ids, torch.tensor([False]))
     lesson = lesson_of(batch, torch.Generator().manual_seed(3))
     lesson = replace(lesson, levels=torch.tensor([0.3]), noisy=lesson.target * 0.3 + latents)
-    taught = Teacher("cpu", end=build_tokenizer().pad_token_id).correct(lesson, batch.hard)
+    teacher = Teacher("cpu", empty, end=build_tokenizer().pad_token_id)
+    taught = teacher.correct(lesson, batch.hard)
     assert 0 < float((taught.target - lesson.target).square().mean()) < 0.3  # of 2
+    alone = teacher.velocity(lesson.noisy, lesson.levels, empty, batch.hard)
+    assert torch.equal(taught.unprompted, alone)
+    assert taught.taught.all()
+
+
+def test_a_teacher_leaves_noise_beyond_its_reach_as_it_was() -> None:
+    latents = torch.randn(2, 8, 16, 16)
+    batch = Batch(latents, torch.zeros(2, 32).long(), torch.zeros(2).bool())
+    lesson = lesson_of(batch, torch.Generator().manual_seed(0))
+    lesson = replace(lesson, levels=torch.tensor([0.01, 0.95]))
+    taught = Teacher("cpu", batch.ids[:1], end=1).correct(lesson, batch.hard)
+    assert not taught.taught.any()
+    assert torch.equal(taught.target, lesson.target)
+    assert torch.equal(taught.unprompted, lesson.target)
+
+
+def test_only_what_a_caption_changes_is_counted_again() -> None:
+    class Fixed(Transformer):
+        def forward(self, noisy: Any, timesteps: Any, ids: Any) -> Any:
+            return torch.cat([noisy.new_ones(len(noisy) // 2, 8, 16, 16), 0 * noisy[::2]])
+
+    model, zero = Fixed(build_tokenizer()), torch.zeros(4, 8, 16, 16)
+    ids, flag = torch.zeros(4, 32).long(), torch.tensor([True, True, False, False])
+    lesson = Lesson(zero, torch.ones(4), ids, zero, zero, flag)
+    model._lesson = lambda *_: lesson  # type: ignore[method-assign]
+    batch = Batch(zero, ids, flag)
+    loss = model.loss(batch, torch.Generator())
+    # the captions' error is 1, the empty caption's 0; half of the rows are taught
+    assert float(loss) == pytest.approx((1 - UNPROMPTED_SHARE) + CHANGE_WEIGHT / 2)
 
 
 def test_lessons_are_drawn_again_and_the_oldest_are_forgotten() -> None:
@@ -269,7 +304,7 @@ def test_lessons_are_drawn_again_and_the_oldest_are_forgotten() -> None:
 
     def make() -> Lesson:
         made.append(len(made))
-        return Lesson(*(torch.full((2, 1), float(made[-1])) for _ in range(4)))
+        return Lesson(*(torch.full((2, 1), float(made[-1])) for _ in range(6)))
 
     lessons = Lessons(reuse=4, least=4, most=6)
     random = torch.Generator().manual_seed(0)

@@ -60,11 +60,13 @@ class Examples:
     hard: Tensor
     empty: Tensor
     """Ids of the empty caption, `(1, length)`."""
+    dropout: float = CAPTION_DROPOUT
+    """The share of examples whose caption is empty, for guidance."""
 
     def draw(self, count: int, random: torch.Generator) -> Batch:
-        """Draw examples; every tenth or so with an empty caption, for guidance."""
+        """Draw examples, some with an empty caption."""
         chosen = torch.randint(len(self.latents), (count,), generator=random)
-        dropped = torch.rand(count, 1, generator=random) < CAPTION_DROPOUT
+        dropped = torch.rand(count, 1, generator=random) < self.dropout
         ids = torch.where(dropped, self.empty, self.ids[chosen])
         return Batch(self.latents[chosen].float(), ids, self.hard[chosen])
 
@@ -121,7 +123,7 @@ def train(
         model.parameters(), decay=schedule.decay, min_decay=0.0, use_ema_warmup=False
     )
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.peak_rate, betas=(0.9, 0.99), weight_decay=0.01
+        model.parameters(), lr=schedule.peak_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     progress = Progress(folder, name, schedule.steps, schedule.minutes, team)
     state = progress.resume()

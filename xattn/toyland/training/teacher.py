@@ -3,12 +3,15 @@
 A sampled target is mostly noise: the same noisy latents may come from many pictures. The mean of
 what they may come from is what a trained denoiser predicts (Hinton et al. 2015 for the idea;
 Luhman & Luhman 2021 for diffusion models), and a student that is given it needs fewer examples.
+
+Each lesson is taught with its caption and without it: what a caption changes is a fiftieth of a
+prediction, and all that guidance multiplies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import torch
@@ -24,19 +27,18 @@ from .denoiser import build_scheduler
 RELIABLE: Final = (0.03, 0.88)
 """Levels of noise at which a UNet is asked; beyond them its prediction of the clean latents is
 its error of the noise many times over, or its schedule ends."""
-HARD_TRUST: Final = 0.5
-"""The share that a prediction has in the target of a hard scene, where the teacher errs often."""
 
 
 class Teacher:
     """The UNet for easy scenes, the contextual one for hard ones; their weights stay as they are.
 
-    Both predict the noise of variance-preserving latents; a rectified flow's latents are those,
+    `empty` are the ids of the empty caption, `(1, length)`; prompts are padded with `end`. Both
+    predict the noise of variance-preserving latents; a rectified flow's latents are those,
     scaled, at the timestep of the same signal-to-noise ratio.
     """
 
-    def __init__(self, device: str, end: int) -> None:
-        self.end = end
+    def __init__(self, device: str, empty: Tensor, end: int) -> None:
+        self.empty, self.end = empty.to(device), end
         self.models = [load(name, device) for name in ("unet", "contextual")]
         kept: Tensor = build_scheduler().alphas_cumprod
         self.ratios = (kept / (1 - kept)).log().to(device)  # falling, by timestep
@@ -62,37 +64,43 @@ class Teacher:
         return (noise - noisy) / (1 - share)
 
     def correct(self, lesson: Lesson, hard: Tensor) -> Lesson:
-        """Put the prediction in the place of the sampled velocity where it is reliable."""
+        """Put predictions in the place of the sampled velocity where they are reliable."""
         sure = (lesson.levels > RELIABLE[0]) & (lesson.levels < RELIABLE[1])
-        trust = torch.where(hard[sure], HARD_TRUST, 1.0)[:, None, None, None]
-        target, asked = lesson.target.clone(), lesson[sure]
-        made = self.velocity(asked.noisy, asked.levels, asked.ids, hard[sure])
-        target[sure] = torch.lerp(asked.target, made, trust)
-        return replace(lesson, target=target)
+        asked = lesson[sure]
+        target, unprompted = lesson.target.clone(), lesson.target.clone()
+        for made, ids in ((target, asked.ids), (unprompted, self.empty.expand_as(asked.ids))):
+            made[sure] = self.velocity(asked.noisy, asked.levels, ids, hard[sure])
+        return replace(lesson, target=target, unprompted=unprompted, taught=sure)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Noisy latents, their levels of noise, their captions' ids, and the velocity to predict."""
+    """Noisy latents, their levels of noise, their captions' ids, and the velocity to predict.
+
+    `unprompted` is the velocity to predict without the caption, and `taught` says of which rows
+    both are a teacher's.
+    """
 
     noisy: Tensor
     levels: Tensor
     ids: Tensor
     target: Tensor
+    unprompted: Tensor
+    taught: Tensor
 
     def __len__(self) -> int:
         return len(self.levels)
 
     def __getitem__(self, rows: Tensor | slice) -> Lesson:
-        return Lesson(self.noisy[rows], self.levels[rows], self.ids[rows], self.target[rows])
+        return Lesson(*(part[rows] for part in self.parts()))
 
     def __add__(self, other: Lesson) -> Lesson:
-        return Lesson(
-            torch.cat([self.noisy, other.noisy]),
-            torch.cat([self.levels, other.levels]),
-            torch.cat([self.ids, other.ids]),
-            torch.cat([self.target, other.target]),
-        )
+        pairs = zip(self.parts(), other.parts(), strict=True)
+        return Lesson(*(torch.cat(pair) for pair in pairs))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Return the six tensors, rows first."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 class Lessons:

@@ -28,7 +28,7 @@ from xattn.toyland.bundle import MODELS, folder_of, shared_autoencoder
 from .autoencoder import encode, normalise_latents, refine_decoder, train_autoencoder
 from .dataset import dataset
 from .denoiser import Denoiser
-from .loop import Examples, Trainable, tokenize, train
+from .loop import CAPTION_DROPOUT, Examples, Trainable, tokenize, train
 from .recipes import (
     RECIPES,
     Recipe,
@@ -101,6 +101,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps of the denoiser; the recipe's by default")
     parser.add_argument("--minutes", type=float, help="end the denoiser sooner, by the clock")
     parser.add_argument("--batch", type=int, help="batch of the denoiser; the recipe's by default")
+    parser.add_argument(
+        "--compile", action="store_true", help="mmdit: compile its steps; needs a C++ compiler"
+    )
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--sheet-steps", type=int, default=20, help="steps of each sheet")
     parser.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
@@ -135,7 +138,9 @@ def examples_of(recipe: Recipe, latents: torch.Tensor, captions: Sequence[str]) 
     tokenizer, length = prompt_tokenizer(), recipe.length
     ids, empty = tokenize(tokenizer, captions, length), tokenize(tokenizer, [""], length)
     hard = torch.arange(len(ids)) % 2 == 1 if recipe.mixed else torch.zeros(len(ids)).bool()
-    return Examples(latents, ids, hard, empty)
+    # a student is taught each scene without its caption as well
+    dropout = 0.0 if recipe.taught else CAPTION_DROPOUT
+    return Examples(latents, ids, hard, empty, dropout)
 
 
 def mixes_precision(device: str) -> bool:
@@ -171,7 +176,8 @@ def run(options: argparse.Namespace, team: Team) -> None:
         start_from_bundled(model)
     if recipe.taught:
         assert isinstance(model, Transformer)
-        model.teacher = Teacher(device, prompt_tokenizer().pad_token_id)
+        model.compiles = options.compile
+        model.teacher = Teacher(device, model.empty, prompt_tokenizer().pad_token_id)
     train(
         model,
         "denoiser",

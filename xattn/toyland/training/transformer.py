@@ -8,6 +8,7 @@ them, with log 256 added to its key's logit: the same model, exactly, at a fifth
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .autoencoder import LATENT_CHANNELS
-from .loop import Batch, Trainable
+from .loop import Batch, Trainable, tokenize
 from .teacher import Lesson, Lessons, Teacher
 
 PROMPT_LENGTH = 32
@@ -25,6 +26,10 @@ T5_LENGTH = 256
 """Zero vectors that the pipeline puts where T5's text would stand."""
 ENCODER_DIM = 64  # of each of the two text encoders
 LONGEST_WAVE = 30  # wavelengths of the positions: 6 to 190 tokens
+LEVEL_SHIFT = 0.4  # of the levels' logits, towards noise
+UNPROMPTED_SHARE = 0.2  # of the predictions' loss
+CHANGE_WEIGHT = 2.0
+"""Of the error in what the caption changes, beside that of the predictions themselves."""
 
 
 def build_transformer() -> SD3Transformer2DModel:
@@ -135,14 +140,17 @@ class JointAttention:
 def lesson_of(batch: Batch, random: torch.Generator) -> Lesson:
     """Mix clean latents with noise; the velocity is noise minus clean latents.
 
-    Levels are in equal slices of a logit-normal distribution (Esser et al. 2024, section 3.1).
+    Levels are in equal slices of a logit-normal distribution (Esser et al. 2024, section 3.1),
+    its middle at 0.6: what a caption asks for is decided at high levels.
     """
     clean, count = batch.clean, len(batch.clean)
     slices = (torch.arange(count) + torch.rand(count, generator=random)) / count
-    levels = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4)).sigmoid().to(clean.device)
+    levels = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4)) + LEVEL_SHIFT
+    levels = levels.sigmoid().to(clean.device)
     noise = torch.randn(clean.shape, generator=random).to(clean.device)
     noisy = torch.lerp(clean, noise, levels[:, None, None, None])
-    return Lesson(noisy, levels, batch.ids, noise - clean)
+    velocity = noise - clean
+    return Lesson(noisy, levels, batch.ids, velocity, velocity, torch.zeros(count).bool())
 
 
 class Transformer(Trainable):
@@ -153,8 +161,11 @@ class Transformer(Trainable):
         self.text_encoder = build_prompt_encoder(tokenizer)
         self.text_encoder_2 = build_prompt_encoder(tokenizer)
         self.transformer = build_transformer()
+        self.empty = tokenize(tokenizer, [""], PROMPT_LENGTH)
         self.teacher: Teacher | None = None
         self.lessons = Lessons()
+        self.compiles = False
+        self.call: Callable[..., Any] = self.transformer.__call__
 
     def prompt(self, ids: torch.Tensor) -> torch.Tensor:
         """Text as the transformer reads it, `(batch, 33, 128)`; the last position is zero."""
@@ -168,31 +179,48 @@ class Transformer(Trainable):
         """Predict the velocity, noise minus clean latents; `timesteps` are in [0, 1000]."""
         text = self.prompt(ids)
         pooled = text.new_zeros(len(text), 2 * ENCODER_DIM)
-        velocity: torch.Tensor = self.transformer(noisy, text, pooled, timesteps).sample
+        velocity: torch.Tensor = self.call(noisy, text, pooled, timesteps).sample
         return velocity
 
     def loss(self, batch: Batch, random: torch.Generator) -> torch.Tensor:
-        """Squared error of the velocity.
+        """Squared error of the velocity with the caption and without it, and of their difference.
 
-        A teacher's prediction takes the sampled velocity's place where there is a teacher.
+        Velocities are a teacher's predictions where there is a teacher, which alone knows the
+        difference.
         """
+        lesson = self._lesson(batch, random)
+        empty = self.empty.to(lesson.ids.device).expand_as(lesson.ids)
+        made = self(
+            torch.cat([lesson.noisy] * 2),
+            1000 * torch.cat([lesson.levels] * 2),
+            torch.cat([lesson.ids, empty]),
+        )
+        errors = made.float() - torch.cat([lesson.target, lesson.unprompted])
+        prompted, unprompted = errors.chunk(2)
+        change = (prompted - unprompted).square().mean((1, 2, 3)) * lesson.taught
+        loss: torch.Tensor = (
+            torch.lerp(prompted.square().mean(), unprompted.square().mean(), UNPROMPTED_SHARE)
+            + CHANGE_WEIGHT * change.mean()
+        )
+        return loss
+
+    def _lesson(self, batch: Batch, random: torch.Generator) -> Lesson:
         teacher = self.teacher
         if teacher is None:
-            lesson = lesson_of(batch, random)
-        else:
-            lesson = self.lessons.draw(
-                lambda: teacher.correct(lesson_of(batch, random), batch.hard),
-                len(batch.clean),
-                random,
-            )
-        made = self(lesson.noisy, 1000 * lesson.levels, lesson.ids)
-        loss: torch.Tensor = (made.float() - lesson.target).square().mean()
-        return loss
+            return lesson_of(batch, random)
+        return self.lessons.draw(
+            lambda: teacher.correct(lesson_of(batch, random), batch.hard),
+            len(batch.clean),
+            random,
+        )
 
     def begin(self, device: str) -> None:
         """Install the attention to which one vector stands for all of T5's."""
         self.transformer.set_attn_processor(JointAttention())
+        if self.compiles:
+            self.call = torch.compile(self.transformer.forward, dynamic=False)
 
     def end(self) -> None:
         """Put diffusers' own attention back."""
         self.transformer.set_attn_processor(JointAttnProcessor2_0())
+        self.call = self.transformer.__call__
