@@ -64,6 +64,7 @@ GEMMA: dict[str, Any] = {
     "width": 64,
 }
 LARGE: dict[str, Any] = {"height": 64, "width": 96}
+WIDE: dict[str, Any] = {"height": 128, "width": 192}
 CASES = {
     "FLUX.2": Case(chats.flux2, CHAT),
     "FLUX.2 Klein": Case(
@@ -78,16 +79,22 @@ CASES = {
     "Qwen-Image": Case(joint.qwen, {"negative_prompt": "a dog", "true_cfg_scale": 2.0}),
     "Qwen-Image 2.1": Case(
         pictured.qwen21,
-        {"height": 128, "width": 192, "negative_prompt": "a dog", "true_cfg_scale": 2.0},
+        {**WIDE, "negative_prompt": "a dog", "true_cfg_scale": 2.0},
         (8, 12),
         alone=True,
     ),
     "Nucleus-Image": Case(singles.nucleus, CFG, image=CELLS),
     # with guidance its pipeline draws one image
     "PRX": Case(streams.prx, {"guidance_scale": 1.0, "use_resolution_binning": False}, alone=True),
-    "Bria FIBO": Case(
-        chats.bria_fibo, {"height": 128, "width": 192, **CFG}, guided=True, blends=False
+    "JoyImage Edit": Case(pictured.joy, {**CFG, **WIDE}, image=CELLS, blends=False),
+    "JoyImage Edit Plus": Case(
+        lambda: pictured.joy(plus=True),
+        {**CFG, **WIDE},
+        guided=True,
+        image=CELLS,
+        blends=False,
     ),
+    "Bria FIBO": Case(chats.bria_fibo, {**WIDE, **CFG}, guided=True, blends=False),
     "Krea 2": Case(chats.krea2, {"max_sequence_length": 40, **CFG}),
     "ERNIE-Image": Case(
         singles.ernie_image,

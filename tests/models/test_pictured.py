@@ -14,11 +14,15 @@ import xattn
 from tests.models.attending import dense, tokens_read
 from tests.tiny import pictured
 from xattn.edits.kinds import Replace
+from xattn.models import family_of
 
 LAWN, BOAT = "a red car on a green lawn", "the blue boat"
 OWN = 12 * 8
-GRADIENT = Image.linear_gradient("L")
-PICTURES = [GRADIENT.resize((64, 96)), GRADIENT.resize((64, 64)).convert("RGB")]
+GRADIENT = Image.linear_gradient("L").convert("RGB")
+PICTURES = [GRADIENT.resize((64, 96)), GRADIENT.resize((64, 64))]
+
+
+HOW: dict[str, Any] = {"keep": ("step", "layer", "head"), "dtype": torch.float32}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,14 @@ def qwen() -> Any:
 
 
 def draw(pipe: Any, prompt: Any = LAWN, **options: Any) -> Tensor:
-    given = {"height": 192, "width": 128, "num_inference_steps": 2, "output_type": "latent"}
-    images = pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **(given | options))
+    given: dict[str, Any] = {
+        "height": 192,
+        "width": 128,
+        "num_inference_steps": 2,
+        "output_type": "latent",
+    }
+    given |= {"prompt": prompt, "generator": torch.Generator().manual_seed(0), **options}
+    images = pipe(**given)
     assert isinstance(images.images, Tensor)
     return images.images
 
@@ -43,8 +53,7 @@ def test_words_stand_behind_qwens_given_pictures(qwen: Any, kept: bool) -> None:
     # where each position stands once its pictures are four latents each
     keys = [n + 3 * ids[:n].count(slot) for n in range(len(ids))]
     assert ids.count(slot) == 8 + 9
-    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(len(ids))}
-    with xattn.record(qwen, **how) as trace:
+    with xattn.record(qwen, **HOW, words=range(len(ids))) as trace:
         image = draw(qwen, **options)
     assert torch.equal(image, plain)
     for n, layer in enumerate(trace.run.layers):
@@ -100,3 +109,81 @@ def test_flex_attention_is_refused(qwen: Any) -> None:
             draw(qwen)
     finally:
         qwen.transformer.set_attn_processor(own)
+
+
+JOY = {"height": 12 * 16, "width": 8 * 16}
+LONG = "a blue boat on a green lawn and a red car and a dog"
+JOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "from text": ({}, {"prompt": [LAWN, BOAT], "guidance_scale": 1.0}),
+    "with a picture": ({}, {"image": PICTURES[1], "negative_prompt": LONG}),
+    "with a picture, padded in front": (
+        {"side": "left"},
+        {"image": PICTURES[1], "prompt": [LAWN, BOAT], "guidance_scale": 1.0},
+    ),
+    "Plus": ({"plus": True}, {"images": PICTURES, "negative_prompt": LONG}),
+    "Plus, padded in front": (
+        {"plus": True, "side": "left"},
+        {"images": [PICTURES, PICTURES], "prompt": [LAWN, BOAT], "guidance_scale": 1.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOYS)
+def test_words_of_joyimage_are_found_and_maps_are_the_dense_softmaxs(name: str) -> None:
+    how, options = JOYS[name]
+    pipe, options = pictured.joy(**how), {**JOY, **options}
+    prompts = options.get("prompt", LAWN)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    guided = 1 if options.get("guidance_scale") else 2
+    names = {layer.name for layer in family_of(pipe.transformer).layers(pipe.transformer)}
+    torch.manual_seed(0)  # a picture's latents are drawn without the generator
+    with tokens_read(pipe.text_encoder) as given, dense(pipe.transformer, names) as truth:
+        plain = draw(pipe, **options)
+    keys = "multiple_images" if "image" in options or "images" in options else "image"
+    ids = given[0][:, pipe.prompt_template_encode_start_idx[keys] :]
+    count = ids.shape[1]
+    torch.manual_seed(0)
+    with xattn.record(pipe, **HOW, words=range(count)) as trace:
+        image = draw(pipe, **options)
+    assert torch.equal(image, plain)
+    sharpest = 0.0
+    for n, layer in enumerate(trace.run.layers):
+        # guidance is a call of its own, or the first half of the batch
+        calls = torch.stack(truth[layer.name][:: 1 if "Plus" in name else guided])
+        images = _images(pipe, options)
+        right = calls[:, -len(prompts) :, :, :OWN, images : images + count].transpose(-1, -2)
+        torch.testing.assert_close(trace.run.maps(n).flatten(-2).double(), right, atol=1e-5, rtol=0)
+        sharpest = max(sharpest, float((right.amax(-1) - right.amin(-1)).max()))
+    assert sharpest > 0.02
+    assert trace.prompts == tuple(prompts)
+    for prompt, row in zip(trace.run.prompts, ids.tolist(), strict=True):
+        assert [word.text for word in prompt.words] == prompt.text.split()
+        assert all(row[token.position] == token.id for token in prompt.tokens)
+
+
+def _images(pipe: Any, options: dict[str, Any]) -> int:
+    """How many positions the drawn image and given pictures have."""
+    if "image" in options:
+        return 2 * OWN  # of the same size
+    pictures = options.get("images", [])
+    one = pictures[0] if pictures and isinstance(pictures[0], list) else pictures
+    return OWN + sum(p.width // 16 * (p.height // 16) for p in one)
+
+
+def test_prompts_of_joyimage_with_different_numbers_of_pictures_are_refused() -> None:
+    pipe = pictured.joy(plus=True)
+    with pytest.raises(ValueError, match="draw them one by one"), xattn.record(pipe):
+        draw(pipe, [LAWN, BOAT], **JOY, images=[PICTURES, PICTURES[:1]])
+
+
+def test_an_edit_of_joyimages_pictures_changes_the_sibling_alone() -> None:
+    pipe = pictured.joy(plus=True)
+    seed = torch.Generator().manual_seed(0)
+    options = {**JOY, "images": PICTURES, "num_inference_steps": 2, "output_type": "latent"}
+    result = xattn.edit(pipe, LAWN, Replace("red", "blue"), trace=False, generator=seed, **options)
+    seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+    both = draw(pipe, [LAWN, LAWN], **{**options, "images": [PICTURES] * 2}, generator=seeds)
+    assert torch.equal(result.source, both[0])
+    assert not torch.equal(result.images[0], both[0])
+    with pytest.raises(ValueError, match="draws one image of a prompt"):
+        xattn.edit(pipe, LAWN, Replace("red", "blue"), generator=[seed, seed], **options)

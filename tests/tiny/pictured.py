@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage21,
+    JoyImageEditPipeline,
+    JoyImageEditPlusPipeline,
+    JoyImageEditPlusTransformer3DModel,
+    JoyImageEditTransformer3DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
+)
+from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProcessor
 from transformers import (
     BatchFeature,
     Qwen2VLImageProcessorPil,
@@ -14,7 +23,9 @@ from transformers import (
 )
 
 from tests.tiny.joint import flow, quiet, qwen_tokenizer
+from tests.tiny.singles import opened
 from tests.tiny.transformers import sharpened
+from tests.tiny.videos import wan_vae
 
 _PAD = "<|image_pad|>"
 
@@ -114,3 +125,49 @@ def qwen21(*, seed: int = 0, **parts: Any) -> Any:
         "processor": Pictures(tok),
     }
     return quiet(QwenImage21Pipeline(**(made | parts)))
+
+
+class Sizes(JoyImageEditImageProcessor):
+    """A processor that takes pictures of a size of its own, far below the real one's."""
+
+    def get_default_height_width(
+        self, image: Any, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int]:
+        if height is None or width is None:
+            return 32 * (image.height // 32), 32 * (image.width // 32)
+        return height, width
+
+
+def joy(*, seed: int = 0, plus: bool = False, side: str = "right", **parts: Any) -> Any:
+    tok = qwen_tokenizer()
+    tok.padding_side = side
+    torch.manual_seed(seed)
+    kind = JoyImageEditPlusTransformer3DModel if plus else JoyImageEditTransformer3DModel
+    model = kind(
+        in_channels=4,
+        hidden_size=32,
+        num_attention_heads=2,
+        text_dim=16,
+        mlp_width_ratio=1.0,
+        num_layers=2,
+        rope_dim_list=[8, 4, 4],
+    )
+    for name, weight in model.named_parameters():
+        if "_norm." in name:  # ones would leave attention flat
+            torch.nn.init.uniform_(weight, 1.0, 5.0)
+    made = {
+        "transformer": opened(model, "double_blocks"),
+        "scheduler": flow(),
+        "vae": wan_vae(seed),
+        "text_encoder": qwen3_vl(tok, seed),
+        "tokenizer": tok,
+        "processor": Pictures(tok),
+    }
+    pipe = quiet((JoyImageEditPlusPipeline if plus else JoyImageEditPipeline)(**(made | parts)))
+    scale = {"vae_scale_factor": pipe.vae_scale_factor_spatial}
+    setattr(pipe, "image_processor" if plus else "vae_image_processor", Sizes(**scale))
+    # the number of dropped tokens is a constant of the real tokenizer
+    for name, template in pipe.prompt_template_encode.items():
+        before = template.partition("{}")[0].partition("<|im_start|>user")[0]
+        pipe.prompt_template_encode_start_idx[name] = len(tok(before).input_ids)
+    return pipe

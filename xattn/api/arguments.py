@@ -55,6 +55,12 @@ class Batch:
             generator=self.generators,
             return_dict=True,
         )
+        if "num_images_per_prompt" not in known:
+            if self.images > 1:
+                raise ValueError(
+                    f"{type(pipe).__name__} draws one image of a prompt: pass one seed"
+                )
+            del arguments["num_images_per_prompt"]
         for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
             if options.get(name) is not None:
                 arguments[name] = self._negative(name, options[name])
@@ -64,6 +70,10 @@ class Batch:
         for name in ("image", "mask_image") if "strength" in known else ():
             if options.get(name) is not None:
                 arguments[name] = self._repeated(options[name])
+        if "images" in known and options.get("images"):  # all pictures of one prompt
+            nested = isinstance(options["images"][0], list)
+            arguments["images"] = list(options["images"] if nested else [options["images"]])
+            arguments["images"] *= self.rows // len(arguments["images"])
         if session.must_blend:
             if "callback_on_step_end" not in known:
                 raise ValueError(

@@ -18,7 +18,7 @@ from xattn.models.cosmos import Cosmos
 from xattn.models.denoisers import REFUSED
 from xattn.models.easy_animate import EasyAnimate
 from xattn.models.ernie_image import ErnieImage
-from xattn.models.family import Family
+from xattn.models.family import Encoding, Family
 from xattn.models.flux import Flux
 from xattn.models.flux2 import Flux2
 from xattn.models.hidream import HiDream
@@ -27,6 +27,7 @@ from xattn.models.hunyuan_image import HunyuanImage
 from xattn.models.hunyuan_video import HunyuanVideo
 from xattn.models.hunyuan_video15 import HunyuanVideo15
 from xattn.models.ideogram4 import Ideogram4
+from xattn.models.joy_image import JoyImageEdit, JoyImageEditPlus
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.kandinsky6 import Kandinsky6
 from xattn.models.krea2 import Krea2
@@ -74,6 +75,8 @@ FAMILIES: tuple[Family, ...] = (
     OvisImage(),
     LongCatImage(),
     HiDream(),
+    JoyImageEdit(),
+    JoyImageEditPlus(),
     HunyuanImage(),
     Krea2(),
     Allegro(),
@@ -121,6 +124,15 @@ def family_of(denoiser: nn.Module) -> Family:
     )
 
 
+def encoders_of(family: Family) -> tuple[str, ...]:
+    """Return the names of the methods by which a family's pipelines encode prompts."""
+    return family.encoders if isinstance(family, Encoding) else ("encode_prompt",)
+
+
+ENCODERS = frozenset(name for family in FAMILIES for name in encoders_of(family))
+"""The names of all methods by which pipelines encode prompts."""
+
+
 def family_of_pipeline(pipe: Any) -> Family:
     """Return the family of a pipeline's denoiser.
 
@@ -129,7 +141,7 @@ def family_of_pipeline(pipe: Any) -> Family:
     """
     for name in ("unet", "transformer", "transformer_2"):
         denoiser = getattr(pipe, name, None)
-        if isinstance(denoiser, nn.Module) and hasattr(pipe, "encode_prompt"):
+        if isinstance(denoiser, nn.Module) and any(hasattr(pipe, encoder) for encoder in ENCODERS):
             return family_of(denoiser)
     raise TypeError(
         f"{type(pipe).__name__} has no denoiser with a text encoder that xattn knows; pass a "

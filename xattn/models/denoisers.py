@@ -23,6 +23,8 @@ RECORDED: dict[str, str] = {
     "ErnieImageTransformer2DModel": "ERNIE-Image",
     "FluxTransformer2DModel": "FLUX.1",
     "HunyuanDiT2DModel": "Hunyuan-DiT",
+    "JoyImageEditTransformer3DModel": "JoyImage Edit, from text and with a picture",
+    "JoyImageEditPlusTransformer3DModel": "JoyImage Edit Plus, with several pictures",
     "Krea2Transformer2DModel": "Krea 2",
     "Kandinsky5Transformer3DModel": "Kandinsky 5 of images and videos",
     "Lumina2Transformer2DModel": "Lumina-Image 2.0",
@@ -89,7 +91,6 @@ UNEDITED: dict[str, str] = {
 """Why the first class of a family that is recorded isn't edited."""
 
 _MODULAR = "only modular pipelines have it, which xattn can't follow"
-_PICTURES = "its pipeline encodes a prompt with pictures by a method of its own"
 _ROWS = "its layers take the frames of a video as rows of the batch"
 _SOUND = "it makes sound"
 _PART = "it is a part of other models"
@@ -109,8 +110,6 @@ REFUSED: dict[str, str] = {
     "HeliosTransformer3DModel": "it draws a video in windows, each with a schedule of its own",
     "HunyuanVideoFramepackTransformer3DModel": "its frames are packed at several scales",
     "I2VGenXLUNet": _ROWS,
-    "JoyImageEditPlusTransformer3DModel": _PICTURES,
-    "JoyImageEditTransformer3DModel": _PICTURES,
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
     "Kandinsky6SRTransformer3DModel": "it enlarges a video, and reads no text",
     "LatteTransformer3DModel": _ROWS,

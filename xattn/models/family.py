@@ -220,6 +220,21 @@ class Watching(Protocol):
         """Follow the text from ``encode_prompt`` to the denoiser, as long as a block lasts."""
 
 
+@runtime_checkable
+class Encoding(Protocol):
+    """The protocol of a family whose pipelines encode prompts by methods of their own.
+
+    Attributes:
+        encoders: the names of those methods; elsewhere there is ``encode_prompt`` alone.
+    """
+
+    @property
+    def encoders(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def as_encoded(self, given: dict[str, Any], result: Any) -> tuple[dict[str, Any], Any]:
+        """Return a method's arguments and result as ``encode_prompt`` would have them."""
+
+
 BATCH_AXES: Mapping[str, int | None] = {
     "encoder_hidden_states_llama3": 1,
     "img_ids": None,

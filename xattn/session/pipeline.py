@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.models import family_of_pipeline
-from xattn.models.family import Axis, DenoiserCall, Watching
+from xattn.models import encoders_of, family_of_pipeline
+from xattn.models.family import Axis, DenoiserCall, Encoding, Watching
 from xattn.session import events
 from xattn.session.axis import given_texts, read_texts, reader, tokenized
 from xattn.session.clock import clock_of
@@ -86,17 +86,7 @@ class PipelineOrigin:
     @contextmanager
     def watched(self, receive: events.Receive) -> Iterator[None]:
         """Report the start of a run (``encode_prompt``), its end and its pictures."""
-        pipe, encode = self.pipe, self.pipe.encode_prompt
-
-        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            self._check_denoiser()
-            given = _arguments(encode, args, kwargs)
-            _check_texts(given)
-            receive(events.Asking())
-            given = _arguments(encode, args, kwargs)  # Z-Image writes into a list of prompts
-            result = encode(*args, **kwargs)
-            receive(events.Encoded(self._asked(given, result)))
-            return result
+        pipe = self.pipe
 
         def ending(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             try:
@@ -117,9 +107,8 @@ class PipelineOrigin:
             return videos
 
         with ExitStack() as stack:
-            stack.enter_context(
-                replaced(pipe, "encode_prompt", StandIn(pipe, encode, encode_prompt))
-            )
+            for name in encoders_of(self.family):
+                _wrap(stack, pipe, name, functools.partial(self._encode, receive))
             if isinstance(self.family, Watching):
                 stack.enter_context(self.family.watching(pipe))
             _wrap(stack, pipe, "maybe_free_model_hooks", ending)
@@ -128,6 +117,19 @@ class PipelineOrigin:
             if getattr(pipe, "video_processor", None) is not None:
                 _wrap(stack, pipe.video_processor, "postprocess_video", filming)
             yield
+
+    def _encode(self, receive: events.Receive, encode: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call what encodes prompts, and report them."""
+        self._check_denoiser()
+        given = _arguments(encode, args, kwargs)
+        _check_texts(given)
+        receive(events.Asking())
+        given = _arguments(encode, args, kwargs)  # Z-Image writes into a list of prompts
+        result = found = encode(*args, **kwargs)
+        if isinstance(self.family, Encoding):
+            given, found = self.family.as_encoded(given, result)
+        receive(events.Encoded(self._asked(given, found)))
+        return result
 
     def _check_denoiser(self) -> None:
         now = self.family.denoisers(self.pipe)
