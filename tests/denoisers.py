@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xattn.models import FAMILIES
-from xattn.models.denoisers import RECORDED, REFUSED, UNEDITED
+from xattn.models.denoisers import RECORDED, REFUSED, SINCE, UNEDITED
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 BEGIN, END = "<!-- denoisers:begin -->", "<!-- denoisers:end -->"
@@ -22,7 +22,7 @@ def table() -> str:
         "| denoiser class | recording | editing | |",
         "|---|---|---|---|",
         *(
-            f"| `{name}` | exact | {edited(name)} | {draws} |"
+            f"| `{name}` | exact | {edited(name)} | {draws}{since(name)} |"
             for name, draws in sorted(RECORDED.items())
         ),
         *(f"| `{name}` | refused | refused | {why} |" for name, why in sorted(REFUSED.items())),
@@ -36,6 +36,11 @@ def edited(name: str) -> str:
     if not family.edits:
         return f"refused: {UNEDITED[family.classes[0]]}"
     return "yes" if "blend" in family.edits else "yes, without `LocalBlend`"
+
+
+def since(name: str) -> str:
+    """Return which diffusers has a class first, where that is not the oldest supported one."""
+    return f"; diffusers {SINCE[name]} or newer" if name in SINCE else ""
 
 
 def written(text: str) -> str:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import re
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from tests import tiny
-from tests.tiny import vocabulary
+from tests.tiny import classes, vocabulary
 
 PROMPT = "a red car on a green lawn"
 
@@ -94,3 +100,31 @@ def test_an_inversion_of_three_vectors_is_three_tokens() -> None:
     tiny.add_inversion(pipe, "<toy>", 3)
     assert pipe.maybe_convert_prompt("a <toy> car", pipe.tokenizer) == "a <toy> <toy>_1 <toy>_2 car"
     assert _draw(pipe, prompt="a <toy> car").shape == (1, 32, 32, 3)
+
+
+def pinned(name: str) -> Version:
+    text = (Path(__file__).parent.parent / "constraints.txt").read_text(encoding="utf-8")
+    (version,) = re.findall(rf"^{name}==(\S+)$", text, re.MULTILINE)
+    return Version(version)
+
+
+def test_no_test_is_skipped_for_a_class_on_the_pinned_versions() -> None:
+    for module in pkgutil.iter_modules(tiny.__path__):
+        importlib.import_module(f"tests.tiny.{module.name}")
+    if all(Version(m.__version__) >= pinned(m.__name__) for m in (diffusers, transformers)):
+        assert classes.LACKING == {}
+    else:
+        assert all(f"lacks {name}" in reason for name, reason in classes.LACKING.items())
+
+
+@pytest.mark.parametrize("module", ["diffusers", "diffusers.pipelines.nonsense"])
+def test_a_class_that_isnt_there_skips_and_is_named(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classes, "LACKING", {})
+    found = classes.find("NonsensePipeline", module)
+    for use in (found, lambda: found.from_pretrained, lambda: classes.needed(found)):
+        with pytest.raises(pytest.skip.Exception, match="lacks NonsensePipeline"):
+            use()
+    assert classes.LACKING.keys() == {"NonsensePipeline"}
+    assert classes.needed(classes.find("DDIMScheduler")) is diffusers.DDIMScheduler

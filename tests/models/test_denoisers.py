@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import diffusers.models
 import pytest
+from packaging.version import Version
 from torch import nn
 
 from tests import denoisers
 from xattn.models import FAMILIES, family_of
-from xattn.models.denoisers import RECORDED, REFUSED, UNEDITED
+from xattn.models.denoisers import RECORDED, REFUSED, SINCE, UNEDITED
+
+INSTALLED = Version(diffusers.__version__)
 
 
 def classes_of_diffusers() -> set[str]:
@@ -29,8 +32,13 @@ def test_every_denoiser_class_of_diffusers_has_a_row() -> None:
 
 def test_a_row_names_a_class_that_there_is_and_only_once() -> None:
     assert not RECORDED.keys() & REFUSED.keys()
-    if diffusers.__version__ >= "0.42":  # older ones have fewer
+    if Version("0.42") <= INSTALLED:  # older ones have fewer
         assert RECORDED.keys() | REFUSED.keys() == classes_of_diffusers()
+
+
+def test_the_installed_diffusers_has_the_recorded_classes_since_it_should() -> None:
+    late = {name for name, since in SINCE.items() if Version(since) > INSTALLED}
+    assert RECORDED.keys() - classes_of_diffusers() == late
 
 
 def test_the_recorded_classes_are_those_of_the_families() -> None:

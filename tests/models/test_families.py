@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import xattn
-from tests.models.attending import dense
+from tests.models.attending import ROUNDING, dense
 from tests.tiny import crossed, films, streams
 from xattn.models import family_of
 from xattn.results.trace import Trace
@@ -263,7 +263,7 @@ def test_maps_are_the_dense_softmaxs_and_the_image_is_unchanged(
         queries, keys = spans(case, pipe, LAWN)
         right = calls[:, rows, :, queries, keys].transpose(-1, -2)
         found = kept.flatten(-2).double()
-        torch.testing.assert_close(found[..., : right.shape[-2], :], right, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[..., : right.shape[-2], :], right, atol=ROUNDING, rtol=0)
         assert not found[..., right.shape[-2] :, :].any()
         sharpest = max(sharpest, float((right.amax(-1) - right.amin(-1)).max()))
     assert sharpest > 0.02  # flat attention would prove little
@@ -308,10 +308,10 @@ def test_texts_of_several_lengths_have_places_of_their_own(pipes: Any, name: str
         queries, keys = spans(case, pipe, texts[prompt])
         right = calls[:, row, :, queries, keys].transpose(-1, -2)
         mine = found[:, row].flatten(-2).double()
-        torch.testing.assert_close(mine[..., : right.shape[-2], :], right, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine[..., : right.shape[-2], :], right, atol=ROUNDING, rtol=0)
         assert not mine[..., right.shape[-2] :, :].any()
         right, mine = calls[:, row, :, keys, queries], given[:, row].flatten(-2).double()
-        torch.testing.assert_close(mine[..., : right.shape[-2], :], right, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mine[..., : right.shape[-2], :], right, atol=ROUNDING, rtol=0)
         assert not mine[..., right.shape[-2] :, :].any()
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.transformers import transformer_qwenimage21
 from PIL import Image
 from torch import Tensor
 
 import xattn
 from tests.models.attending import dense, tokens_read
 from tests.tiny import pictured
+from tests.tiny.classes import find
 from xattn.edits.kinds import Replace
 from xattn.models import family_of
 
@@ -99,7 +99,8 @@ def test_a_text_that_reads_itself_alone_gives_nothing_to_places(qwen: Any) -> No
 
 def test_flex_attention_is_refused(qwen: Any) -> None:
     own = dict(qwen.transformer.attn_processors)
-    flex = transformer_qwenimage21.QwenImage21FlexAttnProcessor
+    module = "diffusers.models.transformers.transformer_qwenimage21"
+    flex = find("QwenImage21FlexAttnProcessor", module)
     qwen.transformer.set_attn_processor(flex())
     try:
         with (

@@ -6,7 +6,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import (
+from torch import nn
+from transformers import (
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
+
+from tests.tiny import text_encoder, tokenizer
+from tests.tiny.classes import (
     AdaptiveProjectedMixGuidance,
     AutoencoderKLFlux2,
     BriaFiboPipeline,
@@ -24,21 +38,8 @@ from diffusers import (
     LongCatImageTransformer2DModel,
     OvisImagePipeline,
     OvisImageTransformer2DModel,
+    needed,
 )
-from torch import nn
-from transformers import (
-    ByT5Tokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3Model,
-    Qwen3VLConfig,
-    Qwen3VLModel,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
-
-from tests.tiny import text_encoder, tokenizer
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer, qwen_vae
 from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
 from tests.tiny.videos import wan_vae
@@ -82,6 +83,7 @@ class Processor:
 
 
 def flux2(*, seed: int = 0, klein: bool = False, side: str = "right", **parts: Any) -> Any:
+    cls = needed(Flux2KleinPipeline if klein else Flux2Pipeline)
     tok = qwen_tokenizer()
     tok.padding_side = side
     torch.manual_seed(seed)
@@ -94,7 +96,7 @@ def flux2(*, seed: int = 0, klein: bool = False, side: str = "right", **parts: A
         joint_attention_dim=32,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=not klein,
+        **({"guidance_embeds": False} if klein else {}),
     )
     made = {
         "transformer": sharpened(model),
@@ -111,7 +113,7 @@ def flux2(*, seed: int = 0, klein: bool = False, side: str = "right", **parts: A
         "text_encoder": qwen3(tok, seed=seed),
         "tokenizer": tok if klein else Processor(tok),
     }
-    pipe = (Flux2KleinPipeline if klein else Flux2Pipeline)(**(made | parts))
+    pipe = cls(**(made | parts))
     if not klein:
         pipe.system_message = "a system"
     return quiet(pipe)
@@ -140,6 +142,8 @@ def ovis(*, seed: int = 0, **parts: Any) -> Any:
     pipe = OvisImagePipeline(**(made | parts))
     pipe.system_prompt = "the old dog: "
     pipe.user_prompt_begin_id = len(tok(f"<|im_start|>user\n{pipe.system_prompt}").input_ids) - 1
+    # before diffusers 0.39 a call has no max_sequence_length for the text
+    pipe.tokenizer_max_length = 40 + pipe.user_prompt_begin_id
     return quiet(pipe)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import (
+from transformers import BertConfig, BertModel, BertTokenizer, Gemma2Config, Gemma2Model
+
+from tests.tiny.classes import (
     AutoencoderDC,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -21,8 +23,6 @@ from diffusers import (
     SanaTransformer2DModel,
     SCMScheduler,
 )
-from transformers import BertConfig, BertModel, BertTokenizer, Gemma2Config, Gemma2Model
-
 from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
 from tests.tiny.vocabulary import WORDS
 

@@ -6,7 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import (
+from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # without OpenCV
+from torch import nn
+from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+from tests.tiny import text_encoder, tokenizer
+from tests.tiny.classes import (
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
     AutoencoderKLCogVideoX,
@@ -36,17 +41,14 @@ from diffusers import (
     MotifVideoPipeline,
     MotifVideoTransformer3DModel,
     UniPCMultistepScheduler,
+    find,
 )
-from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # without OpenCV
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
-from torch import nn
-from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
-
-from tests.tiny import text_encoder, tokenizer
 from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
 from tests.tiny.videos import hunyuan_vae, wan_vae
+
+LTX2TextConnectors = find("LTX2TextConnectors", "diffusers.pipelines.ltx2")
 
 
 def hunyuan_video15(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import (
+from transformers import (
+    BatchFeature,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from tests.tiny.classes import (
     AutoencoderKLQwenImage21,
     JoyImageEditPipeline,
     JoyImageEditPlusPipeline,
@@ -13,19 +19,17 @@ from diffusers import (
     JoyImageEditTransformer3DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
+    find,
 )
-from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProcessor
-from transformers import (
-    BatchFeature,
-    Qwen2VLImageProcessorPil,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
-
 from tests.tiny.joint import flow, quiet, qwen_tokenizer
 from tests.tiny.singles import opened
 from tests.tiny.transformers import sharpened
 from tests.tiny.videos import wan_vae
+
+Qwen2VLImageProcessorPil = find("Qwen2VLImageProcessorPil", "transformers")
+JoyImageEditImageProcessor = find(
+    "JoyImageEditImageProcessor", "diffusers.pipelines.joyimage.image_processor"
+)
 
 _PAD = "<|image_pad|>"
 
@@ -127,7 +131,7 @@ def qwen21(*, seed: int = 0, **parts: Any) -> Any:
     return quiet(QwenImage21Pipeline(**(made | parts)))
 
 
-class Sizes(JoyImageEditImageProcessor):
+class Sizes(JoyImageEditImageProcessor):  # type: ignore[misc, valid-type]
     """A processor that takes pictures of a size of its own, far below the real one's."""
 
     def get_default_height_width(

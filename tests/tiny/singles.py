@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import (
+from torch import nn
+
+from tests.tiny.chats import Processor, qwen3, qwen3_vl
+from tests.tiny.classes import (
     AutoencoderKLFlux2,
     ErnieImagePipeline,
     ErnieImageTransformer2DModel,
@@ -14,9 +17,6 @@ from diffusers import (
     NucleusMoEImagePipeline,
     NucleusMoEImageTransformer2DModel,
 )
-from torch import nn
-
-from tests.tiny.chats import Processor, qwen3, qwen3_vl
 from tests.tiny.joint import flow, quiet, qwen_tokenizer, qwen_vae
 from tests.tiny.transformers import sharpened, t5_tokenizer
 

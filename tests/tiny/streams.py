@@ -6,7 +6,10 @@ import warnings
 from typing import Any
 
 import torch
-from diffusers import (
+from transformers import Qwen2Config, Qwen2Model, Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+from tests.tiny import text_encoder, tokenizer
+from tests.tiny.classes import (
     FlowMatchEulerDiscreteScheduler,
     Kandinsky5T2IPipeline,
     Kandinsky5Transformer3DModel,
@@ -17,9 +20,6 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from transformers import Qwen2Config, Qwen2Model, Qwen2Tokenizer, Qwen3Config, Qwen3Model
-
-from tests.tiny import text_encoder, tokenizer
 from tests.tiny.crossed import gemma, quiet
 from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
 from tests.tiny.vocabulary import WORDS, byte_letters

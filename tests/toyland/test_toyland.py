@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -101,6 +102,14 @@ def test_demo_takes_components_of_ones_own() -> None:
 def test_an_unknown_model_is_refused_with_the_names_there_are(name: Any) -> None:
     with pytest.raises(ValueError, match=r"unet, contextual, mmdit .*device="):
         demo(name)
+
+
+def test_load_pipeline_names_what_the_installed_diffusers_lacks(tmp_path: Path) -> None:
+    index = {"_class_name": "TomorrowsPipeline", "_diffusers_version": "9.0"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    said = rf"diffusers {diffusers.__version__} with .* lacks TomorrowsPipeline; try `pip install"
+    with pytest.raises(ValueError, match=said):
+        load_pipeline(str(tmp_path), device="cpu")
 
 
 def test_load_pipeline_knows_the_bundled_models_by_name() -> None:

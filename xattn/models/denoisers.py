@@ -57,6 +57,22 @@ RECORDED: dict[str, str] = {
 }
 """What each class draws whose attention is recorded exactly."""
 
+SINCE: dict[str, str] = {
+    "LongCatImageTransformer2DModel": "0.37",
+    "LTX2VideoTransformer3DModel": "0.37",
+    "ErnieImageTransformer2DModel": "0.38",
+    "NucleusMoEImageTransformer2DModel": "0.38",
+    "AnyFlowTransformer3DModel": "0.39",
+    "Ideogram4Transformer2DModel": "0.39",
+    "JoyImageEditTransformer3DModel": "0.39",
+    "Krea2Transformer2DModel": "0.39",
+    "MotifVideoTransformer3DModel": "0.39",
+    "JoyImageEditPlusTransformer3DModel": "0.40",
+    "QwenImage21Transformer2DModel": "0.41",
+    "Kandinsky6Transformer3DModel": "0.42",
+}
+"""The first diffusers with a recorded class, where that is not the oldest of pyproject.toml."""
+
 INVERTED = ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
 """Classes whose photographs can be inverted."""
 

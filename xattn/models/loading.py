@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,8 @@ def load_pipeline(
             turn; "sequential" moves layer by layer: slow, with the least memory.
 
     Raises:
-        ValueError: the model, device or dtype does not exist.
+        ValueError: the model, device or dtype does not exist, or the installed diffusers is too
+            old for the model.
     """
     import torch
 
@@ -75,6 +77,10 @@ def _named(model: str | None, dtype: Any) -> Any:
         name = str(folder) if folder.exists() else name
         with no_bars():
             return DiffusionPipeline.from_pretrained(name, **_absent(folder), **{DTYPE: dtype})
+    except (AttributeError, ImportError, RuntimeError) as error:
+        if not (lacking := _lacking(error)):
+            raise
+        raise ValueError(f"model={name!r} cannot be loaded: {lacking}") from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if folder.exists():
@@ -83,6 +89,22 @@ def _named(model: str | None, dtype: Any) -> Any:
             f"model={model!r} is not a folder here, and the hub doesn't have it or can't be "
             f"reached ({reason})"
         ) from error
+
+
+def _lacking(error: Exception) -> str:
+    """Return what the installed diffusers lacks for a model; empty for any other error."""
+    import diffusers
+    import transformers
+
+    text = " ".join(str(error).split())
+    missing = re.match(r"module '?diffusers\S* has no attribute '?(\w+)", text)
+    if not missing and not text.startswith("Failed to import diffusers"):
+        return ""
+    return (
+        f"diffusers {diffusers.__version__} with transformers {transformers.__version__} "
+        f"{f'lacks {missing[1]}' if missing else f'does not have it ({text})'}; try "
+        "`pip install --upgrade diffusers transformers`"
+    )
 
 
 def _absent(folder: Path) -> dict[str, None]:

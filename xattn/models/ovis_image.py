@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
+from packaging.version import Version
 from torch import Tensor
 
 from xattn.models.chat import chat_template
 from xattn.models.family import NOTHING, Axis, Encoded
 from xattn.models.flux import Flux
+
+_BOTH = Version(diffusers.__version__) >= Version("0.39")
+"""Whether one call of encode_prompt encodes the prompts and the negative ones."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class OvisImage(Flux):
     """The family of Ovis-Image. The chat's first positions, its instruction, are cut off."""
 
     classes: tuple[str, ...] = ("OvisImageTransformer2DModel",)
-    two_passes: bool = False  # one encode_prompt encodes both prompts
+    two_passes: bool = not _BOTH
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
@@ -29,5 +34,5 @@ class OvisImage(Flux):
         return (chat_template(pipe.tokenizer, chat, int(pipe.user_prompt_begin_id), **how),)
 
     def encoded(self, result: Any) -> Encoded:
-        """Read (positive, negative, ids, negative ids)."""
-        return Encoded(result[0], result[1])
+        """Read (positive, negative, ids, negative ids); before diffusers 0.39 (positive, ids)."""
+        return Encoded(result[0], result[1] if _BOTH else None)
