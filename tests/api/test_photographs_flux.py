@@ -38,6 +38,13 @@ def test_latents_are_packed_as_by_diffusers() -> None:
     assert torch.equal(unpacked(pipe, found, (6, 8)), latents)
 
 
+def decodes_alike(pipe: Any) -> bool:
+    """Return whether a row is decoded alone as beside another; by torch 2.6 it isn't."""
+    z = torch.randn(1, 4, 24, 32, generator=torch.Generator().manual_seed(0))
+    pair = pipe.vae.decode(z.repeat(2, 1, 1, 1)).sample
+    return torch.equal(pair[:1], pipe.vae.decode(z).sample)
+
+
 @pytest.mark.parametrize("method", ["direct", "flowedit", "uniedit"])
 def test_the_source_is_the_reconstruction_bit_for_bit(method: str) -> None:
     pipe = shifted()
@@ -45,7 +52,8 @@ def test_the_source_is_the_reconstruction_bit_for_bit(method: str) -> None:
     assert inversion.pivots.shape == (5, 1, 4, 24, 32)
     edit = [xattn.Replace("red", "blue"), xattn.LocalBlend("car", threshold=0.3)]
     result = xattn.edit(pipe, PROMPT, edit, source=inversion, **SHORT)
-    assert (np.asarray(result.source) == np.asarray(inversion.reconstruction)).all()
+    one, two = np.asarray(result.source, int), np.asarray(inversion.reconstruction, int)
+    assert abs(one - two).max() <= (0 if decodes_alike(pipe) else 1)
     assert (np.asarray(result.images[0]) != np.asarray(result.source)).any()
     assert result.paste().size == (64, 48)
 

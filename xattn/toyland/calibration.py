@@ -39,7 +39,7 @@ class Calibration:
 def fingerprint(denoiser: nn.Module) -> tuple[int, float]:
     """Return a model's number of parameters, and their mean size to four digits.
 
-    Half precision and devices don't change it; training does.
+    Half precision changes the last of them at most, training more.
     """
     parameters = list(denoiser.parameters())
     count = sum(each.numel() for each in parameters)
