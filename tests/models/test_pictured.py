@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -188,3 +190,78 @@ def test_an_edit_of_joyimages_pictures_changes_the_sibling_alone() -> None:
     assert not torch.equal(result.images[0], both[0])
     with pytest.raises(ValueError, match="draws one image of a prompt"):
         xattn.edit(pipe, LAWN, Replace("red", "blue"), generator=[seed, seed], **options)
+
+
+OMNI: dict[str, dict[str, Any]] = {
+    "from text": {"prompt": [LAWN, BOAT]},
+    "with pictures": {
+        "prompt": "a red <img><|image_2|></img> car on <img><|image_1|></img>",
+        "input_images": PICTURES,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def omnigen() -> Any:
+    return pictured.omnigen()
+
+
+@pytest.mark.parametrize("name", OMNI)
+def test_omnigens_words_stand_between_its_pictures(omnigen: Any, name: str) -> None:
+    names = {f"layers.{n}.self_attn" for n in range(2)}
+    torch.manual_seed(0)  # pictures' latents are drawn without the generator
+    with (
+        tokens_read(omnigen.transformer.embed_tokens) as given,
+        dense(omnigen.transformer, names) as truth,
+    ):
+        plain = draw(omnigen, **OMNI[name])
+    torch.manual_seed(0)
+    count, before = given[0].shape[1], omnigen.multimodal_processor
+    with xattn.record(omnigen, **HOW, words=range(count)) as trace:
+        image = draw(omnigen, **OMNI[name])
+    assert torch.equal(image, plain)
+    assert omnigen.multimodal_processor is before
+    texts = OMNI[name]["prompt"]
+    texts = [texts] if isinstance(texts, str) else texts
+    assert trace.prompts == tuple(texts)
+    for n, layer in enumerate(trace.run.layers):
+        calls = torch.stack(truth[layer.name])[:, : len(texts)]
+        assert calls.shape[-1] == count + 1 + OWN
+        right = calls[..., -OWN:, :count].transpose(-1, -2)
+        torch.testing.assert_close(trace.run.maps(n).flatten(-2).double(), right, atol=1e-5, rtol=0)
+    for prompt, ids in zip(trace.run.prompts, given[0].tolist(), strict=False):
+        assert [word.text for word in prompt.words] == prompt.text.split()
+        assert all(ids[token.position] == token.id for token in prompt.tokens)
+
+
+def test_omnigens_negative_prompt_is_its_processors_own(omnigen: Any) -> None:
+    with xattn.record(omnigen, negative=True) as trace:
+        draw(omnigen)
+    assert trace.prompts[0] == LAWN
+    assert trace.prompts[1].startswith("low quality, jpeg artifacts")
+
+
+def test_omnigens_last_preview_is_its_image(omnigen: Any) -> None:
+    with xattn.record(omnigen, previews=True) as trace:
+        image = draw(omnigen)
+    assert trace.run.estimates is not None
+    torch.testing.assert_close(trace.run.estimates[-1].float(), image, atol=5e-2, rtol=1e-2)
+
+
+def test_what_omnigen_cant_do_is_refused(omnigen: Any) -> None:
+    with pytest.raises(ValueError, match="its time token is a key of neither"):
+        xattn.edit(omnigen, LAWN, Replace("red", "blue"))
+    text = "a car on <img><|image_1|></img>"
+    pictures = [[PICTURES[0]], [PICTURES[1]]]
+    with pytest.raises(ValueError, match="draw them one by one"), xattn.record(omnigen):
+        draw(omnigen, [text, text], input_images=pictures)
+
+
+def test_a_pipeline_copied_inside_a_block_reads_prompts_as_before(omnigen: Any) -> None:
+    plain = draw(omnigen)
+    with xattn.record(omnigen):
+        twin = copy.deepcopy(omnigen)
+        pickled = pickle.loads(pickle.dumps(omnigen.multimodal_processor))
+    for processor in (twin.multimodal_processor, pickled):
+        assert isinstance(processor, pictured.OmniGenReader)
+    assert torch.equal(draw(twin), plain)

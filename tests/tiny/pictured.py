@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    OmniGenPipeline,
+    OmniGenTransformer2DModel,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.omnigen.processor_omnigen import (
+    OmniGenCollator,
+    OmniGenMultiModalProcessor,
+)
 from transformers import (
     BatchFeature,
+    LlamaTokenizer,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -23,8 +37,9 @@ from tests.tiny.classes import (
 )
 from tests.tiny.joint import flow, quiet, qwen_tokenizer
 from tests.tiny.singles import opened
-from tests.tiny.transformers import sharpened
+from tests.tiny.transformers import flow_vae, sharpened
 from tests.tiny.videos import wan_vae
+from tests.tiny.vocabulary import WORDS
 
 Qwen2VLImageProcessorPil = find("Qwen2VLImageProcessorPil", "transformers")
 JoyImageEditImageProcessor = find(
@@ -175,3 +190,71 @@ def joy(*, seed: int = 0, plus: bool = False, side: str = "right", **parts: Any)
         before = template.partition("{}")[0].partition("<|im_start|>user")[0]
         pipe.prompt_template_encode_start_idx[name] = len(tok(before).input_ids)
     return pipe
+
+
+def llama_tokenizer() -> LlamaTokenizer:
+    """Return a tokenizer that begins each text with a token and a space of its own."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    vocab |= {letter: n for n, letter in enumerate("\u2581" + string.printable, start=3)}
+    merges = []
+    for name in WORDS:
+        for word in (name, "\u2581" + name):
+            for end in range(1, len(word)):
+                if word[: end + 1] not in vocab:
+                    vocab[word[: end + 1]] = len(vocab)
+                    merges.append((word[:end], word[end]))
+    return LlamaTokenizer(vocab=vocab, merges=merges, add_bos_token=True, model_max_length=2048)
+
+
+class OmniGenReader(OmniGenMultiModalProcessor):
+    """The real processor of texts, with a transform of pictures that needs no torchvision."""
+
+    def __init__(self, tok: Any) -> None:
+        self.text_tokenizer = tok
+        self.max_image_size = 1024
+        self.collator = OmniGenCollator()
+
+    def reset_max_image_size(self, max_image_size: int) -> None:
+        self.max_image_size = max_image_size
+
+    def process_image(self, image: Any) -> torch.Tensor:
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        return values[:, : image.height // 16 * 16, : image.width // 16 * 16] / 127.5 - 1
+
+
+class OmniGen(OmniGenPipeline):
+    """The pipeline with that processor: its own needs torchvision."""
+
+    def __init__(self, transformer: Any, scheduler: Any, vae: Any, tokenizer: Any) -> None:
+        DiffusionPipeline.__init__(self)
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, vae=vae, tokenizer=tokenizer
+        )
+        self.vae_scale_factor = 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=16)
+        self.multimodal_processor = OmniGenReader(tokenizer)
+        self.default_sample_size = 128
+
+
+def omnigen(*, seed: int = 0, **parts: Any) -> Any:
+    tok = llama_tokenizer()
+    torch.manual_seed(seed)
+    model = OmniGenTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        num_layers=2,
+        pad_token_id=2,
+        vocab_size=len(tok),
+        rope_scaling={"long_factor": [1.0] * 8, "short_factor": [1.0] * 8},
+        pos_embed_max_size=24,
+        time_step_dim=16,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
+        "vae": flow_vae(seed=seed, levels=4),
+        "tokenizer": tok,
+    }
+    return quiet(OmniGen(**(made | parts)))

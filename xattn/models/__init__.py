@@ -39,6 +39,7 @@ from xattn.models.lumina_next import LuminaNext
 from xattn.models.mochi import Mochi
 from xattn.models.motif_video import MotifVideo
 from xattn.models.nucleus import Nucleus
+from xattn.models.omnigen import OmniGen
 from xattn.models.ovis_image import OvisImage
 from xattn.models.pixart import PixArt
 from xattn.models.prx import PRX
@@ -72,6 +73,7 @@ FAMILIES: tuple[Family, ...] = (
     Kandinsky5(),
     Kandinsky6(),
     Flux2(),
+    OmniGen(),
     OvisImage(),
     LongCatImage(),
     HiDream(),

@@ -9,6 +9,7 @@ RECORDED: dict[str, str] = {
     "HunyuanImageTransformer2DModel": "HunyuanImage 2.1",
     "HiDreamImageTransformer2DModel": "HiDream-I1",
     "LongCatImageTransformer2DModel": "LongCat-Image and its Edit",
+    "OmniGenTransformer2DModel": "OmniGen, from text and with pictures",
     "OvisImageTransformer2DModel": "Ovis-Image",
     "Flux2Transformer2DModel": "FLUX.2, FLUX.2 Klein",
     "CogView4Transformer2DModel": "CogView4",
@@ -86,6 +87,7 @@ _WHOLE = "a video's maps are recorded alone"
 
 UNEDITED: dict[str, str] = {
     "AuraFlowTransformer2DModel": "its registers are keys of neither text nor image",
+    "OmniGenTransformer2DModel": "its time token is a key of neither text nor image",
     "HunyuanImageTransformer2DModel": "its words stand at places that differ from row to row",
     "Lumina2Transformer2DModel": "its words stand at places that differ from row to row",
     "ZImageTransformer2DModel": "its rows hold their text without its padding",
@@ -134,7 +136,6 @@ REFUSED: dict[str, str] = {
     "MiniMaxMusic3RVQDepthDecoder": _SOUND,
     "MiniMaxMusic3Transformer1DModel": _SOUND,
     "MotionAdapter": _PART,
-    "OmniGenTransformer2DModel": "its pipeline has no encode_prompt: the model reads the text",
     "PriorTransformer": "it makes image embeddings, not images",
     "RFD4ProteinaTransformer": "it designs proteins",
     "SanaWMLTX2RefinerTransformer3DModel": "it refines videos inside the pipeline of another model",

@@ -76,7 +76,8 @@ class DenoiserCall:
         sample: the noisy latents, (rows, ...).
         latent: (height, width) of the latents before any packing.
         timestep: the timestep on the scheduler's scale.
-        states: the text's embeddings, (rows, tokens, channels), or None.
+        states: the text's embeddings, (rows, tokens, channels), or None; where the denoiser makes
+            them itself, the text's ids, (rows, tokens).
         component: "" for the denoiser, else whose call it is.
         kind: "guidance" for a pass of guidance's own, which no map is made of, where the family
             can tell.

@@ -56,6 +56,8 @@ def clean_of_flow(scheduler: Any, sample: Tensor, output: Tensor, timestep: floa
         )
     index = int((scheduler.timesteps.float() - timestep).abs().argmin())
     sample = sample[:, : output.shape[1]].float()
+    if getattr(scheduler, "config", {}).get("invert_sigmas"):  # they rise to 1, which is clean
+        return sample + (1 - float(sigmas[index])) * output.float()
     return sample - float(sigmas[index]) * output.float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
@@ -148,23 +149,41 @@ def _nothing(*args: Any) -> None:
 
 
 class StandIn:
-    """A function in place of a method; copies of its owner have the original method."""
+    """A function in place of a method, or of an object that is called.
+
+    Copies of its owner have the original; an object's other attributes are reached through it.
+    """
 
     def __init__(self, owner: Any, method: Any, call: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, method)  # wrappers around it still see the parameters
+        if hasattr(method, "__name__"):
+            functools.update_wrapper(self, method)  # wrappers around it still see the parameters
+        self.__wrapped__ = method
         self.owner = owner
+        self.method = method
         self.call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
         return self.call(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["method"], name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if "__name__" not in self.__dict__:
+            return copy.deepcopy(self.method, memo)
         owner = memo.get(id(self.owner), self.owner)
-        return getattr(type(owner), self.__name__).__get__(owner)  # type: ignore[attr-defined]
+        return getattr(type(owner), self.__name__).__get__(owner)
 
     def __reduce__(self) -> Any:
-        return getattr, (self.owner.__class__, self.__name__)  # type: ignore[attr-defined]
+        if "__name__" not in self.__dict__:
+            return _itself, (self.method,)
+        return getattr, (self.owner.__class__, self.__name__)
+
+
+def _itself(found: Any) -> Any:
+    """Return the argument: what a copy of an object's stand-in is."""
+    return found
 
 
 def _original(denoiser: Any) -> Any:
