@@ -57,6 +57,7 @@ def test_record_writes_image_overlays_trace_and_report(
 ) -> None:
     code, out, err = xattn_command("record", PROMPT, "--model", model, "--out", "car", *FAST)
     assert (code, err) == (0, "")
+    assert "earlier run" not in out
     names = {path.name for path in (tmp_path / "car").iterdir()}
     assert names == {
         "image.png", "grid.png", "report.html", "trace.safetensors",
@@ -73,6 +74,11 @@ def test_record_writes_image_overlays_trace_and_report(
     assert shown.astype(int).sum(2).ravel()[heat.argmax()] == shown.astype(int).sum(2).max()
     assert picture("car/02-red.png").size == (512, 512)
     assert "<script" in Path("car/report.html").read_text(encoding="utf-8")
+
+    words = ["--word", "lawn", "--steps", "1"]
+    _, out, _ = xattn_command("record", PROMPT, "--model", model, "--out", "car", *words)
+    assert "left from an earlier run: 01-a.png, 02-red.png, 03-car.png, 04-on.png, 05-lawn" in out
+    assert (tmp_path / "car/02-red.png").exists()
 
 
 def test_probe_shows_the_words_in_a_given_picture(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,3 +166,18 @@ def test_areas_and_ranges_of_a_map() -> None:
     assert not np.asarray(HeatMap(np.ones((2, 2))).normalized("range")).any()
     with pytest.raises(ValueError, match="by='mean' is neither maximum nor range"):
         heat.normalized("mean")
+
+
+def test_a_map_is_saved_as_a_picture_or_as_numbers(heat: Any, tmp_path: Path) -> None:
+    heat.save(tmp_path / "red.png", colorbar=True)
+    drawn = np.asarray(heat.overlay(colorbar=True))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "red.png")), drawn)
+    heat.save(str(tmp_path / "red.npy"))
+    np.testing.assert_array_equal(np.load(tmp_path / "red.npy"), heat.array)
+    for name, options, said in (
+        ("red", {}, r"must end in \.png .* written by trace\.save"),
+        ("red.safetensors", {}, r"must end in \.png"),
+        ("red.npy", {"colorbar": True}, "numbers take none of overlay's options"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            heat.save(tmp_path / name, **options)

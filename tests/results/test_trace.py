@@ -107,6 +107,17 @@ def test_evolution_ranks_layers_and_steps_by_their_focus() -> None:
         Trace([make_run(keep=["layer"])]).evolution("red")
 
 
+def test_the_steps_of_a_probe_are_called_levels() -> None:
+    run = make_run(steps=3)
+    probed = replace(run, info={**run.info, "levels": [0.9, 0.5, 0.25]})
+    assert (run.axis, run.step_name(1), run.levels) == ("step", "step 1", ())
+    assert (probed.axis, probed.step_name(2)) == ("level", "level 0.25")
+    one, two = (Trace([each]).evolution("red") for each in (run, probed))
+    assert (one.levels, two.levels) == ((), (0.9, 0.5, 0.25))
+    assert "4 layers x 3 levels" in repr(two)
+    assert np.asarray(one.plot()).tobytes() != np.asarray(two.plot()).tobytes()
+
+
 def test_evolution_is_asked_of_an_image_and_of_some_layers(trace: Any, picture: Any) -> None:
     images = [Image.new("RGB", (96, 64), (n, 0, 0)) for n in range(2)]
     trace.run.images = images

@@ -12,6 +12,7 @@ from transformers import T5Tokenizer
 
 from tests import tiny
 from xattn.text.align import refine_mapping, replace_mapping
+from xattn.text.pairs import leading
 from xattn.text.prompt import Prompt, Token, Word, WordError
 from xattn.text.tokenize import Template, tokenize, tokenize_all
 
@@ -625,3 +626,23 @@ def test_refine_pairs_equal_tokens_in_order(source: list[str], target: list[str]
     assert places == sorted(set(places))
     old, new = axis(one), axis(two)
     assert all(old[partner[n]] == new[n] for n in has.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a red car on a green lawn", "car"),
+        ("a photograph of a mug beside an elephant", "mug"),
+        ("a painting", "painting"),
+        ("the two of the", "the"),
+        ("running quickly, magnificently", "quickly"),
+    ],
+)
+def test_the_leading_word_is_the_first_thing(text: str, word: str) -> None:
+    found = leading(read(text))
+    assert found is not None
+    assert found.text == word
+
+
+def test_a_text_without_words_has_no_leading_word() -> None:
+    assert leading(read("")) is None

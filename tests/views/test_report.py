@@ -48,6 +48,24 @@ def unpacked(subject: dict, word: int) -> list[np.ndarray]:
     return found
 
 
+def test_the_steps_of_a_probe_are_called_levels() -> None:
+    run = make_run(steps=3)
+    (subject,) = data_of(report.page([Subject(run)]))["subjects"]
+    assert (subject["axis"], subject["whole"]) == ("step", "sum of 3 steps")
+    assert [step["name"] for step in subject["steps"]] == ["step 0", "step 1", "step 2"]
+    probed = replace(run, info={**run.info, "levels": [0.9, 0.5, 0.25]})
+    (subject,) = data_of(report.page([Subject(probed)]))["subjects"]
+    assert (subject["axis"], subject["whole"]) == ("level", "sum of 3 levels")
+    assert [step["name"] for step in subject["steps"]] == ["level 0.9", "level 0.5", "level 0.25"]
+    assert ["levels", "3 of 3"] in subject["facts"]
+
+
+def test_the_first_noun_is_shown_first() -> None:
+    run = make_run(["a wonderful car on a lawn"])
+    (subject,) = data_of(report.page([Subject(run)]))["subjects"]
+    assert subject["words"][subject["start"]] == "car"
+
+
 def test_the_maps_in_the_page_are_those_of_the_run() -> None:
     run = make_run(steps=3)
     (subject,) = data_of(report.page([Subject(run)]))["subjects"]

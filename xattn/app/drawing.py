@@ -34,6 +34,7 @@ from xattn.results.attribution import Attribution
 from xattn.results.edit import EditResult
 from xattn.results.places import WordsAt
 from xattn.results.trace import Trace
+from xattn.text.pairs import leading
 from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import scene
 
@@ -79,6 +80,13 @@ class Drawing:
     def layers(self) -> list[str]:
         """The layers' names."""
         return [layer.name for layer in self.trace.run.layers]
+
+    @property
+    def leading(self) -> int | None:
+        """The number of the word to look at first, if there is any."""
+        prompt = self.trace.run.prompts[0]
+        word = leading(prompt)
+        return None if word is None else prompt.words.index(word)
 
     def positions(self, word: int) -> tuple[int, ...]:
         """Return the token positions of a word, by its number in ``spans``."""

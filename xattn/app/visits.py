@@ -72,7 +72,7 @@ def _arrived(visit: Visit, drawing: Drawing) -> list[Any]:
     visit.leave()
     visit = Visit(drawing)
     words = [(text, n) for n, (text, _, _) in enumerate(drawing.spans)]
-    first = max(words, key=lambda pair: (len(pair[0]), -pair[1]))[1] if words else None
+    first = drawing.leading
     picture, about = look(visit, first, 0, 0, 0.65)
     return [
         visit,

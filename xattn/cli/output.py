@@ -14,6 +14,8 @@ from rich.table import Table
 
 from xattn.cli import UsageError
 
+OF_A_WORD = re.compile(r"(also-)?\d\d+-.+\.(png|gif)").fullmatch  # what slug names
+
 LEGIBLE = 512  # pixels: pictures with a map on them are at least so large
 
 
@@ -24,10 +26,18 @@ class Folder:
     path: Path
     entries: list[tuple[Path, str]] = field(default_factory=list)
 
+    _before: frozenset[Path] = frozenset()
+
     def __post_init__(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out {self.path} is a file; give a folder")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._before = frozenset(path for path in self.path.iterdir() if OF_A_WORD(path.name))
+
+    @property
+    def stale(self) -> list[Path]:
+        """Pictures of words that an earlier command left here, and this one didn't write."""
+        return sorted(self._before - {path for path, _ in self.entries})
 
     def new(self, name: str, what: str) -> Path:
         """Return the path of a new file, and note what it shows."""
@@ -62,6 +72,9 @@ def tell(folder: Folder, console: Console, title: str = "") -> None:
     for path, what in folder.entries:
         table.add_row(Text(str(path)), Text(what))
     console.print(table)
+    if folder.stale:
+        names = ", ".join(path.name for path in folder.stale)
+        console.print(Text(f"left from an earlier run: {names}", style="yellow"))
 
 
 def print_json(data: Any) -> None:

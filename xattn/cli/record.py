@@ -128,8 +128,7 @@ def write_pictures(
         folder.picture(f"{slug(number, word)}.png", heat.overlay(canvas), f"where {word!r} acts")
     if words and not where.get("steps"):
         picture = trace.grid(words, index, on=image, layers=where.get("layers"))
-        columns = "levels" if "levels" in trace.run.info else "steps"
-        columns = "layers" if where.get("layers") else columns
+        columns = "layers" if where.get("layers") else f"{trace.run.axis}s"
         folder.picture("grid.png", picture, f"words x {columns}")
 
 

@@ -169,7 +169,8 @@ def write(
         folder.picture("image.png", known, "the image")
     write_pictures(folder, trace, on or known or blank(trace), words, image, **where)
     if "step" in trace.run.keep and words:
-        path = folder.new("entropy.png", f"how focused {words[0]!r} is, by layer and step")
+        about = f"how focused {words[0]!r} is, by layer and {trace.run.axis}"
+        path = folder.new("entropy.png", about)
         trace.evolution(words[0], image, layers=where["layers"] or "all").plot().save(path)
     if animate is not None:
         path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -130,6 +130,20 @@ class Run:
             *self.image_prompt.values(),
         )  # fmt: skip
         return self.store.nbytes + sum(extra.nbytes for extra in extras if extra is not None)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The shares of the noise schedule that a probe looked at, its steps; else none."""
+        return tuple(self.info.get("levels") or ())
+
+    @property
+    def axis(self) -> Literal["step", "level"]:
+        """What a step is called: a probe's are levels."""
+        return "level" if self.levels else "step"
+
+    def step_name(self, step: int) -> str:
+        """Return what a step is called in pictures and reports."""
+        return f"level {self.levels[step]:g}" if self.levels else f"step {step}"
 
     def prompt(self, image: int) -> Prompt:
         """Return the prompt of an image."""

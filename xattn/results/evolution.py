@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,14 @@ class Evolution:
             spread evenly. Each on the layer's own grid, as a share of that grid's highest.
         names: the layers, in the order of the rows.
         timesteps: the schedule's, in the order of the columns.
+        levels: shares of the schedule, in the order of the columns; of a probe alone.
     """
 
     word: str
     entropy: NDArray[np.float64]
     names: tuple[str, ...]
     timesteps: tuple[float, ...]
+    levels: tuple[float, ...] = ()
 
     @property
     def focused_layers(self) -> tuple[str, ...]:
@@ -43,11 +46,13 @@ class Evolution:
 
     def plot(self, size: tuple[int, int] = (480, 900)) -> Image.Image:
         """Return the entropy as a picture of (height, width): a row a layer, a column a step."""
-        return sheets.evolution(self.entropy, self.names, word=self.word, size=size)
+        how: Any = {"word": self.word, "size": size, "levels": self.levels}
+        return sheets.evolution(self.entropy, self.names, **how)
 
     def __repr__(self) -> str:
         layers, steps = self.entropy.shape
-        return f"Evolution({self.word!r}, {layers} layers x {steps} steps)"
+        axis = "levels" if self.levels else "steps"
+        return f"Evolution({self.word!r}, {layers} layers x {steps} {axis})"
 
     def _repr_png_(self) -> bytes:
         return sheets.png(self.plot())
@@ -75,4 +80,4 @@ def evolution(
         rows.append([measures.entropy(step) for step in heat])
     names = tuple(run.layers[layer].name for layer in chosen)
     timesteps = run.timesteps[: run.done]
-    return Evolution(str(word), np.array(rows), names, timesteps)
+    return Evolution(str(word), np.array(rows), names, timesteps, tuple(run.levels[: run.done]))

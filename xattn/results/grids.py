@@ -84,9 +84,7 @@ def by_step(
         chosen = select.step_indices(run, sheets.spread(run.done) if steps is None else steps)
     else:
         chosen = select.step_indices(run, steps)[:0]
-    levels = run.info.get("levels")  # of a probe, whose steps they are
-    named = [f"level {levels[n]:g}" if levels else f"step {n}" for n in chosen]
-    grid.columns = ["all levels" if levels else "all steps", *named]
+    grid.columns = [f"all {run.axis}s", *map(run.step_name, chosen)]
     for word in words:
         whole = trace.heatmap(word, image)
         heats = [trace.heatmap(word, image, steps=[step]) for step in chosen]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -149,6 +151,37 @@ class HeatMap:
             ramp = colours.color_table(colormap)
             drawn = bars.barred(drawn, 0, self.maximum, ramp, self.word)
         return drawn
+
+    def save(
+        self, path: str | os.PathLike[str], on: Image.Image | None = None, **options: Any
+    ) -> None:
+        """Write the map: as a picture, or its numbers where the file's name ends in .npy.
+
+        Args:
+            path: where to; its ending chooses the kind of picture, such as .png or .jpg.
+            on: a picture to draw on, as for ``overlay``.
+            **options: of the picture, as for ``overlay``.
+
+        Raises:
+            ValueError: the ending is neither .npy nor a picture's, or numbers are to be drawn on
+                a picture.
+
+        Example:
+            >>> trace.heatmap("red").save("red.png", colorbar=True)
+            >>> trace.heatmap("red").save("red.npy")  # float32, (height, width)
+        """
+        ending = Path(path).suffix.lower()
+        if ending == ".npy":
+            if on is not None or options:
+                raise ValueError(f"path={str(path)!r}: numbers take none of overlay's options")
+            np.save(path, self.array)
+        elif ending in Image.registered_extensions():
+            self.overlay(on, **options).save(path)
+        else:
+            raise ValueError(
+                f"path={str(path)!r} must end in .png or another picture's ending, or in .npy for "
+                "the numbers; a whole recording is written by trace.save"
+            )
 
     def mask(self, threshold: float = 0.4) -> NDArray[np.bool_]:
         """Return where the map reaches a share of its maximum, (height, width) bool.

@@ -27,6 +27,11 @@ _PLACES = """
 left right top bottom middle centre center night day
 """
 PLACES = frozenset(_PLACES.split())
+_MEDIA = """
+photo photograph picture image painting drawing sketch illustration render rendering portrait
+scene view shot closeup close-up
+"""
+MEDIA = frozenset(_MEDIA.split())
 _MARKS = ".,;:!?()"
 
 
@@ -79,6 +84,20 @@ def phrases(prompt: Prompt) -> tuple[Phrase, ...]:
                 _close(current, found)
     _close(current, found)
     return tuple(found)
+
+
+def leading(prompt: Prompt) -> Word | None:
+    """Return the word to look at first: the first noun that doesn't name a kind of picture.
+
+    Where the rule of ``phrases`` finds none, the longest word; None where there isn't a word.
+
+    >>> leading(prompt).text  # of "a photo of a red car on a green lawn"
+    'car'
+    """
+    nouns = [phrase.noun for phrase in phrases(prompt)]
+    things = [noun for noun in nouns if noun.text.casefold().strip(_MARKS) not in MEDIA]
+    longest = sorted(prompt.words, key=lambda word: -len(word.text))
+    return next(iter([*things, *nouns, *longest]), None)
 
 
 def _close(current: list[Word], found: list[Phrase]) -> None:

@@ -204,8 +204,12 @@ def evolution(
     word: str = "",
     size: tuple[int, int] = (480, 900),
     colormap: str = "viridis",
+    levels: Sequence[float] = (),
 ) -> Image.Image:
-    """Draw entropy (layers, steps) as a table of colours, with a bar that gives the numbers."""
+    """Draw entropy (layers, steps) as a table of colours, with a bar that gives the numbers.
+
+    The columns are named by their ``levels``, those of a probe, or else by the step.
+    """
     height, width = size
     low, high = float(entropy.min()), float(entropy.max())
     level = (entropy - low) / (high - low) if high > low else entropy * 0
@@ -229,9 +233,10 @@ def evolution(
         write(draw, (x0 - gap - text_width(label, font), y), label, font)
     steps = entropy.shape[1]
     for s in spread(steps, max(2, min(steps, plot_w // 60))):
-        x = x0 + (s + 0.5) * plot_w / steps - text_width(str(s), font) / 2
-        write(draw, (x, y0 + plot_h + gap / 2), str(s), font)
-    caption = "step"
+        name = f"{levels[s]:g}" if levels else str(s)
+        x = x0 + (s + 0.5) * plot_w / steps - text_width(name, font) / 2
+        write(draw, (x, y0 + plot_h + gap / 2), name, font)
+    caption = "level" if levels else "step"
     write(
         draw,
         (x0 + (plot_w - text_width(caption, font)) / 2, y0 + plot_h + line + gap / 2),

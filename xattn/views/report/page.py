@@ -30,6 +30,7 @@ from xattn import units
 from xattn.maps import select
 from xattn.maps.measures import MEASURES
 from xattn.records.run import Run
+from xattn.text.pairs import leading
 from xattn.views import colours, sheets
 from xattn.views.report.packing import (
     BUDGET,
@@ -217,11 +218,14 @@ def _subject(subject: Subject, room: int, pictures: _Pictures) -> dict[str, Any]
         "text": run.prompt(image).text,
         "parts": list(_parts(run, image, words)),
         "words": labels,
-        "start": max(range(len(words)), key=lambda n: (len(labels[n]), -n), default=0),
+        "start": _start(run, image, words),
         "layers": sheets.shortened([layer.name for layer in run.layers]),
         "mean": "mean of all layers" if chosen == len(run.layers) else f"mean of {chosen} layers",
-        "whole": f"sum of {run.done} steps",
-        "steps": [{"index": s, "timestep": run.timesteps[s]} for s in steps],
+        "axis": run.axis,
+        "whole": f"sum of {run.done} {run.axis}s",
+        "steps": [
+            {"index": s, "name": run.step_name(s), "timestep": run.timesteps[s]} for s in steps
+        ],
         "grids": grids,
         "shares": _base64(shares),
         "latent": list(run.latent),
@@ -241,6 +245,14 @@ def _words(run: Run, image: int) -> list[tuple[str, tuple[int, ...]]]:
         return [(f"token {position}", (position,)) for position in run.positions]
     kept = set(run.positions)
     return [(w.text, tuple(w.positions)) for w in prompt.words if kept.issuperset(w.positions)]
+
+
+def _start(run: Run, image: int, words: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    """Return the number of the word that is shown first."""
+    first = None if run.prompt(image).is_anonymous else leading(run.prompt(image))
+    places = None if first is None else tuple(first.positions)
+    found = (n for n, (_, positions) in enumerate(words) if positions == places)
+    return next(found, max(range(len(words)), key=lambda n: (len(words[n][0]), -n), default=0))
 
 
 def _parts(
@@ -267,9 +279,9 @@ def _parts(
 
 def _facts(run: Run, image: int, shown: int) -> Iterator[tuple[str, str]]:
     yield "prompt", run.prompt(image).text or "(embeddings)"
-    yield "steps", f"{run.done} of {len(run.timesteps)}"
+    yield f"{run.axis}s", f"{run.done} of {len(run.timesteps)}"
     if 0 < shown < run.done:
-        yield "steps shown", f"{shown} of {run.done}, evenly spread, to keep this page small"
+        yield f"{run.axis}s shown", f"{shown} of {run.done}, evenly spread, to keep this page small"
     yield "latent", f"{run.latent[0]} x {run.latent[1]} (height x width)"
     yield "layers", str(sum(len(layer.members) for layer in run.layers))
     yield "axes kept", ", ".join(sorted(run.keep)) or "none"

@@ -161,8 +161,8 @@
   }
 
   const stepText = (s, n) => {
-    const { index, timestep } = s.steps[n - 1];
-    return `step ${index} (t ${Number(timestep.toFixed(1))})`;
+    const { name, timestep } = s.steps[n - 1];
+    return `${name} (t ${Number(timestep.toFixed(1))})`;
   };
 
   // -- the controls
@@ -180,6 +180,9 @@
     const single = state.heads && state.layer > 0;
     $("step-field").hidden = !s.steps.length;
     $("shared-field").hidden = !s.steps.length;
+    $("step-name").textContent = s.axis === "level" ? "Level" : "Step";
+    $("shared-name").textContent = `One scale for all ${s.axis}s`;
+    $("play").setAttribute("aria-label", `Play the ${s.axis}s`);
     $("layer-field").hidden = s.layers.length < 2;
     $("head-field").hidden = !heads.length;
     range("step", s.steps.length, state.step, state.step ? stepText(s, state.step) : "all");
@@ -190,7 +193,7 @@
     state.head = Math.min(state.head, count - 1);
     range("head", Math.max(0, count - 1), state.head, single ? String(state.head) : "mean");
     $("head-hint").textContent = !state.heads ? ""
-      : single ? "Single heads are shown over all steps." : "Choose a layer to see its heads.";
+      : single ? `Single heads are shown over all ${s.axis}s.` : "Choose a layer to see its heads.";
     for (const id of ["opacity", "threshold"]) range(id, 100, $(id).value, `${$(id).value} %`);
     bar();
     draw();
@@ -277,7 +280,7 @@
       line.append(el("th", text, { scope: "row" }), el("td", `${(share(n) / 10).toFixed(1)} %`));
       return line;
     }));
-    table.replaceChildren(el("caption", `At (${place.join(", ")}), mean of all steps, ${s.mean}`), body);
+    table.replaceChildren(el("caption", `At (${place.join(", ")}), mean of all ${s.axis}s, ${s.mean}`), body);
   }
 
   function look(row, column) {
