@@ -492,3 +492,27 @@ def test_kandinskys_videos_have_frames_too() -> None:
         {"self": model, "hidden_states": sample, "timestep": 1.0, "encoder_hidden_states": None}
     )
     assert (read.frames, read.latent) == (3, (4, 6))
+
+
+@pytest.mark.parametrize("negative", [LAWN, None], ids=["guided by the same", "no guidance"])
+def test_each_segment_of_a_video_is_a_run(negative: str | None) -> None:
+    pipe, shown = tiny.animate(), [PICTURE.resize((48, 64))]
+    options: dict[str, Any] = {"image": PICTURE, "segment_frame_length": 9, "num_frames": None}
+    options |= {"pose_video": shown * 17, "face_video": [PICTURE.resize((16, 16))] * 17}
+    options |= {"negative_prompt": negative, "guidance_scale": 2.0 if negative else 1.0}
+    options["output_type"] = "np"
+    case = Case(tiny.animate, nth=1, passes=2 if negative else 1)
+    plain, truth = truth_of(pipe, case, **options)
+    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(512)}
+    trace, video = recorded(pipe, case, record=how, **options)
+    assert np.array_equal(video, plain)
+    assert len(trace.runs) == 2  # of 9 frames each, the last of the one the first of the other
+    for number, run in enumerate(trace.runs):
+        assert (run.frames, run.done, run.images) == (4, 2, [])  # the first is the reference's
+        for n, layer in enumerate(run.layers):
+            steps = rows_of(truth[layer.name], case, 1)[2 * number : 2 * number + 2]
+            kept = run.maps(n).double().flatten(-2)  # (steps, frames, heads, tokens, cells)
+            right = steps[:, 0].unflatten(2, (4, CELLS)).permute(0, 2, 1, 4, 3)
+            torch.testing.assert_close(kept, right, atol=1e-5, rtol=0)
+    assert trace[1].heatmap("car", 3).array.shape == (8, 6)
+    assert trace.words == ("a", "red", "car", "on", "green", "lawn")

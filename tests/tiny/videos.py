@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.classes import WanAnimateTransformer3DModel
 from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
@@ -95,7 +96,7 @@ def wan(*, seed: int = 0, cls: Any = None, two: bool = False, **parts: Any) -> A
     return quiet((cls or WanPipeline)(**(made | parts)))
 
 
-def of_image(name: str, cls: Any, model: Any, *, seed: int = 0) -> Any:
+def of_image(name: str, cls: Any, model: Any, *, seed: int = 0, **more: Any) -> Any:
     """Return a pipeline of Wan's kin that is given a frame, which a vision encoder reads, too."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
@@ -108,13 +109,31 @@ def of_image(name: str, cls: Any, model: Any, *, seed: int = 0) -> Any:
     )
     side = {"height": 16, "width": 16}
     reader = CLIPImageProcessor(size=side, crop_size=side)
-    config = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24}
+    config = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24} | more
     return wan(
         cls=unfixed(name, cls),
         transformer=wan_model(model, seed, **config),
         image_encoder=CLIPVisionModel(vision).eval(),
         image_processor=reader,
     )
+
+
+def animate(*, seed: int = 0) -> Any:
+    """Return Wan Animate's pipeline, which draws a video in segments."""
+    sizes = {str(side): 8 for side in (4, 8, 16)}
+    config = {
+        "latent_channels": 4,
+        "motion_encoder_channel_sizes": sizes,
+        "motion_encoder_size": 16,
+        "motion_style_dim": 8,
+        "motion_dim": 4,
+        "motion_encoder_dim": 8,
+        "face_encoder_hidden_dim": 8,
+        "face_encoder_num_heads": 2,
+        "inject_face_latents_blocks": 1,
+    }
+    names = "wan.pipeline_wan_animate", "WanAnimatePipeline"
+    return of_image(*names, WanAnimateTransformer3DModel, seed=seed, **config)
 
 
 def unfixed(module: str, cls: str) -> Any:

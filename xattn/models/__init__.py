@@ -49,7 +49,7 @@ from xattn.models.sana import Sana
 from xattn.models.sana_video import SanaVideo
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
-from xattn.models.wan import Wan
+from xattn.models.wan import Wan, WanAnimate
 from xattn.models.z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
@@ -88,6 +88,7 @@ FAMILIES: tuple[Family, ...] = (
     Nucleus(),
     Ideogram4(),
     Wan(),
+    WanAnimate(),
     AnyFlow(),
     LTXVideo(),
     LTX2(),

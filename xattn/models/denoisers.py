@@ -43,6 +43,7 @@ RECORDED: dict[str, str] = {
     "MochiTransformer3DModel": "Mochi 1",
     "SkyReelsV2Transformer3DModel": "SkyReels-V2",
     "WanTransformer3DModel": "Wan 2.1, 2.2: text, image and video to video",
+    "WanAnimateTransformer3DModel": "Wan Animate, a run for each segment",
     "WanVACETransformer3DModel": "Wan VACE",
     "NucleusMoEImageTransformer2DModel": "Nucleus-Image",
     "Ideogram4Transformer2DModel": "Ideogram 4",
@@ -99,6 +100,7 @@ UNEDITED: dict[str, str] = {
     "Kandinsky6Transformer3DModel": _WHOLE,
     "MotifVideoTransformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
+    "WanAnimateTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
     "LTXVideoTransformer3DModel": _WHOLE,
@@ -153,6 +155,5 @@ REFUSED: dict[str, str] = {
     "UNetSpatioTemporalConditionModel": "it reads an image, and no text",
     "UVit2DModel": "it fills in discrete tokens and has no latents",
     "WanAnimate2Transformer3DModel": _MODULAR,
-    "WanAnimateTransformer3DModel": "it draws a video in segments, each with a schedule of its own",
 }
 """Why each of the others is refused, as the end of the sentence that says so."""

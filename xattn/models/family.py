@@ -236,6 +236,20 @@ class Encoding(Protocol):
         """Return a method's arguments and result as ``encode_prompt`` would have them."""
 
 
+@runtime_checkable
+class Segmented(Protocol):
+    """The protocol of a family whose pipelines draw a video in segments.
+
+    Each descends a schedule of its own, with the prompts that were encoded once, and is a run.
+
+    Attributes:
+        segment: what one of them is called.
+    """
+
+    @property
+    def segment(self) -> str: ...  # noqa: D102
+
+
 BATCH_AXES: Mapping[str, int | None] = {
     "encoder_hidden_states_llama3": 1,
     "img_ids": None,

@@ -78,5 +78,16 @@ class Wan(Separate):
         )
 
 
+@dataclass(frozen=True)
+class WanAnimate(Wan):
+    """The family of Wan Animate: a video in segments, each a run; a reference is its frame 0.
+
+    What the face gives in layers between the blocks isn't text.
+    """
+
+    classes: tuple[str, ...] = ("WanAnimateTransformer3DModel",)
+    segment: str = "segment"
+
+
 def _reads_image(module: Any) -> bool:
     return getattr(module, "add_k_proj", None) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from xattn.models import encoders_of, family_of_pipeline
-from xattn.models.family import Axis, DenoiserCall, Encoding, Watching
+from xattn.models.family import Axis, DenoiserCall, Encoding, Segmented, Watching
 from xattn.session import events
 from xattn.session.axis import given_texts, read_texts, reader, tokenized
-from xattn.session.clock import clock_of
+from xattn.session.clock import clock_of, timestep_of
 from xattn.session.origin import Following, Turn, untimely
 from xattn.session.patching import StandIn, replaced
 from xattn.session.rows import RowFinder, conditional_block
@@ -48,6 +49,7 @@ class PipelineOrigin:
         self.prompt = prompt
         self.negative = negative
         self._latest: Asked | None = None
+        self._again: Asked | None = None  # of further segments
         if negative and self.family.two_passes:
             raise ValueError(
                 f"negative=True can't be had with {type(pipe).__name__}, whose guidance runs in "
@@ -78,8 +80,9 @@ class PipelineOrigin:
                 found.append(("controlnet." if several is None else f"controlnet.{i}.", net))
         return found
 
-    def asked(self) -> None:
-        """Return None: the pipeline announces its prompts in events."""
+    def asked(self) -> Asked | None:
+        """Return the prompts of further segments; others the pipeline announces in events."""
+        return self._again
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -89,6 +92,7 @@ class PipelineOrigin:
         pipe = self.pipe
 
         def ending(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self._again = None
             try:
                 receive(events.Ended())
             finally:
@@ -103,7 +107,8 @@ class PipelineOrigin:
 
         def filming(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             videos = method(*args, **kwargs)
-            receive(events.Pictures(still_frames(videos, self._frames)))
+            if not isinstance(self.family, Segmented):  # it holds the frames of all segments
+                receive(events.Pictures(still_frames(videos, self._frames)))
             return videos
 
         with ExitStack() as stack:
@@ -128,7 +133,9 @@ class PipelineOrigin:
         result = found = encode(*args, **kwargs)
         if isinstance(self.family, Encoding):
             given, found = self.family.as_encoded(given, result)
-        receive(events.Encoded(self._asked(given, found)))
+        asked = self._asked(given, found)
+        self._again = asked if isinstance(self.family, Segmented) else None
+        receive(events.Encoded(asked))
         return result
 
     def _check_denoiser(self) -> None:
@@ -188,7 +195,8 @@ class PipelineOrigin:
         if call.kind == "guidance" or call.states is None:
             return Turn.PASS
         if following is None or following.clock is None:
-            return Turn.FIRST if asked is not None and _matches(asked, call) else Turn.PASS
+            found = asked is not None and _matches(asked, call) and self._begins(call)
+            return Turn.FIRST if found else Turn.PASS
         ours = following.rows.find(call) is not None
         timely = following.clock.is_at(following.number, call.timestep)
         begins = fresh is not None and _matches(fresh, call)
@@ -208,6 +216,13 @@ class PipelineOrigin:
                 "labels; record the UNet itself, with xattn.Loop(unet, rows=, prompt= ...)"
             )
         return Turn.PASS  # another pipeline's call on a shared denoiser
+
+    def _begins(self, call: DenoiserCall) -> bool:
+        """Return whether a segment can begin with a call; a pass of guidance can have its text."""
+        if not isinstance(self.family, Segmented):
+            return True
+        first = float(self.pipe.scheduler.timesteps[0])
+        return math.isclose(timestep_of(call.timestep), first, abs_tol=1e-3)
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
         """Return a run beginning with a call, on the clock of the pipeline's scheduler."""
