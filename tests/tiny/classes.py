@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import pytest
 import transformers
+from packaging.version import Version
 
 LACKING: dict[str, str] = {}
 """For each class that was asked for and isn't here, the reason of its tests' skips."""
@@ -50,6 +51,12 @@ def find(name: str, module: str = "diffusers") -> Any:
 def needed(cls: Any) -> Any:
     """Return a class; skip the test where it is a stand-in, before other parts are built."""
     return cls() if isinstance(cls, Lacking) else cls
+
+
+def skip_before(version: str, what: str) -> None:
+    """Skip a test where diffusers is older than the first one that can do something."""
+    if Version(diffusers.__version__) < Version(version):
+        pytest.skip(f"{_HERE}: lacks {what}")
 
 
 def __getattr__(name: str) -> Any:
