@@ -494,14 +494,12 @@ def test_kandinskys_videos_have_frames_too() -> None:
     assert (read.frames, read.latent) == (3, (4, 6))
 
 
-@pytest.mark.parametrize("negative", [LAWN, None], ids=["guided by the same", "no guidance"])
-def test_each_segment_of_a_video_is_a_run(negative: str | None) -> None:
+def test_each_segment_of_a_video_is_a_run_even_guided_by_the_same_prompt() -> None:
     pipe, shown = tiny.animate(), [PICTURE.resize((48, 64))]
     options: dict[str, Any] = {"image": PICTURE, "segment_frame_length": 9, "num_frames": None}
     options |= {"pose_video": shown * 17, "face_video": [PICTURE.resize((16, 16))] * 17}
-    options |= {"negative_prompt": negative, "guidance_scale": 2.0 if negative else 1.0}
-    options["output_type"] = "np"
-    case = Case(tiny.animate, nth=1, passes=2 if negative else 1)
+    options |= {"negative_prompt": LAWN, "guidance_scale": 2.0, "output_type": "np"}
+    case = Case(tiny.animate, nth=1, passes=2)
     plain, truth = truth_of(pipe, case, **options)
     how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(512)}
     trace, video = recorded(pipe, case, record=how, **options)
@@ -515,4 +513,25 @@ def test_each_segment_of_a_video_is_a_run(negative: str | None) -> None:
             right = steps[:, 0].unflatten(2, (4, CELLS)).permute(0, 2, 1, 4, 3)
             torch.testing.assert_close(kept, right, atol=1e-5, rtol=0)
     assert trace[1].heatmap("car", 3).array.shape == (8, 6)
+    assert trace.words == ("a", "red", "car", "on", "green", "lawn")
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile:UserWarning")
+def test_each_chunk_of_a_video_is_a_run() -> None:
+    pipe = films.anyflow(chunks=(1, 2))
+    case = Case(films.anyflow, T5, doubled=True)
+    options = {"guidance_scale": 3.0, "negative_prompt": LAWN}
+    plain, truth = truth_of(pipe, case, **options)
+    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(24)}
+    trace, video = recorded(pipe, case, record=how, **options)
+    assert torch.equal(video, plain)
+    assert [run.frames for run in trace.runs] == [1, 2]
+    for number, run in enumerate(trace.runs):
+        assert run.timesteps == tuple(pipe.scheduler.timesteps.tolist())
+        for n, layer in enumerate(run.layers):
+            # two steps of a chunk, then a call that keeps its keys
+            calls = torch.stack(truth[layer.name][3 * number : 3 * number + 2])[:, -1]
+            right = calls.unflatten(2, (run.frames, CELLS)).permute(0, 2, 1, 4, 3)
+            kept = run.maps(n).double().flatten(-2)  # (steps, frames, heads, tokens, cells)
+            torch.testing.assert_close(kept, right, atol=1e-5, rtol=0)
     assert trace.words == ("a", "red", "car", "on", "green", "lawn")

@@ -12,6 +12,8 @@ from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig
 
 from tests.tiny import text_encoder, tokenizer
 from tests.tiny.classes import (
+    AnyFlowFARPipeline,
+    AnyFlowFARTransformer3DModel,
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
     AutoencoderKLCogVideoX,
@@ -341,10 +343,13 @@ def cosmos25(*, seed: int = 0, **parts: Any) -> Any:
     )
 
 
-def anyflow(*, seed: int = 0, **parts: Any) -> Any:
+def anyflow(*, seed: int = 0, chunks: tuple[int, ...] = (), **parts: Any) -> Any:
+    """Return AnyFlow's pipeline, or FAR's, whose chunks have so many frames each."""
     tok = t5_tokenizer()
     torch.manual_seed(seed)
-    model = AnyFlowTransformer3DModel(
+    far: dict[str, Any] = {"chunk_partition": chunks, "compressed_patch_size": (1, 4, 4)}
+    kind = AnyFlowFARTransformer3DModel if chunks else AnyFlowTransformer3DModel
+    model = kind(
         num_attention_heads=2,
         attention_head_dim=12,
         in_channels=4,
@@ -354,6 +359,7 @@ def anyflow(*, seed: int = 0, **parts: Any) -> Any:
         ffn_dim=16,
         num_layers=2,
         rope_max_seq_len=32,
+        **(far if chunks else {}),
     )
     made = {
         "transformer": sharpened(model),
@@ -362,7 +368,7 @@ def anyflow(*, seed: int = 0, **parts: Any) -> Any:
         "text_encoder": t5_encoder(tok, 32, seed),
         "tokenizer": tok,
     }
-    return quiet(AnyFlowPipeline(**(made | parts)))
+    return quiet((AnyFlowFARPipeline if chunks else AnyFlowPipeline)(**(made | parts)))
 
 
 class Reader:

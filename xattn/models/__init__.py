@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from xattn.models.allegro import Allegro
-from xattn.models.anyflow import AnyFlow
+from xattn.models.anyflow import AnyFlow, AnyFlowFAR
 from xattn.models.aura_flow import AuraFlow
 from xattn.models.bria import Bria
 from xattn.models.bria_fibo import BriaFibo
@@ -90,6 +90,7 @@ FAMILIES: tuple[Family, ...] = (
     Wan(),
     WanAnimate(),
     AnyFlow(),
+    AnyFlowFAR(),
     LTXVideo(),
     LTX2(),
     CogVideoX(),

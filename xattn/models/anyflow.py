@@ -27,3 +27,19 @@ class AnyFlow(Wan):
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Raise ValueError: previews are of images."""
         raise ValueError("previews=True can't be had with AnyFlow's videos; leave it out")
+
+
+@dataclass(frozen=True)
+class AnyFlowFAR(AnyFlow):
+    """The family of AnyFlow FAR: a video in chunks, each a run.
+
+    Between them a call keeps the keys of the chunks before; it draws nothing.
+    """
+
+    classes: tuple[str, ...] = ("AnyFlowFARTransformer3DModel",)
+    segment: str = "chunk"
+
+    def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
+        """Read a call on one chunk's latents, or one that keeps keys."""
+        keeps = (arguments.get("kv_cache_flag") or {}).get("is_cache_step")
+        return replace(super().read(arguments, component), kind="guidance" if keeps else "any")

@@ -53,6 +53,7 @@ RECORDED: dict[str, str] = {
     "LTX2VideoTransformer3DModel": "LTX-2, with sound that isn't recorded",
     "CosmosTransformer3DModel": "Cosmos Predict 1, 2, 2.5",
     "AnyFlowTransformer3DModel": "AnyFlow",
+    "AnyFlowFARTransformer3DModel": "AnyFlow FAR, a run for each chunk",
     "Kandinsky6Transformer3DModel": "Kandinsky 6, from text, with sound that isn't recorded",
     "MotifVideoTransformer3DModel": "Motif-Video",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
@@ -65,6 +66,7 @@ SINCE: dict[str, str] = {
     "ErnieImageTransformer2DModel": "0.38",
     "NucleusMoEImageTransformer2DModel": "0.38",
     "AnyFlowTransformer3DModel": "0.39",
+    "AnyFlowFARTransformer3DModel": "0.39",
     "Ideogram4Transformer2DModel": "0.39",
     "JoyImageEditTransformer3DModel": "0.39",
     "Krea2Transformer2DModel": "0.39",
@@ -97,6 +99,7 @@ UNEDITED: dict[str, str] = {
     "LTX2VideoTransformer3DModel": _WHOLE,
     "CosmosTransformer3DModel": "its images are read as videos, whose maps are recorded alone",
     "AnyFlowTransformer3DModel": _WHOLE,
+    "AnyFlowFARTransformer3DModel": _WHOLE,
     "Kandinsky6Transformer3DModel": _WHOLE,
     "MotifVideoTransformer3DModel": _WHOLE,
     "WanTransformer3DModel": _WHOLE,
@@ -118,7 +121,6 @@ _UNUSED = "no pipeline of diffusers calls it with a text"
 
 REFUSED: dict[str, str] = {
     "AceStepTransformer1DModel": _SOUND,
-    "AnyFlowFARTransformer3DModel": "it draws a video in chunks, each with a schedule of its own",
     "BriaFibo2Transformer2DModel": "it reads a summary of the text, not its words",
     "Cosmos3OmniTransformer": "text, frames, sound and actions are packed in one sequence",
     "DiTTransformer2DModel": "it draws classes by number, without a text",
