@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 import xattn
@@ -25,6 +26,8 @@ from tests.tiny.classes import skip_before
 
 PROMPT = "a red car on a green lawn"
 EXACT = "exact"
+OLD_TORCH = Version(torch.__version__) < Version("2.7")
+"""Whether a graph goes with the processor that it was compiled for, seen with torch 2.6.0."""
 
 
 def small() -> Any:
@@ -353,10 +356,11 @@ def test_a_compiled_unet_is_recorded_in_one_more_graph(in_place: bool) -> None:
             np.testing.assert_array_equal(plain, draw(pipe, steps=3))
         with xattn.record(pipe):  # another recording, the same graph
             draw(pipe)
-        assert count() == 2
+        again = 3 if OLD_TORCH else 2
+        assert count() == again
         assert_same_parts(before, parts(pipe))
         np.testing.assert_array_equal(plain, draw(pipe, steps=3))
-        assert count() == 2
+        assert count() == again
     reference = smallest()
     with xattn.record(reference) as expected:
         draw(reference, steps=3)
