@@ -78,6 +78,7 @@ def test_occlusion_is_the_change_of_the_estimate_without_each_word(
     np.testing.assert_allclose(why.values, wanted.mean((1, 2)).numpy(), rtol=1e-3)
     np.testing.assert_allclose(np.asarray(why.map("car")), wanted[2].numpy(), rtol=1e-2, atol=1e-9)
     assert why.calls == xattn.attribution_cost(pipe, PROMPT, levels=LEVEL).calls == 4
+    assert xattn.attribution_cost(pipe, trace, levels=LEVEL).calls == 4
 
 
 def test_a_region_counts_the_change_there_alone(pipe: Any, trace: xattn.Trace) -> None:

@@ -378,7 +378,7 @@ def test_prompts_of_many_lengths_share_a_few_graphs() -> None:
         for length in range(2, 13, 2):
             with xattn.record(pipe, words=list(range(1, length + 1))), torch.no_grad():
                 pipe(" ".join(words), num_inference_steps=1, height=16, width=16)
-        assert count() <= 4
+        assert count() <= (7 if OLD_TORCH else 4)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -41,7 +41,7 @@ from xattn.session.session import opened
 
 def attribution_cost(
     pipe: Any,
-    prompt: str,
+    prompt: Trace | str,
     *,
     of: str | Sequence[str] = "words",
     how: Any = "occlusion",
@@ -55,7 +55,7 @@ def attribution_cost(
 
     Args:
         pipe: the pipeline.
-        prompt: the text.
+        prompt: the text, or a trace of it.
         of: as for ``attribute``.
         how: as for ``attribute``.
         levels: as for ``attribute``.
@@ -70,6 +70,7 @@ def attribution_cost(
         shapley of 3 words at 2 noised pictures: 16 denoiser rows
     """
     method = method_of(how)
+    prompt = prompt if isinstance(prompt, str) else prompt.run.prompt(0).text
     if of == "inputs":
         count = len(inputs_of(pipe, prompt, options))
         return Cost(method.name, count, 0, method.rows(count))
