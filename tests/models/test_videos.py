@@ -266,7 +266,10 @@ def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
     given |= {"num_inference_steps": 2, "output_type": "latent"}
     generator = torch.Generator().manual_seed(0)
     given |= case.options | options
+    if "pyramid_num_inference_steps_list" in given:
+        given["num_inference_steps"] = None
     for name in (
+        "num_inference_steps",
         "num_frames",
         "height",
         "width",
@@ -535,3 +538,32 @@ def test_each_chunk_of_a_video_is_a_run() -> None:
             kept = run.maps(n).double().flatten(-2)  # (steps, frames, heads, tokens, cells)
             torch.testing.assert_close(kept, right, atol=1e-5, rtol=0)
     assert trace.words == ("a", "red", "car", "on", "green", "lawn")
+
+
+@pytest.mark.parametrize("pyramid", [False, True], ids=["windows", "and their stages"])
+def test_each_window_of_helios_and_each_of_its_stages_is_a_run(pyramid: bool) -> None:
+    pipe = films.helios(pyramid=pyramid)
+    case = Case(films.helios, {**T5, "num_latent_frames_per_chunk": 2}, passes=2)
+    options: dict[str, Any] = {"guidance_scale": 3.0, "negative_prompt": LAWN, "width": 64}
+    options["output_type"] = "np"
+    if pyramid:
+        options["pyramid_num_inference_steps_list"] = [2, 2]
+    plain, truth = truth_of(pipe, case, **options)
+    how = {"keep": ("step", "layer", "head"), "dtype": torch.float32, "words": range(24)}
+    trace, video = recorded(pipe, case, record=how, **options)
+    assert np.array_equal(video, plain)
+    grids = [(2, 2), (4, 4)] * 2 if pyramid else [(4, 4)] * 2
+    assert [run.layers[0].grid for run in trace.runs] == grids
+    for number, run in enumerate(trace.runs):
+        for n, layer in enumerate(run.layers):
+            calls = truth[layer.name][4 * number : 4 * number + 4]
+            right = rows_of(calls, case, 1)[:, 0].unflatten(2, (2, -1)).permute(0, 2, 1, 4, 3)
+            kept = run.maps(n).double().flatten(-2)  # (steps, frames, heads, tokens, cells)
+            torch.testing.assert_close(kept, right, atol=1e-5, rtol=0)
+    assert trace.words == ("a", "red", "car", "on", "green", "lawn")
+
+
+def test_helios_whose_frames_before_a_window_read_the_text_is_refused() -> None:
+    pipe = films.helios(guidance_cross_attn=False)
+    with pytest.raises(RuntimeError, match="lets the frames before a window read the text"):
+        recorded(pipe, Case(films.helios, {**T5, "width": 64}))

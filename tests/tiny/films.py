@@ -33,6 +33,8 @@ from tests.tiny.classes import (
     EDMEulerScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeliosScheduler,
+    HeliosTransformer3DModel,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
@@ -48,7 +50,7 @@ from tests.tiny.classes import (
 from tests.tiny.crossed import gemma
 from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
-from tests.tiny.videos import hunyuan_vae, wan_vae
+from tests.tiny.videos import hunyuan_vae, unfixed, wan_vae
 
 LTX2TextConnectors = find("LTX2TextConnectors", "diffusers.pipelines.ltx2")
 
@@ -341,6 +343,34 @@ def cosmos25(*, seed: int = 0, **parts: Any) -> Any:
         tokenizer=tok,
         **parts,
     )
+
+
+def helios(*, seed: int = 0, pyramid: bool = False, **config: Any) -> Any:
+    """Return Helios' pipeline, which draws a video in windows, or the one in stages of each."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    model = HeliosTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=2,
+        rope_dim=(4, 4, 4),
+        **config,
+    )
+    name = "HeliosPyramidPipeline" if pyramid else "HeliosPipeline"
+    cls = unfixed("helios.pipeline_helios" + "_pyramid" * pyramid, name)
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": HeliosScheduler(stages=2 if pyramid else 1),
+        "vae": wan_vae(seed),
+        "text_encoder": t5_encoder(tok, 32, seed),
+        "tokenizer": tok,
+    }
+    return quiet(cls(**made))
 
 
 def anyflow(*, seed: int = 0, chunks: tuple[int, ...] = (), **parts: Any) -> Any:

@@ -21,6 +21,7 @@ from xattn.models.ernie_image import ErnieImage
 from xattn.models.family import Encoding, Family
 from xattn.models.flux import Flux
 from xattn.models.flux2 import Flux2
+from xattn.models.helios import Helios
 from xattn.models.hidream import HiDream
 from xattn.models.hunyuan_dit import HunyuanDiT
 from xattn.models.hunyuan_image import HunyuanImage
@@ -89,6 +90,7 @@ FAMILIES: tuple[Family, ...] = (
     Ideogram4(),
     Wan(),
     WanAnimate(),
+    Helios(),
     AnyFlow(),
     AnyFlowFAR(),
     LTXVideo(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ from xattn.models import encoders_of, family_of_pipeline
 from xattn.models.family import Axis, DenoiserCall, Encoding, Segmented, Watching
 from xattn.session import events
 from xattn.session.axis import given_texts, read_texts, reader, tokenized
-from xattn.session.clock import clock_of, timestep_of
+from xattn.session.clock import clock_of, is_time
 from xattn.session.origin import Following, Turn, untimely
 from xattn.session.patching import StandIn, replaced
 from xattn.session.rows import RowFinder, conditional_block
@@ -221,8 +220,7 @@ class PipelineOrigin:
         """Return whether a segment can begin with a call; a pass of guidance can have its text."""
         if not isinstance(self.family, Segmented):
             return True
-        first = float(self.pipe.scheduler.timesteps[0])
-        return math.isclose(timestep_of(call.timestep), first, abs_tol=1e-3)
+        return is_time(call.timestep, float(self.pipe.scheduler.timesteps[0]))
 
     def follow(self, call: DenoiserCall, asked: Asked) -> Following:
         """Return a run beginning with a call, on the clock of the pipeline's scheduler."""
