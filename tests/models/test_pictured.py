@@ -265,3 +265,9 @@ def test_a_pipeline_copied_inside_a_block_reads_prompts_as_before(omnigen: Any) 
     for processor in (twin.multimodal_processor, pickled):
         assert isinstance(processor, pictured.OmniGenReader)
     assert torch.equal(draw(twin), plain)
+
+
+def test_vital_passes_the_prompt_by_name_where_a_picture_comes_first() -> None:
+    found = xattn.vital(pictured.joy(), [LAWN], height=64, width=64, num_inference_steps=1)
+    assert found.layers
+    assert set(found.layers) <= {f"double_blocks.{n}.attn" for n in range(2)}

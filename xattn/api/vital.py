@@ -76,7 +76,7 @@ def vital(
     def drawn() -> list[Any]:
         nonlocal done
         noise = [torch.Generator().manual_seed(seed) for _ in texts]
-        images: list[Any] = pipe(texts, generator=noise, **options).images
+        images: list[Any] = pipe(prompt=texts, generator=noise, **options).images
         done += 1
         if progress is not None:
             progress(done, 1 + len(chosen))
