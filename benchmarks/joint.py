@@ -24,13 +24,12 @@ from benchmarks import machine
 from benchmarks.edits import STEPS, Case, cases, look, outside, psnr
 from benchmarks.judge import Judge, train_judge
 from benchmarks.page import table
-from benchmarks.toyland import RESULTS, Tally, decode, percent
+from benchmarks.toyland import JOINT_GUIDANCE, RESULTS, Tally, decode, percent
 from xattn.edits.kinds import Edits
 from xattn.edits.timing import JOINT
 from xattn.models import family_of
 
 SHARES, FEW = (0.0, 0.2, 0.4, 0.8), (0.0, 0.4)
-GUIDANCE = 5.0
 KINDS = {
     "recolour": "the new colour",
     "recolour, blended": "the new colour",
@@ -75,7 +74,7 @@ def draw(
             layers=layers,
             generator=torch.Generator().manual_seed(case.seed),
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
+            guidance_scale=JOINT_GUIDANCE,
             output_type="latent",
             trace=False,
         )
@@ -85,6 +84,18 @@ def draw(
         keys += [(kind, name, cross, self_) for kind, cross, self_ in asked]
     images = decode(pipe, torch.stack(latents))
     return images[0], dict(zip(keys, images[1:], strict=True))
+
+
+def shows(pipe: Any, case: Case, steps: int, judge: Judge) -> bool:
+    """Whether the plain picture of a prompt shows its object: others' edits needn't be drawn."""
+    (image,) = pipe(
+        case.prompt,
+        generator=torch.Generator().manual_seed(case.seed),
+        num_inference_steps=steps,
+        guidance_scale=JOINT_GUIDANCE,
+    ).images
+    (found,) = look(judge, [image])
+    return found is not None and (found.noun, found.colour) == (case.noun, case.colour)
 
 
 def score(
@@ -113,9 +124,10 @@ def markdown(result: dict[str, Any]) -> str:
         "# Joint attention: what to follow, where, and for how long",
         f"Made by `python -m benchmarks.joint`: {result['prompts']} prompts, of which "
         f"{result['scored']} show the object asked for, {result['steps']} steps, guidance "
-        f"{GUIDANCE:g}. The library's defaults are {JOINT.cross} of the run for the text's columns "
-        f"and {JOINT.self_} for the image's queries and keys, in all layers. Background: outside "
-        "of the object before and after. In brackets 95 % bootstrap intervals over prompts.",
+        f"{JOINT_GUIDANCE:g}. The library's defaults are {JOINT.cross} of the run for the text's "
+        f"columns and {JOINT.self_} for the image's queries and keys, in all layers. Background: "
+        "outside of the object before and after. In brackets 95 % bootstrap intervals over "
+        "prompts.",
     ]
     for kind, aim in KINDS.items():
         rows = []
@@ -146,8 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen, shares = cases(4 if options.quick else options.prompts), SHARES
     scored = 0
     for case in chosen:
+        if not shows(pipe, case, options.steps, judge):
+            continue
         drawn = draw(pipe, case, options.steps, FEW if options.quick else shares)
         scored += score(case, *drawn, judge, tally)
+        print(f"{case.prompt}: {scored} scored", flush=True)
     figures: dict[str, Any] = {}
     for name, value in tally.summary().items():
         key, _, what = name.rpartition("/")

@@ -1,8 +1,8 @@
 """Measurement of steering: are hard captions drawn right more often, and what does it cost?
 
-`python -m benchmarks.steering --count N --model unet|contextual` draws N hard captions plain and
-steered by `Present` and `Bind`, from the same seeds, and lets the judge of `benchmarks.judge` say
-what is there. `--tune M` compares settings on other captions than those that are reported;
+`python -m benchmarks.steering --count N --model unet|contextual|mmdit` draws N hard captions plain
+and steered by `Present` and `Bind`, from the same seeds, and lets the judge of `benchmarks.judge`
+say what is there. `--tune M` compares settings on other captions than those that are reported;
 `--noise` draws plainly from the best of several noises, by the same goals; `--place` measures
 `Place` on captions of one object in place; `--beside` draws with diffusers' deprecated
 Attend-and-Excite pipeline from the same seeds. It writes `steering-MODEL.json`, in which each part
@@ -32,12 +32,12 @@ from benchmarks.steering_goals import DEFAULT, SETTINGS, Setting, goals_of, posi
 from benchmarks.steering_page import SUCCESS, markdown
 from benchmarks.toyland import (
     DRAW_SEED,
-    GUIDANCE,
     HARD_SEED,
     RESULTS,
     STEPS,
     Tally,
     decode,
+    guidance_of,
     interval,
     rebuild,
     score_hard,
@@ -46,6 +46,7 @@ from benchmarks.toyland import (
 from xattn import initial_noise, steer, toyland
 from xattn.guidance.goal import Goal
 from xattn.guidance.place import Place
+from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import Scene, compose, scene
 
 TUNE_SEED = 15_000_000
@@ -72,7 +73,7 @@ def way(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], **options: Any)
         captions = [one.caption for one in wanted]
         start = time.process_time()
         with steer(pipe, *goals, **options) as steering:
-            latents = pipe(captions, output_type="latent", **usual(wanted)).images
+            latents = pipe(captions, output_type="latent", **usual(pipe, wanted)).images
         seconds = time.process_time() - start
         own = [3 * steps + steering.checks for steps in steering.steps_of or [0] * len(wanted)]
         return Drawing(latents, [2 * STEPS + more for more in own], seconds)
@@ -80,10 +81,10 @@ def way(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], **options: Any)
     return draw
 
 
-def usual(wanted: Sequence[Scene]) -> dict[str, Any]:
+def usual(pipe: Any, wanted: Sequence[Scene]) -> dict[str, Any]:
     """Return the options of every drawing."""
     return {
-        "num_inference_steps": STEPS, "guidance_scale": GUIDANCE,
+        "num_inference_steps": STEPS, "guidance_scale": guidance_of(pipe),
         "generator": [torch.Generator().manual_seed(one.seed) for one in wanted],
     }  # fmt: skip
 
@@ -194,7 +195,7 @@ def chosen(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], tries: int) 
         goals = [goal for one in wanted for goal in goals_for(one)]
         captions = [one.caption for one in wanted]
         start = time.process_time()
-        options = usual(wanted)
+        options = usual(pipe, wanted)
         noise = initial_noise(
             pipe, captions, *goals, tries=tries, rounds=0, seed=wanted[0].seed, **options
         )
@@ -294,7 +295,7 @@ def measure_beside(pipe: Any, judge: Judge, count: int, setting: Setting) -> dic
                 wanted.caption, token_indices=indices, output_type="latent",
                 max_iter_to_alter=STEPS // 2,
                 thresholds={0: 0.05, STEPS // 5: 0.5, 2 * STEPS // 5: 0.8},
-                **usual(scenes),
+                **usual(pipe, scenes),
             ).images  # fmt: skip
         finally:
             pipe.unet.set_attn_processor(own)
@@ -321,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--noise", type=int, default=0, help="hard captions from chosen noise")
     parser.add_argument("--tries", type=int, default=16, help="noises to choose from")
     parser.add_argument("--setting", choices=[each.name for each in SETTINGS], default="default")
-    parser.add_argument("--model", choices=["unet", "contextual"], default="contextual")
+    parser.add_argument("--model", choices=MODELS, default="contextual")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--judge", type=Path, default=Path(".work/judge-hard.pt"), help="kept here")
     options = parser.parse_args(arguments)
