@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from rich.console import Console
 from typer.main import get_command
 
 from xattn.cli import exit_code_of
+from xattn.cli.batch import typed_lines
 from xattn.cli.commands import app
 from xattn.cli.edit import grouped, write_edit
 from xattn.cli.options import watched
@@ -569,6 +571,22 @@ def test_the_demo_shows_everything_once(xattn_command: Any, toyland: Any, tmp_pa
 def entry_point() -> list[str]:
     installed = Path(sys.executable).with_name("xattn")
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "xattn.cli"]
+
+
+def test_a_batch_reads_its_lines_from_another_program(
+    xattn_command: Any, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = b'{"prompt": "a red car", "steps": 2}\n{"prompt": ""\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    code, out, _ = xattn_command("batch", "-", "--model", model, "--out", "o", "--json")
+    told = json.loads(out)
+    assert (code, told["drawn"]) == (1, 1)
+    assert told["failures"][0]["line"] == 2
+
+
+def test_standard_input_is_not_shared_by_processes() -> None:
+    with pytest.raises(ValueError, match="by 2 processes: name a file"):
+        typed_lines(2)
 
 
 def shell(*words: str, code: str | None = None) -> subprocess.CompletedProcess[str]:

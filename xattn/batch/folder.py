@@ -111,8 +111,8 @@ class Writer:
     def _check_same(self, there: Any, here: Mapping[str, Any], resume: bool) -> None:
         if not resume:
             raise ValueError(
-                f"{self.folder} holds a batch already: continue it with resume, or choose another "
-                "folder"
+                f"{self.folder} holds a batch already: continue it with resume=True (--resume), or "
+                "choose another folder"
             )
         theirs = there if isinstance(there, dict) else {}
         differs = [k for k in sorted({*here, *theirs}) if here.get(k) != theirs.get(k)]

@@ -172,11 +172,11 @@ class Failure:
         return f"line {self.line}: {self.message}" if self.line else self.message
 
 
-Items = str | os.PathLike[str] | Iterable[Item | Mapping[str, Any]]
+Items = str | os.PathLike[str] | Iterable[Item | Mapping[str, Any] | bytes]
 
 
 def read_items(items: Items) -> tuple[list[Numbered], list[Failure]]:
-    """Read items from a JSON Lines file, or check those that are given.
+    """Read items from a JSON Lines file or from such lines, or check those that are given.
 
     Empty lines are skipped. An item without a seed gets the one of its line, from 0.
 

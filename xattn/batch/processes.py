@@ -22,10 +22,15 @@ class Crew:
         """Whether this is the process that keeps the index."""
         return bool(self.state.is_main_process)
 
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return int(self.state.num_processes)
+
     def share(self, groups: Sequence[list[Numbered]]) -> list[list[Numbered]]:
         """Return the groups that this process draws."""
         # with fewer groups than processes, accelerate would give the last one several times
-        missing = max(0, self.state.num_processes - len(groups))
+        missing = max(0, self.size - len(groups))
         padded: list[list[Numbered] | None] = [*groups, *[None] * missing]
         with self.state.split_between_processes(padded) as ours:
             return [group for group in ours if group is not None]

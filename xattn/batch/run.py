@@ -61,7 +61,8 @@ def run(
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline.
-        items: a JSON Lines file, or ``Item``s, or mappings with an item's fields.
+        items: a JSON Lines file or its lines as bytes, or ``Item``s, or mappings with an item's
+            fields.
         out: a folder, new or empty unless it is resumed.
         batch_size: how many items are drawn together.
         keep: which of the axes "step", "layer", "head" of the maps stay apart.

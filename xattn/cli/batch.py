@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import typer
 from xattn.cli import options as o
 from xattn.cli.output import print_json
 
+STDIN = Path("-")
 EPILOG = "Example: [bold]xattn batch prompts.jsonl --out runs[/bold]"
 
 
@@ -31,15 +33,26 @@ def register(app: typer.Typer) -> None:
     app.command("batch", epilog=EPILOG)(batch)
 
 
+def there_is(prompts: Path) -> Path:
+    """Return the name of a file that there is, or of standard input.
+
+    Raises:
+        typer.BadParameter: there is no such file.
+    """
+    if prompts != STDIN and not prompts.is_file():
+        wrong = "is a folder" if prompts.is_dir() else "does not exist"
+        raise typer.BadParameter(f"file '{prompts}' {wrong}")
+    return prompts
+
+
 def batch(
     prompts: Annotated[
         Path,
         typer.Argument(
             help="JSON Lines: on each line an object with prompt and, if wanted, seed, "
             "negative_prompt, words, edits, steps, size ([height, width] or WxH), guidance_scale, "
-            "name.",
-            exists=True,
-            dir_okay=False,
+            "name; - reads the lines from standard input.",
+            callback=there_is,
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder for results.", rich_help_panel=o.OUTPUT)],
@@ -88,7 +101,7 @@ def batch(
             )
             report = batches.run(
                 pipe,
-                prompts,
+                typed_lines(crew.size) if prompts == STDIN else prompts,
                 out,
                 batch_size=batch_size,
                 keep=["layer"] if keep is None else o.axes_of(keep),
@@ -107,6 +120,17 @@ def batch(
             typer.echo(f"{report}: {out}")
     if not report.ok:
         raise typer.Exit(1)
+
+
+def typed_lines(processes: int) -> list[bytes]:
+    """Read lines from standard input.
+
+    Raises:
+        ValueError: several processes draw, and only one of them could read it.
+    """
+    if processes > 1:
+        raise ValueError(f"standard input can't be shared by {processes} processes: name a file")
+    return sys.stdin.buffer.readlines()
 
 
 @contextmanager
