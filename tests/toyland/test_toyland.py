@@ -243,6 +243,13 @@ def test_the_pooled_prompt_is_zero_so_the_tokens_carry_everything() -> None:
     assert not pooled.any()
 
 
+def test_patches_are_told_apart_by_row_and_by_column() -> None:
+    embedding: Any = RECIPES["mmdit"].build().get_submodule("transformer.pos_embed")
+    values = embedding.cropped_pos_embed(16, 16)[0]  # (64, channels)
+    spread = torch.linalg.svdvals(values - values.mean(0))
+    assert int((spread > spread[0] / 50).sum()) >= 14  # sinusoids alone: 6
+
+
 def test_the_velocity_of_a_perfect_guess_costs_nothing() -> None:
     class Perfect(Transformer):
         def forward(self, noisy: Any, timesteps: Any, ids: Any) -> Any:

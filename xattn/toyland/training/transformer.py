@@ -26,6 +26,8 @@ T5_LENGTH = 256
 """Zero vectors that the pipeline puts where T5's text would stand."""
 ENCODER_DIM = 64  # of each of the two text encoders
 LONGEST_WAVE = 30  # wavelengths of the positions: 6 to 190 tokens
+PATCHES = 8  # of a side
+CODE_SCALE = 1.5
 LEVEL_SHIFT = 0.4  # of the levels' logits, towards noise
 UNPROMPTED_SHARE = 0.2  # of the predictions' loss
 CHANGE_WEIGHT = 2.0
@@ -51,7 +53,27 @@ def build_transformer() -> SD3Transformer2DModel:
     for name, parameter in model.named_parameters():  # each block starts as the identity
         if name.startswith("proj_out.") or (".norm1" in name and ".linear." in name):
             torch.nn.init.zeros_(parameter)
+    tell_patches_apart(model.pos_embed)
     return model
+
+
+@torch.no_grad()
+def tell_patches_apart(embedding: Any) -> None:
+    """Add to a transformer's sinusoids of positions a code of each row and each column.
+
+    Sinusoids are made for hundreds of positions: over 8 they are all but straight lines, in which
+    no query finds its neighbour. Codes of different rows, and of different columns, are
+    orthogonal; they lie in sixteen directions drawn at random.
+    """
+    side, weight = embedding.pos_embed_max_size, embedding.pos_embed  # (1, side * side, channels)
+    waves = math.pi / PATCHES * torch.arange(1, PATCHES, 2)
+    places = torch.arange(side) - (side - PATCHES) // 2  # the model takes the middle
+    angles = places[:, None] * waves
+    code = torch.cat([angles.cos(), angles.sin()], dim=1)  # (side, 8)
+    rows, columns = code.repeat_interleave(side, 0), code.repeat(side, 1)
+    drawn = torch.randn(weight.shape[-1], 2 * PATCHES, generator=torch.Generator().manual_seed(5))
+    directions = torch.linalg.qr(drawn)[0]  # (channels, 16)
+    weight += CODE_SCALE * torch.cat([rows, columns], dim=1) @ directions.T
 
 
 def build_prompt_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
