@@ -76,7 +76,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table below
     from xattn.text.prompt import WordError as WordError
     from xattn.toyland import demo as demo
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # Imported on first use: `import xattn` stays light.
 _HOMES = {
