@@ -117,7 +117,7 @@ def collected(
         part = scenes[start : start + batch]
         with record(pipe, keep=["layer"]) as trace:
             latents = pipe(
-                [one.caption for one in part], output_type="latent", **usual(pipe, part)
+                [one.caption for one in part], output_type="latent", **usual(part)
             ).images
         seen = verdicts(judge, decode(pipe, latents))
         for image, (wanted, found) in enumerate(zip(part, seen, strict=True)):

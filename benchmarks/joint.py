@@ -24,7 +24,7 @@ from benchmarks import machine
 from benchmarks.edits import STEPS, Case, cases, look, outside, psnr
 from benchmarks.judge import Judge, train_judge
 from benchmarks.page import table
-from benchmarks.toyland import JOINT_GUIDANCE, RESULTS, Tally, decode, percent
+from benchmarks.toyland import GUIDANCE, RESULTS, Tally, decode, percent
 from xattn.edits.kinds import Edits
 from xattn.edits.timing import JOINT
 from xattn.models import family_of
@@ -74,7 +74,7 @@ def draw(
             layers=layers,
             generator=torch.Generator().manual_seed(case.seed),
             num_inference_steps=steps,
-            guidance_scale=JOINT_GUIDANCE,
+            guidance_scale=GUIDANCE,
             output_type="latent",
             trace=False,
         )
@@ -92,7 +92,7 @@ def shows(pipe: Any, case: Case, steps: int, judge: Judge) -> bool:
         case.prompt,
         generator=torch.Generator().manual_seed(case.seed),
         num_inference_steps=steps,
-        guidance_scale=JOINT_GUIDANCE,
+        guidance_scale=GUIDANCE,
     ).images
     (found,) = look(judge, [image])
     return found is not None and (found.noun, found.colour) == (case.noun, case.colour)
@@ -124,7 +124,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Joint attention: what to follow, where, and for how long",
         f"Made by `python -m benchmarks.joint`: {result['prompts']} prompts, of which "
         f"{result['scored']} show the object asked for, {result['steps']} steps, guidance "
-        f"{JOINT_GUIDANCE:g}. The library's defaults are {JOINT.cross} of the run for the text's "
+        f"{GUIDANCE:g}. The library's defaults are {JOINT.cross} of the run for the text's "
         f"columns and {JOINT.self_} for the image's queries and keys, in all layers. Background: "
         "outside of the object before and after. In brackets 95 % bootstrap intervals over "
         "prompts.",

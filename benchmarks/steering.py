@@ -32,12 +32,12 @@ from benchmarks.steering_goals import DEFAULT, SETTINGS, Setting, goals_of, posi
 from benchmarks.steering_page import SUCCESS, markdown
 from benchmarks.toyland import (
     DRAW_SEED,
+    GUIDANCE,
     HARD_SEED,
     RESULTS,
     STEPS,
     Tally,
     decode,
-    guidance_of,
     interval,
     rebuild,
     score_hard,
@@ -73,7 +73,7 @@ def way(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], **options: Any)
         captions = [one.caption for one in wanted]
         start = time.process_time()
         with steer(pipe, *goals, **options) as steering:
-            latents = pipe(captions, output_type="latent", **usual(pipe, wanted)).images
+            latents = pipe(captions, output_type="latent", **usual(wanted)).images
         seconds = time.process_time() - start
         own = [3 * steps + steering.checks for steps in steering.steps_of or [0] * len(wanted)]
         return Drawing(latents, [2 * STEPS + more for more in own], seconds)
@@ -81,10 +81,10 @@ def way(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], **options: Any)
     return draw
 
 
-def usual(pipe: Any, wanted: Sequence[Scene]) -> dict[str, Any]:
+def usual(wanted: Sequence[Scene]) -> dict[str, Any]:
     """Return the options of every drawing."""
     return {
-        "num_inference_steps": STEPS, "guidance_scale": guidance_of(pipe),
+        "num_inference_steps": STEPS, "guidance_scale": GUIDANCE,
         "generator": [torch.Generator().manual_seed(one.seed) for one in wanted],
     }  # fmt: skip
 
@@ -195,7 +195,7 @@ def chosen(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], tries: int) 
         goals = [goal for one in wanted for goal in goals_for(one)]
         captions = [one.caption for one in wanted]
         start = time.process_time()
-        options = usual(pipe, wanted)
+        options = usual(wanted)
         noise = initial_noise(
             pipe, captions, *goals, tries=tries, rounds=0, seed=wanted[0].seed, **options
         )
@@ -295,7 +295,7 @@ def measure_beside(pipe: Any, judge: Judge, count: int, setting: Setting) -> dic
                 wanted.caption, token_indices=indices, output_type="latent",
                 max_iter_to_alter=STEPS // 2,
                 thresholds={0: 0.05, STEPS // 5: 0.5, 2 * STEPS // 5: 0.8},
-                **usual(pipe, scenes),
+                **usual(scenes),
             ).images  # fmt: skip
         finally:
             pipe.unet.set_attn_processor(own)

@@ -39,7 +39,7 @@ KINDS = ("training", "held out", "hard")
 """Kinds of captions that the models are asked to draw."""
 LEVELS = (100, 300, 500, 700, 900)
 THRESHOLDS = np.linspace(0.1, 0.9, 33)
-STEPS, GUIDANCE, JOINT_GUIDANCE = 20, 5.0, 9.0
+STEPS, GUIDANCE = 20, 5.0
 RESULTS = Path(__file__).parent / "results"
 
 Array = npt.NDArray[np.float64]
@@ -85,11 +85,6 @@ class Tally:
 # -- does it draw what it is told?
 
 
-def guidance_of(pipe: Any) -> float:
-    """Return the guidance of a model's drawings, the joint-attention one's chosen on others."""
-    return GUIDANCE if hasattr(pipe, "unet") else JOINT_GUIDANCE
-
-
 def generate(
     pipe: StableDiffusionPipeline, captions: Sequence[str], seeds: Sequence[int], batch: int = 20
 ) -> torch.Tensor:
@@ -100,7 +95,7 @@ def generate(
         drawn = pipe(
             list(captions[start : start + batch]),
             num_inference_steps=STEPS,
-            guidance_scale=guidance_of(pipe),
+            guidance_scale=GUIDANCE,
             generator=generators,
             output_type="latent",
         )
@@ -565,13 +560,12 @@ def markdown(result: dict[str, Any]) -> str:
     """Write the figures as a page."""
     drawing = result["drawing"]
     usual, held = drawing["training"], drawing["held out"]
-    guidance = JOINT_GUIDANCE if result["model"] == "mmdit" else GUIDANCE
     lines = [
         f"# Toyland: figures of {result['model']}",
         "",
         f"Made by `python -m benchmarks.toyland --model {result['model']}`: {result['pictures']} "
         f"captions, half as many with held-out pairs, and hard ones; {STEPS} "
-        f"steps, guidance {guidance:g}. "
+        f"steps, guidance {GUIDANCE:g}. "
         "In brackets the 95 % bootstrap interval over scenes, and how many were judged.",
         "",
         f"Loading {result['speed']['load seconds']:.2f} s, one image of {STEPS} steps with "
