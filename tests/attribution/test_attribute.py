@@ -137,7 +137,9 @@ def test_information_is_the_integral_of_the_squared_change_of_the_noise(
         _, predicted, alpha = noise_by_hand(pipe, LESS, level)
         apart.append(((predicted[1:] - predicted[:1]) ** 2).sum((1, 2, 3)).double())
         logs.append(np.log(alpha / (1 - alpha)))
-    wanted = 0.5 * -np.trapezoid(torch.stack(apart).numpy(), logs, axis=0)  # logs descend
+    wanted = (
+        0.5 * -torch.trapezoid(torch.stack(apart), torch.as_tensor(logs), dim=0).numpy()
+    )  # logs descend
     np.testing.assert_allclose(why.values, wanted, rtol=1e-3)
     sums = [np.asarray(why.map(word)).sum() for word in why.words]
     np.testing.assert_allclose(sums, why.values, rtol=1e-4)
