@@ -15,6 +15,7 @@ import xattn
 from tests import tiny
 from tests.helpers import assert_restored, draw, picture
 from tests.tiny import transformers
+from tests.tiny.classes import skip_before_torch
 from xattn.attribution.dissect import iou, on_grid
 from xattn.attribution.maps import head_maps
 from xattn.attribution.marked import Marked, from_coco, marked, run_lengths
@@ -93,6 +94,7 @@ def test_all_heads_make_the_default_map(pipe: Any, pictures: list[Marked]) -> No
 def test_relevance_in_joint_attention_is_of_the_prompts_own_words(
     pictures: list[Marked],
 ) -> None:
+    skip_before_torch("2.7", "shares at a tie fall to the other side")
     concepts = {"colour": ["red"], "thing": ["car"]}
     own = transformers.sd3(t5=False)
     table = xattn.dissect(own, pictures, by="relevance", concepts=concepts, levels=(0.5,))
@@ -158,6 +160,7 @@ def edited(pipe: Any, *edits: Any, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize("make", [tiny.sd1, lambda: transformers.sd3(t5=False)])
 def test_a_weight_in_every_head_is_the_words_weight(make: Any) -> None:
+    skip_before_torch("2.7", "rounding grows faster than the other heads' share")
     own = make()
     heads = every_head(own)
     source, plain, same, few = edited(

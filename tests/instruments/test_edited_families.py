@@ -17,6 +17,7 @@ import xattn
 from tests.dense import Blend, Partners, Sibling, by_alignment, by_words
 from tests.joint_dense import CrossDense, JointDense, Layout, joined, placed
 from tests.tiny import chats, crossed, joint, pictured, singles, streams
+from tests.tiny.classes import skip_before_torch
 from xattn.edits.kinds import LocalBlend, Refine, Replace, Reweight
 from xattn.models import family_of
 from xattn.text.prompt import Prompt
@@ -205,6 +206,8 @@ def dense_of(case: Case, siblings: list[Sibling], length: int) -> JointDense:
 
 @pytest.mark.parametrize("name", CASES)
 def test_runs_follow_the_definitions(name: str) -> None:
+    if name == "Bria FIBO":
+        skip_before_torch("2.7", "the dense reference is no number")
     case = CASES[name]
     pipe, edits = case.build(), edits_of(case)
     one = torch.Generator().manual_seed(0)

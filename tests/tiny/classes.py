@@ -13,6 +13,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 import transformers
 from packaging.version import Version
 
@@ -57,6 +58,12 @@ def skip_before(version: str, what: str) -> None:
     """Skip a test where diffusers is older than the first one that can do something."""
     if Version(diffusers.__version__) < Version(version):
         pytest.skip(f"{_HERE}: lacks {what}")
+
+
+def skip_before_torch(version: str, why: str) -> None:
+    """Skip a test whose reference, or rounding, is another with a torch older than this one."""
+    if Version(torch.__version__) < Version(version):
+        pytest.skip(f"torch {torch.__version__}: {why}")
 
 
 def __getattr__(name: str) -> Any:
