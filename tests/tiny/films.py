@@ -54,6 +54,12 @@ from tests.tiny.videos import hunyuan_vae, unfixed, wan_vae
 
 LTX2TextConnectors = find("LTX2TextConnectors", "diffusers.pipelines.ltx2")
 
+WAN_SIZES: dict[str, Any] = {
+    "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+    "text_dim": 32, "freq_dim": 16, "ffn_dim": 16, "num_layers": 2,
+}  # fmt: skip
+"""Of the models built like Wan."""
+
 
 def hunyuan_video15(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
     tok, letters = qwen_tokenizer(), ByT5Tokenizer(extra_ids=0)
@@ -350,14 +356,7 @@ def helios(*, seed: int = 0, pyramid: bool = False, **config: Any) -> Any:
     tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = HeliosTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=32,
-        freq_dim=16,
-        ffn_dim=16,
-        num_layers=2,
+        **WAN_SIZES,
         rope_dim=(4, 4, 4),
         **config,
     )
@@ -380,14 +379,7 @@ def anyflow(*, seed: int = 0, chunks: tuple[int, ...] = (), **parts: Any) -> Any
     far: dict[str, Any] = {"chunk_partition": chunks, "compressed_patch_size": (1, 4, 4)}
     kind = AnyFlowFARTransformer3DModel if chunks else AnyFlowTransformer3DModel
     model = kind(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=32,
-        freq_dim=16,
-        ffn_dim=16,
-        num_layers=2,
+        **WAN_SIZES,
         rope_max_seq_len=32,
         **(far if chunks else {}),
     )

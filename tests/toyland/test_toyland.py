@@ -237,6 +237,31 @@ def test_one_vector_stands_for_all_of_t5s() -> None:
     assert torch.allclose(made, wanted, atol=1e-4 * float(wanted.abs().max()))
 
 
+def test_steps_are_compiled_while_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def compiled(function: Any, **how: Any) -> Any:
+        def call(*args: Any) -> Any:
+            calls.append(args[0].shape)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model: Any = RECIPES["mmdit"].build().eval()
+    asked = (torch.randn(1, 8, 16, 16), torch.tensor([500.0]), torch.zeros(1, 32).long())
+    with torch.no_grad():
+        model.begin("cpu")
+        plain = model(*asked)
+        model.compiles = True
+        model.begin("cpu")
+        assert torch.equal(model(*asked), plain)
+        assert len(calls) == 1
+        model.end()
+        model(*asked)
+    assert len(calls) == 1
+
+
 def test_the_pooled_prompt_is_zero_so_the_tokens_carry_everything() -> None:
     pipe = demo("mmdit", device="cpu")
     pooled = pipe.encode_prompt("a red car", None, None, do_classifier_free_guidance=False)[2]

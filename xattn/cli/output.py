@@ -26,7 +26,7 @@ class Folder:
     path: Path
     entries: list[tuple[Path, str]] = field(default_factory=list)
 
-    _before: frozenset[Path] = frozenset()
+    _before: frozenset[Path] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
         if self.path.exists() and not self.path.is_dir():

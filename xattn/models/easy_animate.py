@@ -25,12 +25,9 @@ class EasyAnimate(Joint):
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(latents, timestep, encoder_hidden_states=...)``."""
-        frames, patch = (
-            int(arguments["hidden_states"].shape[2]),
-            arguments["self"].config.patch_size,
-        )
-        states = arguments["encoder_hidden_states"]
-        return patched_call(arguments, component, states, int(patch), frames=frames)
+        frames = int(arguments["hidden_states"].shape[2])
+        states, patch = arguments["encoder_hidden_states"], int(arguments["self"].config.patch_size)
+        return patched_call(arguments, component, states, patch, frames=frames)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -174,3 +174,21 @@ def given_texts(given: Mapping[str, Any], name: str = "prompt") -> list[str]:
     """Return the texts among the arguments of ``encode_prompt``."""
     found = given.get(name)
     return [found] if isinstance(found, str) else list(found or ())
+
+
+@dataclass(frozen=True)
+class ImageAsks(Joint):
+    """Families whose image reads text and itself in one call, in which no text asks."""
+
+    def places(
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> tuple[Place, ...]:
+        """Return where the image asks, and where the text's keys and its own stand.
+
+        Raises:
+            RuntimeError: queries or keys are not as many as the image's and the text's.
+        """
+        layout: Layout = call.layout
+        own = layout.own.stop - layout.own.start
+        check_layout(layout, layer, self.grid(layer, call.latent), queries, keys, asking=own)
+        return (Place(slice(0, own), layout.text, layout.image),) * call.rows

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Role
-from xattn.models.joint import Joint, Layout, size_of
+from xattn.models.joint import Joint, Layout, patched_call
 from xattn.models.separate import layers_named
 
 
@@ -38,20 +38,17 @@ class MotifVideo(Joint):
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(latents, timestep, encoder_hidden_states, mask, ...)``."""
         config = arguments["self"].config
-        sample, states = arguments["hidden_states"], arguments["encoder_hidden_states"]
-        (height, width), patch = size_of(sample), int(config.patch_size)
-        frames = int(sample.shape[2]) // int(config.patch_size_t)
-        own, given = frames * (height // patch) * (width // patch), arguments.get("image_embeds")
+        frames = int(arguments["hidden_states"].shape[2]) // int(config.patch_size_t)
+        given = arguments.get("image_embeds")
         picture = 0 if given is None else int(given.shape[1])
-        return DenoiserCall(
-            sample=sample,
-            latent=(height, width),
-            timestep=arguments["timestep"],
-            states=states,
-            component=component,
-            layout=Layout.image_first(int(states.shape[1]), own, own + picture),
-            frames=frames,
-        )
+
+        def lay(text: int, own: int) -> Layout:
+            return Layout.image_first(text, own, own + picture)
+
+        return patched_call(
+            arguments, component, arguments["encoder_hidden_states"], int(config.patch_size),
+            lay=lay, frames=frames,
+        )  # fmt: skip
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

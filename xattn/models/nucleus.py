@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from xattn.models.chat import chat_template
 from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
-from xattn.models.joint import Joint, Layout, check_layout
+from xattn.models.joint import ImageAsks, Layout
 from xattn.models.separate import layers_named
-from xattn.processors.call import Place
 
 _PATCH = 2
 """Latents are packed 2 x 2 into one position before the call."""
 
 
 @dataclass(frozen=True)
-class Nucleus(Joint):
+class Nucleus(ImageAsks):
     """The family of Nucleus-Image (2026): keys are [image, text], padding is masked.
 
     Words are Qwen3-VL's, in a chat whose positions are all on the axis. Guidance runs in two
@@ -48,19 +47,6 @@ class Nucleus(Joint):
             component=component,
             layout=Layout.image_first(int(states.shape[1]), int(sample.shape[1])),
         )
-
-    def places(
-        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
-    ) -> tuple[Place, ...]:
-        """Return where the image stands, and the text's keys behind it.
-
-        Raises:
-            RuntimeError: queries or keys are not as many as the image's and the text's.
-        """
-        layout: Layout = call.layout
-        grid = self.grid(layer, call.latent)
-        check_layout(layout, layer, grid, queries, keys, asking=layout.own.stop)
-        return (Place(layout.own, layout.text, layout.image),) * call.rows
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
-from xattn.models.joint import Joint, Layout, check_layout, patched_call
+from xattn.models.joint import ImageAsks, patched_call
 from xattn.models.noise import clean_of_either
 from xattn.models.separate import layers_named
-from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
-class PRX(Joint):
+class PRX(ImageAsks):
     """The family of PRX (Photoroom 2025): keys are [text, image], padding is masked."""
 
     classes: tuple[str, ...] = ("PRXTransformer2DModel",)
@@ -42,19 +41,6 @@ class PRX(Joint):
         states, patch = arguments["encoder_hidden_states"], arguments["self"].config.patch_size
         call = patched_call(arguments, component, states, int(patch))
         return replace(call, timestep=call.timestep * 1000)
-
-    def places(
-        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
-    ) -> tuple[Place, ...]:
-        """Return where the text's keys stand, and the image's behind them.
-
-        Raises:
-            RuntimeError: queries or keys are not as many as the image's and the text's.
-        """
-        layout: Layout = call.layout
-        own = layout.own.stop - layout.own.start
-        check_layout(layout, layer, self.grid(layer, call.latent), queries, keys, asking=own)
-        return (Place(slice(0, own), layout.text, layout.image),) * call.rows
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

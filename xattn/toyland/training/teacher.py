@@ -4,7 +4,7 @@ A sampled target is mostly noise: the same noisy latents may come from many pict
 what they may come from is what a trained denoiser predicts (Hinton et al. 2015 for the idea;
 Luhman & Luhman 2021 for diffusion models), and a student that is given it needs fewer examples.
 
-Each lesson is taught with its caption and without it: what a caption changes is a fiftieth of a
+Each lesson is taught with its caption and without it: what a caption changes is a small part of a
 prediction, and all that guidance multiplies.
 """
 

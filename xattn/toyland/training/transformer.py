@@ -187,7 +187,7 @@ class Transformer(Trainable):
         self.teacher: Teacher | None = None
         self.lessons = Lessons()
         self.compiles = False
-        self.call: Callable[..., Any] = self.transformer.__call__
+        self.compiled: Callable[..., Any] | None = None
 
     def prompt(self, ids: torch.Tensor) -> torch.Tensor:
         """Text as the transformer reads it, `(batch, 33, 128)`; the last position is zero."""
@@ -201,7 +201,9 @@ class Transformer(Trainable):
         """Predict the velocity, noise minus clean latents; `timesteps` are in [0, 1000]."""
         text = self.prompt(ids)
         pooled = text.new_zeros(len(text), 2 * ENCODER_DIM)
-        velocity: torch.Tensor = self.call(noisy, text, pooled, timesteps).sample
+        velocity: torch.Tensor = (self.compiled or self.transformer)(
+            noisy, text, pooled, timesteps
+        ).sample
         return velocity
 
     def loss(self, batch: Batch, random: torch.Generator) -> torch.Tensor:
@@ -240,9 +242,9 @@ class Transformer(Trainable):
         """Install the attention to which one vector stands for all of T5's."""
         self.transformer.set_attn_processor(JointAttention())
         if self.compiles:
-            self.call = torch.compile(self.transformer.forward, dynamic=False)
+            self.compiled = torch.compile(self.transformer.forward, dynamic=False)
 
     def end(self) -> None:
         """Put diffusers' own attention back."""
         self.transformer.set_attn_processor(JointAttnProcessor2_0())
-        self.call = self.transformer.__call__
+        self.compiled = None
