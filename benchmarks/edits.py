@@ -63,9 +63,12 @@ class Case:
         return f"a {self.colour} {self.noun} on a {self.ground}"
 
 
-def cases(count: int) -> list[Case]:
-    """Return prompts of one object; no pair of colour and noun held out of training."""
-    random = np.random.default_rng(FIRST_SEED)
+def cases(count: int, first: int = FIRST_SEED) -> list[Case]:
+    """Return prompts of one object; no pair of colour and noun held out of training.
+
+    `first` is the first one's seed, and chooses them all.
+    """
+    random = np.random.default_rng(first)
     found: list[Case] = []
     while len(found) < count:
         noun, other = random.choice(NOUNS, 2, replace=False)
@@ -75,7 +78,7 @@ def cases(count: int) -> list[Case]:
         pairs = {(colour, noun), (new, noun), (colour, other)}
         if tint in (colour, new) or pairs & HELD_OUT:
             continue
-        seed = FIRST_SEED + len(found)
+        seed = first + len(found)
         found.append(Case(seed, str(colour), str(noun), f"{tint} {place}", str(new), str(other)))
     return found
 

@@ -1,10 +1,11 @@
-"""Which shares of the run, and which layers, should follow the source in joint attention.
+"""What edits of joint attention keep and change, and how long which layers follow the source.
 
-`python -m benchmarks.joint` writes `joint.json` and `joint.md` to `benchmarks/results`; `--quick`
-uses 4 prompts and few shares. Words are replaced in the bundled joint-attention model while the
-text's columns follow the source for one share of the steps, and the image's queries and keys for
-another, in all layers and in each half of them; colours also with a blend. Shares of 0 and 0 are
-the new prompt without control. Prompts, seeds and scores are those of `benchmarks.edits`.
+`python -m benchmarks.joint` draws `--prompts` prompts of `benchmarks.edits` with the bundled
+joint-attention model, each with its seed, and edits them with the library's defaults; beside them
+stands the new prompt without control. `--sweep` takes other prompts, on which the defaults may be
+chosen: the text's columns follow the source for one share of the steps, and the image's queries
+and keys for another, in all layers and in each half of them. Either part is kept in
+`benchmarks/results/joint.json` until it is measured again, and both are in `joint.md`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from PIL import Image
 
 import xattn
 from benchmarks import machine
-from benchmarks.edits import STEPS, Case, cases, look, outside, psnr
+from benchmarks.edits import FIRST_SEED, STEPS, Case, cases, look, outside, psnr
 from benchmarks.judge import Judge, train_judge
 from benchmarks.page import table
 from benchmarks.toyland import GUIDANCE, RESULTS, Tally, decode, percent
@@ -29,7 +31,11 @@ from xattn.edits.kinds import Edits
 from xattn.edits.timing import JOINT
 from xattn.models import family_of
 
-SHARES, FEW = (0.0, 0.2, 0.4, 0.8), (0.0, 0.4)
+SWEEP_SEED = 35_000_000
+SHARES, FEW = (0.0, 0.2, 0.4, 0.8), (0.2, 0.4)  # of all layers, and of a half of them
+Grid = Sequence[tuple[float, float]]
+DEFAULTS: Grid = ((0.0, 0.0), (float(JOINT.cross), float(JOINT.self_)))
+GOALS = {"recolour": "95 %", "recolour, blended": "95 %, 35 dB", "swap": "85 %"}
 KINDS = {
     "recolour": "the new colour",
     "recolour, blended": "the new colour",
@@ -39,17 +45,30 @@ KINDS = {
 Key = tuple[str, str, float, float]  # kind, layers, shares of text's columns and of the image's
 
 
-def reaches(pipe: Any) -> dict[str, tuple[str, ...] | None]:
-    """Return the layers to edit, by name: all of them, the first half, the second."""
+@dataclass(frozen=True)
+class Reach:
+    """Layers to edit, all of them where there are no names, and the shares to try there."""
+
+    name: str
+    layers: tuple[str, ...] | None
+    grid: Grid
+
+
+def reaches(pipe: Any) -> list[Reach]:
+    """Return what the sweep tries: all layers, the first half of them, the second."""
     names = [layer.name for layer in family_of(pipe.transformer).layers(pipe.transformer)]
-    half = len(names) // 2
-    return {"all": None, "first half": tuple(names[:half]), "second half": tuple(names[half:])}
+    half, few = len(names) // 2, tuple(product(FEW, FEW))
+    return [
+        Reach("all", None, tuple(product(SHARES, SHARES))),
+        Reach("first half", tuple(names[:half]), few),
+        Reach("second half", tuple(names[half:]), few),
+    ]
 
 
-def edits_of(case: Case, shares: Sequence[float]) -> dict[tuple[str, float, float], Edits]:
+def edits_of(case: Case, grid: Grid) -> dict[tuple[str, float, float], Edits]:
     """Return every edit of a prompt, by kind and by shares."""
     found: dict[tuple[str, float, float], Edits] = {}
-    for cross, self_ in product(shares, shares):
+    for cross, self_ in grid:
         timing = {"cross_steps": cross, "self_steps": self_}
         recolour = xattn.Replace(case.colour, case.new_colour, **timing)
         found["recolour", cross, self_] = recolour
@@ -60,18 +79,18 @@ def edits_of(case: Case, shares: Sequence[float]) -> dict[tuple[str, float, floa
 
 @torch.no_grad()
 def draw(
-    pipe: Any, case: Case, steps: int, shares: Sequence[float]
+    pipe: Any, case: Case, steps: int, tried: Sequence[Reach]
 ) -> tuple[Image.Image, dict[Key, Image.Image]]:
     """Return the source of a case, and its edits."""
-    asked = edits_of(case, shares)
     latents: list[Any] = []
     keys: list[Key] = []
-    for name, layers in reaches(pipe).items():
+    for reach in tried:
+        asked = edits_of(case, reach.grid)
         result = xattn.edit(
             pipe,
             case.prompt,
             *asked.values(),
-            layers=layers,
+            layers=reach.layers,
             generator=torch.Generator().manual_seed(case.seed),
             num_inference_steps=steps,
             guidance_scale=GUIDANCE,
@@ -81,7 +100,7 @@ def draw(
         if not latents:
             latents.append(result.source)
         latents += result.images
-        keys += [(kind, name, cross, self_) for kind, cross, self_ in asked]
+        keys += [(kind, reach.name, cross, self_) for kind, cross, self_ in asked]
     images = decode(pipe, torch.stack(latents))
     return images[0], dict(zip(keys, images[1:], strict=True))
 
@@ -117,36 +136,84 @@ def score(
     return True
 
 
+def measure(
+    pipe: Any, judge: Judge, chosen: Sequence[Case], steps: int, tried: Sequence[Reach]
+) -> dict[str, Any]:
+    """Draw and score prompts; return the figures by edit, and of how many prompts they are."""
+    tally, scored = Tally(), 0
+    for case in chosen:
+        if shows(pipe, case, steps, judge):
+            scored += score(case, *draw(pipe, case, steps, tried), judge, tally)
+            print(f"{case.prompt}: {scored} scored", flush=True)
+    figures: dict[str, Any] = {}
+    for name, value in tally.summary().items():
+        key, _, what = name.rpartition("/")
+        figures.setdefault(key, {})[what] = value
+    return {"prompts": len(chosen), "scored": scored, "steps": steps, "figures": figures}
+
+
+HEAD = ("text's columns", "image's queries and keys", "background kept")
+
+
+def rows_of(part: dict[str, Any], kind: str) -> list[tuple[str, ...]]:
+    """Return a kind's rows: layers, both shares, the background kept, and how many are right."""
+    rows: list[tuple[str, ...]] = []
+    for name, figures in part["figures"].items():
+        of, layers, cross, self_ = name.split("/")
+        if of == kind:
+            kept = figures["kept"]
+            shown = f"{kept['mean']:.1f} dB ({kept['low']:.1f} to {kept['high']:.1f})"
+            rows.append((layers, cross, self_, shown, percent(figures["done"])))
+    return rows
+
+
+def counts(part: dict[str, Any]) -> str:
+    """Say of how many prompts a part is."""
+    return (
+        f"{part['prompts']} prompts, of which {part['scored']} show the object asked for, "
+        f"{part['steps']} steps, guidance {GUIDANCE:g}"
+    )
+
+
+def with_defaults(part: dict[str, Any]) -> list[str]:
+    """Format the edits with the library's defaults, beside the new prompt without control."""
+    rows = [(kind, *row[1:], GOALS[kind]) for kind in KINDS for row in rows_of(part, kind)]
+    return [
+        "## The defaults",
+        f"{counts(part)}. Shares of 0 and 0 are the new prompt without control.",
+        table(("edit", *HEAD, "as asked", "goal"), rows),
+    ]
+
+
+def swept(part: dict[str, Any]) -> list[str]:
+    """Format the sweep, kind by kind."""
+    parts = ["## Other shares, other layers", f"Other prompts: {counts(part)}."]
+    for kind, aim in KINDS.items():
+        parts += [f"### {kind.capitalize()}", table(("layers", *HEAD, aim), rows_of(part, kind))]
+    return parts
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Format the figures as a page."""
-    facts, result = result["machine"], result["result"]
     parts = [
-        "# Joint attention: what to follow, where, and for how long",
-        f"Made by `python -m benchmarks.joint`: {result['prompts']} prompts, of which "
-        f"{result['scored']} show the object asked for, {result['steps']} steps, guidance "
-        f"{GUIDANCE:g}. The library's defaults are {JOINT.cross} of the run for the text's "
-        f"columns and {JOINT.self_} for the image's queries and keys, in all layers. Background: "
-        "outside of the object before and after. In brackets 95 % bootstrap intervals over "
-        "prompts.",
+        "# Joint attention: what edits keep and change",
+        "Made by `python -m benchmarks.joint` and `--sweep`. The library's defaults are "
+        f"{JOINT.cross} of the run for the text's columns and {JOINT.self_} for the image's "
+        "queries and keys, in all layers. Background: outside of the object before and after. In "
+        "brackets 95 % bootstrap intervals over prompts, and how many were judged.",
     ]
-    for kind, aim in KINDS.items():
-        rows = []
-        for name, figures in result["figures"].items():
-            of, layers, cross, self_ = name.split("/")
-            if of == kind:
-                kept = figures["kept"]
-                shown = f"{kept['mean']:.1f} dB ({kept['low']:.1f} to {kept['high']:.1f})"
-                rows.append((layers, cross, self_, shown, percent(figures["done"])))
-        head = ("layers", "text's columns", "image's queries and keys", "background kept", aim)
-        parts += [f"## {kind.capitalize()}", table(head, rows)]
-    return "\n\n".join([*parts, f"*{machine.line(facts)}*"]) + "\n"
+    for name, format_part in (("defaults", with_defaults), ("sweep", swept)):
+        if name in result:
+            parts += format_part(result[name]["result"])
+            parts.append(f"*{machine.line(result[name]['machine'])}*")
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, score, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.joint", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="4 prompts, shares of 0 and 0.4")
-    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--sweep", action="store_true", help="other shares, on other prompts")
+    parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--judge", type=Path, default=Path(".work/judge.pt"), help="kept here")
@@ -154,24 +221,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     pipe: Any = xattn.demo("mmdit", device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    judge, tally = train_judge(options.judge), Tally()
-    chosen, shares = cases(4 if options.quick else options.prompts), SHARES
-    scored = 0
-    for case in chosen:
-        if not shows(pipe, case, options.steps, judge):
-            continue
-        drawn = draw(pipe, case, options.steps, FEW if options.quick else shares)
-        scored += score(case, *drawn, judge, tally)
-        print(f"{case.prompt}: {scored} scored", flush=True)
-    figures: dict[str, Any] = {}
-    for name, value in tally.summary().items():
-        key, _, what = name.rpartition("/")
-        figures.setdefault(key, {})[what] = value
-    found = {
-        "prompts": len(chosen), "scored": scored, "steps": options.steps, "figures": figures
-    }  # fmt: skip
-    result = {"quick": options.quick, "machine": machine.facts(), "result": found}
-    (options.out / "joint.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    judge = train_judge(options.judge)
+    first, tried = FIRST_SEED, [Reach("all", None, DEFAULTS)]
+    if options.sweep:
+        first, tried = SWEEP_SEED, reaches(pipe)
+    found = measure(pipe, judge, cases(options.prompts, first), options.steps, tried)
+    path = options.out / "joint.json"
+    result = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    part = "sweep" if options.sweep else "defaults"
+    result[part] = {"machine": machine.facts(), "result": found}
+    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (options.out / "joint.md").write_text(markdown(result), "utf-8")
     print(markdown(result))
 

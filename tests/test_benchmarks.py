@@ -82,10 +82,10 @@ def test_recordings_keep_the_bytes_that_their_options_imply(name: str, tmp_path:
     assert trace.nbytes == speed.implied(trace.run)
 
 
-def test_the_sweep_of_joint_attention_asks_for_every_pair_of_shares() -> None:
+def test_joint_attention_is_asked_for_every_pair_of_shares() -> None:
     (case,) = joint.cases(1)
-    asked = joint.edits_of(case, (0.0, 0.4))
-    assert len(asked) == 3 * 2 * 2
+    asked = joint.edits_of(case, ((0.0, 0.4), (0.4, 0.0)))
+    assert len(asked) == 3 * 2
     assert {kind for kind, _, _ in asked} == set(joint.KINDS)
     swap: Any = asked["swap", 0.4, 0.0]
     assert (swap.swaps, swap.cross_steps, swap.self_steps) == (
@@ -96,5 +96,7 @@ def test_the_sweep_of_joint_attention_asks_for_every_pair_of_shares() -> None:
     figure = {"mean": 0.5, "low": 0.25, "high": 1.0, "count": 4}
     found = {"swap/all/0.4/0.0": {"done": figure, "kept": {**figure, "mean": 30.0}}}
     result = {"prompts": 4, "scored": 4, "steps": 2, "figures": found}
-    text = joint.markdown({"machine": machine.facts(), "result": result})
+    part = {"machine": machine.facts(), "result": result}
+    text = joint.markdown({"sweep": part, "defaults": part})
+    assert "| swap | 0.4 | 0.0 | 30.0 dB (0.2 to 1.0) | 50.0 % (25.0 to 100.0; 4) | 85 % |" in text
     assert "| all | 0.4 | 0.0 | 30.0 dB (0.2 to 1.0) | 50.0 % (25.0 to 100.0; 4) |" in text
