@@ -140,6 +140,22 @@ CASES = {
         cells=4 * 2,
         doubled=True,
     ),
+    "SANA-WM": Case(
+        films.sana_wm,
+        {
+            **T5,
+            "image": PICTURE,
+            "chi_prompt": ["the old", "dog "],
+            "action": "w-8",
+            "intrinsics": [40.0, 40.0, 24.0, 32.0],
+            "height": 16,
+            "width": 12,
+        },
+        doubled=True,
+        dropped=2,
+        several=False,
+        prompts=1,
+    ),
     "LTX-Video": Case(tiny.ltx, {**T5, "height": 32, "width": 32}, cells=64, doubled=True),
     "LTX-2": Case(
         films.ltx2,

@@ -44,6 +44,8 @@ from tests.tiny.classes import (
     LTX2VideoTransformer3DModel,
     MotifVideoPipeline,
     MotifVideoTransformer3DModel,
+    SanaWMPipeline,
+    SanaWMTransformer3DModel,
     UniPCMultistepScheduler,
     find,
 )
@@ -219,21 +221,51 @@ class Sound(nn.Module):
     device = torch.device("cpu")
 
 
-def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: Any) -> Any:
-    """Return a pipeline of LTX-2's structure; its autoencoder divides sides and frames by 4."""
-    tok = t5_tokenizer()
+def ltx2_vae(seed: int = 0) -> Any:
+    """Return an autoencoder that divides the sides, and the frames but the first, by 4."""
     torch.manual_seed(seed)
-    vae = AutoencoderKLLTX2Video(
+    return AutoencoderKLLTX2Video(
         latent_channels=4,
-        block_out_channels=(4, 4, 4, 4),
+        block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(4, 4, 4),
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False),
+        spatio_temporal_scaling=(True, True, True, False),
         patch_size=1,
         spatial_compression_ratio=4,
         temporal_compression_ratio=4,
     ).eval()
+
+
+def sana_wm(*, seed: int = 0, **parts: Any) -> Any:
+    """Return a pipeline that is given a frame and a camera's path."""
+    tok = t5_tokenizer()
+    torch.manual_seed(seed)
+    model = SanaWMTransformer3DModel(
+        in_channels=4,
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        softmax_every_n=2,
+        linear_head_dim=16,
+        chunk_plucker_channels=24,  # 6 of each frame that a latent one stands for
+        caption_channels=8,
+        mlp_ratio=1.0,
+    )
+    made = {
+        "transformer": sharpened(model),
+        "scheduler": flow(),
+        "vae": ltx2_vae(seed),
+        "text_encoder": gemma(tok, seed=seed),
+        "tokenizer": tok,
+    }
+    return quiet(SanaWMPipeline(**(made | parts)))
+
+
+def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: Any) -> Any:
+    """Return a pipeline of LTX-2's structure; see ``ltx2_vae``."""
+    tok = t5_tokenizer()
+    vae = ltx2_vae(seed)
     connectors = LTX2TextConnectors(
         caption_channels=8,
         text_proj_in_factor=3,

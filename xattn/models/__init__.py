@@ -48,6 +48,7 @@ from xattn.models.qwen_image import QwenImage
 from xattn.models.qwen_image21 import QwenImage21
 from xattn.models.sana import Sana
 from xattn.models.sana_video import SanaVideo
+from xattn.models.sana_wm import SanaWM
 from xattn.models.sd3 import SD3
 from xattn.models.unet import UNets
 from xattn.models.wan import Wan, WanAnimate
@@ -84,6 +85,7 @@ FAMILIES: tuple[Family, ...] = (
     Krea2(),
     Allegro(),
     SanaVideo(),
+    SanaWM(),
     BriaFibo(),
     ErnieImage(),
     Nucleus(),

@@ -33,6 +33,7 @@ RECORDED: dict[str, str] = {
     "PixArtTransformer2DModel": "PixArt alpha, Sigma",
     "PRXTransformer2DModel": "PRX",
     "SanaVideoTransformer3DModel": "SANA-Video",
+    "SanaWMTransformer3DModel": "SANA-WM, a given frame and a camera's path",
     "SanaTransformer2DModel": "Sana, Sana Sprint",
     "SD3Transformer2DModel": "Stable Diffusion 3, 3.5",
     "UNet2DConditionModel": "Stable Diffusion 1, 2, XL, DeepFloyd IF",
@@ -76,6 +77,7 @@ SINCE: dict[str, str] = {
     "JoyImageEditPlusTransformer3DModel": "0.40",
     "QwenImage21Transformer2DModel": "0.41",
     "Kandinsky6Transformer3DModel": "0.42",
+    "SanaWMTransformer3DModel": "0.42",
 }
 """The first diffusers with a recorded class, where that is not the oldest of pyproject.toml."""
 
@@ -109,6 +111,7 @@ UNEDITED: dict[str, str] = {
     "WanAnimateTransformer3DModel": _WHOLE,
     "AllegroTransformer3DModel": _WHOLE,
     "SanaVideoTransformer3DModel": _WHOLE,
+    "SanaWMTransformer3DModel": _WHOLE,
     "LTXVideoTransformer3DModel": _WHOLE,
     "CogVideoXTransformer3DModel": _WHOLE,
     "HunyuanVideoTransformer3DModel": _WHOLE,
@@ -145,7 +148,6 @@ REFUSED: dict[str, str] = {
     "PriorTransformer": "it makes image embeddings, not images",
     "RFD4ProteinaTransformer": "it designs proteins",
     "SanaWMLTX2RefinerTransformer3DModel": "it refines videos inside the pipeline of another model",
-    "SanaWMTransformer3DModel": "it is given a camera's path, which was not tried",
     "StableAudio3DiTModel": _SOUND,
     "StableAudioDiTModel": _SOUND,
     "StableCascadeUNet": "its blocks are not a UNet2DConditionModel's",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,11 +44,7 @@ class Sana(Separate):
     ) -> tuple[Axis, ...]:
         """Return Gemma's positions behind the instruction."""
         plain = Axis((pipe.tokenizer,), convert=preprocessed(pipe, given))
-        instruction = "\n".join(given.get("complex_human_instruction") or ())
-        if not instruction:
-            return (plain,)
-        dropped = len(pipe.tokenizer.encode(instruction)) - 2
-        return (replace(plain, template=Template(instruction, "", dropped), negatives=plain),)
+        return behind(given.get("complex_human_instruction"), plain)
 
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Return the clean latents that a velocity means.
@@ -61,3 +57,17 @@ class Sana(Separate):
                 "previews=True can't be had with Sana Sprint's scheduler; leave it out"
             )
         return super().clean(scheduler, sample, output, timestep)
+
+
+def behind(instruction: Sequence[str] | None, plain: Axis) -> tuple[Axis, ...]:
+    """Return the axis of prompts behind an instruction, which negative ones don't have.
+
+    Args:
+        instruction: its lines.
+        plain: the axis without it.
+    """
+    text = "\n".join(instruction or ())
+    if not text:
+        return (plain,)
+    dropped = len(plain.tokenizers[0].encode(text)) - 2
+    return (replace(plain, template=Template(text, "", dropped), negatives=plain),)

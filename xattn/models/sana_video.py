@@ -34,4 +34,4 @@ class SanaVideo(Sana):
 
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with SANA-Video's videos; leave it out")
+        raise ValueError("previews=True can't be had with Sana's videos; leave it out")
