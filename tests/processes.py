@@ -8,12 +8,15 @@ milliseconds, and a test can kill as many as it likes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import multiprocessing
 import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -74,8 +77,6 @@ def _ranked(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    from xattn.batch.processes import Crew
-
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -84,8 +85,7 @@ def _ranked(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    with Crew():
-        work(*args, **kwargs)
+    work(*args, **kwargs)
 
 
 # -- what they do --------------------------------------------------------------------------------
@@ -112,12 +112,14 @@ def draw(
     """
     from tests import tiny
     from xattn import batch
+    from xattn.batch.processes import Crew
 
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
-    report = batch.run(tiny.sd1(), items, out, batch_size=2, resume=resume)
+    with Crew():
+        report = batch.run(tiny.sd1(), items, out, batch_size=2, resume=resume)
     lines = [failure.line for failure in report.failures]
     if lines != list(failing) or drawn not in (None, report.drawn):
         raise SystemExit(f"{report}: {report.failures}")
@@ -133,10 +135,46 @@ def refused(items: Sequence[Mapping[str, Any]], out: Path, message: str) -> None
     """Exits with 1 unless the batch is refused, in every process, with this message."""
     from tests import tiny
     from xattn import batch
+    from xattn.batch.processes import Crew
 
     try:
-        batch.run(tiny.sd1(), items, out)
+        with Crew():
+            batch.run(tiny.sd1(), items, out)
     except ValueError as error:
         if message in str(error):
             return
     raise SystemExit("it was not refused")
+
+
+def leave(out: Path) -> None:
+    """Work the longer the higher the rank, and exit with 1 if another still works afterwards."""
+    from xattn.batch.processes import Crew
+
+    with Crew() as crew:
+        time.sleep(0.2 * crew.state.process_index)
+        (out / str(crew.state.process_index)).touch()
+    if len(list(out.iterdir())) < crew.size:
+        raise SystemExit("it left before the others")
+
+
+def fail_alone() -> None:
+    """Exit with 1 in the second process, whose error nobody waits for, and in the others."""
+    from xattn.batch.processes import Crew
+
+    with Crew() as crew:
+        if crew.state.process_index == 1:
+            raise SystemExit(1)
+
+
+def typed(words: Sequence[str], message: str) -> None:
+    """Exit with 1 unless the command refuses its words with this message."""
+    from xattn.cli import main
+
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        try:
+            main(words)
+        except SystemExit as end:
+            if end.code == 2 and message in told.getvalue():
+                return
+    raise SystemExit(f"it was not refused: {told.getvalue()}")

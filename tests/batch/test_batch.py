@@ -22,7 +22,18 @@ from PIL import Image
 
 import xattn
 from tests import tiny
-from tests.processes import ONE_THREAD, SECONDS, code_of, draw, refused, start, together
+from tests.processes import (
+    ONE_THREAD,
+    SECONDS,
+    code_of,
+    draw,
+    fail_alone,
+    leave,
+    refused,
+    start,
+    together,
+    typed,
+)
 from tests.runs import make_run
 from xattn import batch
 from xattn.batch.folder import Writer
@@ -787,6 +798,17 @@ def test_more_processes_than_groups_and_errors_of_the_main_one(tmp_path: Path) -
     assert together(draw, 3, items(1), tmp_path / "out", drawn=1) == [0, 0, 0]
     assert len(xattn.open_runs(tmp_path / "out")) == 1
     assert together(refused, 3, items(1), tmp_path / "taken", "holds 'file'") == [0, 0, 0]
+
+
+def test_processes_leave_together_unless_one_fails(tmp_path: Path) -> None:
+    assert together(leave, 3, tmp_path) == [0, 0, 0]
+    assert together(fail_alone, 3) == [1, 1, 1]
+
+
+def test_several_processes_refuse_standard_input_before_they_load_a_model(tmp_path: Path) -> None:
+    words = ["batch", "-", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    said = "standard input can't be shared by 2 processes: name a file"
+    assert together(typed, 2, words, said) == [0, 0]
 
 
 # -- the command line ----------------------------------------------------------------------------

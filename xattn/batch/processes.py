@@ -8,8 +8,6 @@ from typing import Any
 from xattn.batch.items import Failure, Numbered
 from xattn.devices import process_state
 
-# -- processes
-
 
 class Crew:
     """The processes of a batch; one, where it wasn't launched as several."""
@@ -59,6 +57,13 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leaves the group of processes; nothing more can be done together."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the group of processes; nothing more can be done together.
+
+        Work that went well ends for all at once: the main process keeps the others' meeting place,
+        and whoever leaves early closes connections that a slower one may still need. After an error
+        nobody waits, and those who would wait for this process fail too.
+        """
+        if kind is None:
+            self.state.wait_for_everyone()
         self.state.destroy_process_group()

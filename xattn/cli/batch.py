@@ -93,6 +93,7 @@ def batch(
 
     with processes.Crew() as crew:
         with o.asked():  # what a line asks for wrongly is that line's failure
+            lines = typed_lines(crew.size) if prompts == STDIN else prompts
             pipe = load_pipeline(
                 model,
                 device=device,
@@ -101,7 +102,7 @@ def batch(
             )
             report = batches.run(
                 pipe,
-                typed_lines(crew.size) if prompts == STDIN else prompts,
+                lines,
                 out,
                 batch_size=batch_size,
                 keep=["layer"] if keep is None else o.axes_of(keep),
