@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLInstructPix2PixPipeline
 
 import xattn
 from tests import tiny
 from tests.fakes import call_of, sampling, schedule
-from tests.helpers import CAR, LATENT, SIDE, draw
+from tests.helpers import CAR, LATENT, SIDE, draw, never, picture
 from xattn.instruments.previews import Previews
 from xattn.session.sampling import Sampling
 
@@ -109,6 +110,28 @@ def test_previews_are_what_the_denoiser_takes_the_latents_to_be(scheduler: str) 
     ).images
     # the last step goes to what was expected, or nearly there
     torch.testing.assert_close(estimates[-1].float(), latents, atol=0.35, rtol=0.1)
+
+
+def pix2pix() -> tuple[Any, dict[str, Any]]:
+    model = tiny.sdxl().unet.config
+    parts = {"unet": tiny.unet(**{**model, "in_channels": 8})}
+    pipe = tiny.sdxl(cls=StableDiffusionXLInstructPix2PixPipeline, **parts)
+    return pipe, {"image": picture()}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda: (tiny.pag(), {"pag_scale": 3.0}), pix2pix],
+    ids=["perturbed attention", "InstructPix2Pix"],
+)
+def test_guidance_by_three_rows_of_an_image_is_refused_before_the_first_step(made: Any) -> None:
+    pipe, options = made()
+    pipe.unet.forward = never
+    with (
+        pytest.raises(ValueError, match=f"can't be had with {type(pipe).__name__} as it is called"),
+        xattn.record(pipe, previews=True),
+    ):
+        pipe(CAR, num_inference_steps=2, height=SIDE, width=SIDE, **options)
 
 
 @pytest.mark.parametrize("name", ["run.safetensors", "folder"])

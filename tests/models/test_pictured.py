@@ -252,6 +252,11 @@ def test_what_omnigen_cant_do_is_refused(omnigen: Any) -> None:
     with pytest.raises(ValueError, match="its time token is a key of neither"):
         xattn.edit(omnigen, LAWN, Replace("red", "blue"))
     text = "a car on <img><|image_1|></img>"
+    with (
+        pytest.raises(ValueError, match="OmniGen as it is called: it guides by three rows"),
+        xattn.record(omnigen, previews=True),
+    ):
+        draw(omnigen, text, input_images=[PICTURES[0]])
     pictures = [[PICTURES[0]], [PICTURES[1]]]
     with pytest.raises(ValueError, match="draw them one by one"), xattn.record(omnigen):
         draw(omnigen, [text, text], input_images=pictures)

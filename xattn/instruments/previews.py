@@ -31,6 +31,19 @@ class Previews(Instrument):
         size = (steps, sampling.images, sampling.channels, *sample.shape[-2:])
         sampling.estimates = torch.zeros(size, dtype=torch.float16, device=sample.device)
 
+    def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
+        """Raise ValueError where the pipeline guides by three rows of each image.
+
+        It does not tell the weights of all three. A loop's estimates are those without guidance.
+        """
+        rows = call.conditional[0]
+        if not (sampling.loop or call.component) and call.rows == 3 * (rows.stop - rows.start):
+            raise ValueError(
+                f"previews=True can't be had with {sampling.facts.get('pipeline')} as it is "
+                "called: it guides by three rows of each image, whose weights it does not tell; "
+                "leave it out"
+            )
+
     def after_call(self, sampling: Sampling, call: DenoiserCall) -> None:
         """Keep a call's estimate, with guidance applied as in the pipeline."""
         if sampling.estimates is None or sampling.schedule is None:
