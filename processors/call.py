@@ -54,24 +54,6 @@ Locate = Callable[[int, int], Sequence[Place] | None]
 """A function from a call's numbers of queries and keys to each row's place of text and image."""
 
 
-class OwnCall:
-    """The model's own scaled dot-product attention, callable on any rows of the batch.
-
-    Attributes:
-        scale: the scale passed by the model.
-        usual: whether it is exactly softmax(query keyᵀ scale + mask) value.
-    """
-
-    def __init__(self, extra: dict[str, Any]) -> None:
-        self.extra = extra
-        self.scale: float | None = extra["scale"]
-        self.usual = not (extra["dropout_p"] or extra["is_causal"] or "enable_gqa" in extra)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the output (rows, heads, queries, channels)."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **self.extra)
-
-
 class AttentionCall:
     """One layer's attention: its inputs, the model's own call, and cached probabilities.
 

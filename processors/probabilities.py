@@ -51,7 +51,9 @@ def fused_attention(
         or (mask is not None and mask.requires_grad)
     ):
         return None
-    if torch._fused_sdp_choice(query, key, value, mask, scale=own.scale) != _FLASH:
+    keys, values, shared = own.asked(key, value)
+    choice = torch._fused_sdp_choice(query, keys, values, mask, scale=own.scale, enable_gqa=shared)
+    if choice != _FLASH:
         return None
     extra = {} if mask is None else {"attn_mask": _additive(mask, query.dtype)}
     output, sums = _flash(query, key, value, scale=own.scale, **extra)

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from xattn.processors.call import AttentionCall, OwnCall
+from xattn.processors.call import AttentionCall
 from xattn.processors.chain import Chain
+from xattn.processors.own_call import OwnCall
 
 _SDPA = "scaled_dot_product_attention"
 _SCORES = "get_attention_scores"
@@ -84,10 +85,10 @@ def _call(
     enable_gqa: bool = False,
 ) -> AttentionCall:
     extra: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+    factor, own = query.shape[-1] ** -0.5 if scale is None else scale, OwnCall(extra)
     if enable_gqa:
-        extra["enable_gqa"] = True
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return AttentionCall(query, key, value, attn_mask, factor, OwnCall(extra), chain.locate)
+        key, value = own.repeated(key, value, query.shape[1])
+    return AttentionCall(query, key, value, attn_mask, factor, own, chain.locate)
 
 
 _classes: dict[type, type] = {}

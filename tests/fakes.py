@@ -21,7 +21,8 @@ from xattn.models.family import (
     Family,
     Role,
 )
-from xattn.processors.call import AttentionCall, Handler, OwnCall
+from xattn.processors.call import AttentionCall, Handler
+from xattn.processors.own_call import OwnCall
 from xattn.session.clock import Clock, Schedule
 from xattn.session.events import Receive
 from xattn.session.instrument import Instrument

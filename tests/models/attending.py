@@ -36,6 +36,7 @@ class Dense(TorchFunctionMode):
 def softmax(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **other: Any
 ) -> Tensor:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)  # which heads may share
     scale = other.get("scale") or query.shape[-1] ** -0.5
     logits = query.double() @ key.double().transpose(-1, -2) * scale
     if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -18,6 +18,7 @@ from tests.models.attending import dense, tokens_read
 from tests.tiny import films, streams
 from tests.tiny import videos as tiny
 from xattn.models import family_of
+from xattn.models.family import Encoding
 from xattn.results.trace import Trace
 
 LAWN = "a red car on a green lawn"
@@ -186,6 +187,26 @@ CASES = {
         passes=2,
         guided={"guidance_scale": 3.0, "negative_prompt": "a dog"},
     ),
+    "Cosmos 3": Case(films.cosmos3, text=140, passes=2, nth=1, several=False, prompts=1),
+    "Cosmos 3, an image": Case(
+        films.cosmos3,
+        {"num_frames": 1, "use_system_prompt": False},
+        frames=1,
+        text=50,
+        passes=2,
+        nth=1,
+        several=False,
+        prompts=1,
+    ),
+    "Cosmos 3, a frame given, and sound": Case(
+        films.cosmos3,
+        {"image": PICTURE, "enable_sound": True, "add_duration_template": False},
+        text=105,
+        passes=2,
+        nth=1,
+        several=False,
+        prompts=1,
+    ),
     "CogVideoX": Case(tiny.cogvideox, T5, queries=24, doubled=True, several=False),
     "CogVideoX 1.5": Case(
         lambda: tiny.cogvideox(later=True), T5, frames=2, queries=24, doubled=True, several=False
@@ -292,7 +313,8 @@ def draw(pipe: Any, case: Case, prompt: Any = LAWN, **options: Any) -> Any:
     ):  # which a pipeline calls otherwise, or not at all
         if given[name] is None:
             del given[name]
-    return pipe(prompt=prompt, generator=generator, **given).frames
+    drawn = pipe(prompt=prompt, generator=generator, **given)
+    return drawn.video if hasattr(drawn, "video") else drawn.frames
 
 
 def recorded(pipe: Any, case: Case, *args: Any, **options: Any) -> tuple[Trace, Any]:
@@ -371,10 +393,11 @@ def rows_of(calls: list[Any], case: Case, images: int) -> Any:
 @every
 def test_words_are_those_that_the_text_encoder_read(pipes: Any, name: str) -> None:
     case, pipe = CASES[name], pipes(name)
-    with tokens_read(pipe.text_encoder) as given:
+    encoder = getattr(pipe, "text_encoder", None) or pipe.transformer.embed_tokens
+    with tokens_read(encoder) as given:
         prompts: Any = LAWN if case.prompts == 1 else [LAWN, BOAT]
         trace, _ = recorded(pipe, case, prompts, **case.unguided)
-    read = [row for ids in given for row in ids]
+    read = [row for ids in given for row in torch.atleast_2d(ids)]
     count = len(trace.prompts)
     assert trace.prompts == (LAWN, BOAT)[:count]
     assert trace.run.prompt_of == tuple(n for n in range(count) for _ in range(case.frames))
@@ -495,6 +518,19 @@ def test_a_videos_axes_are_on_disk(pipes: Any, tmp_path: Path, folder: bool) -> 
 def test_what_knows_images_alone_is_refused_before_a_video_is_drawn(pipes: Any, what: Any) -> None:
     with pytest.raises(ValueError, match="can't be had with"):
         recorded(pipes("Wan"), CASES["Wan"], record=what, guidance_scale=1.0)
+
+
+def test_a_caption_of_actions_is_refused_before_anything_is_drawn() -> None:
+    family = family_of(films.cosmos3().transformer)
+    assert isinstance(family, Encoding)
+    with pytest.raises(ValueError, match="record Cosmos 3 without it"):
+        family.as_encoded({"prompt": LAWN, "action_mode": "policy"}, ([1], [2]))
+
+
+def test_dots_that_a_pipeline_leaves_out_are_of_no_word(pipes: Any) -> None:
+    trace, _ = recorded(pipes("Cosmos 3"), CASES["Cosmos 3, an image"], "a red car...")
+    assert trace.words == ("a", "red", "car")
+    assert trace.prompts == ("a red car...",)
 
 
 def test_a_picture_behind_the_frames_of_kandinsky_6_is_refused(pipes: Any) -> None:

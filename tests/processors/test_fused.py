@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import BaseTorchFunctionMode
 
-from xattn.processors.call import OwnCall
 from xattn.processors.chain import Chain
+from xattn.processors.own_call import OwnCall
 from xattn.processors.probabilities import fused_attention, kept_maps, kept_probs
 from xattn.processors.recording import Recording
 from xattn.processors.wrapping import wrap
@@ -53,6 +53,20 @@ def test_fused_maps_of_all_tokens_sum_to_one() -> None:
     assert fused is not None
     total = kept_maps(query, key, SCALE, fused[1], slice(None)).sum(2)
     torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("shared", [2, 4], ids=["two heads share", "each has its own"])
+def test_heads_that_share_keys_see_them_repeated_and_the_output_is_the_models(shared: int) -> None:
+    query, key, value = parts()
+    key, value, heads = key[:, :shared], value[:, :shared], query.shape[1]
+    plain = F.scaled_dot_product_attention(query, key, value, scale=SCALE, enable_gqa=True)
+    own = own_call()
+    repeated = own.repeated(key, value, heads)
+    assert torch.equal(own(query, *repeated, None), plain)
+    fused = fused_attention(query, *repeated, None, own)
+    assert fused is None or torch.equal(fused[0], plain)
+    halved = value.repeat_interleave(heads // shared, 1) * 0.5  # what a handler changed
+    torch.testing.assert_close(own(query, repeated[0], halved, None), plain * 0.5)
 
 
 def test_nothing_is_fused_where_pytorch_would_compute_otherwise_or_be_watched() -> None:

@@ -26,6 +26,8 @@ from tests.tiny.classes import (
     ConsisIDTransformer3DModel,
     Cosmos2_5_PredictBasePipeline,
     Cosmos2TextToImagePipeline,
+    Cosmos3OmniPipeline,
+    Cosmos3OmniTransformer,
     CosmosTextToWorldPipeline,
     CosmosTransformer3DModel,
     EasyAnimatePipeline,
@@ -381,6 +383,51 @@ def cosmos25(*, seed: int = 0, **parts: Any) -> Any:
         tokenizer=tok,
         **parts,
     )
+
+
+class Waves(nn.Module):
+    """A tokenizer of sounds that is asked for their length, and decodes silence."""
+
+    config = SimpleNamespace(sampling_rate=160)
+    _hop_size = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silence = nn.Parameter(torch.zeros(1))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.silence.expand(1, 1, 1)
+
+
+def cosmos3(*, seed: int = 0, **parts: Any) -> Any:
+    """Return a pipeline without a text encoder, whose queries share heads of keys."""
+    tok = qwen_tokenizer()
+    torch.manual_seed(seed)
+    model = Cosmos3OmniTransformer(
+        head_dim=12,
+        hidden_size=24,
+        intermediate_size=16,
+        latent_channel=4,
+        patch_latent_dim=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        num_key_value_heads=1,
+        rope_axes_dim=(2, 2, 2),
+        sound_dim=4,
+        sound_gen=True,
+        vocab_size=len(tok),
+    )
+    made = {
+        "transformer": sharpened(model),
+        "text_tokenizer": tok,
+        "vae": wan_vae(seed),
+        "scheduler": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        "sound_tokenizer": Waves(),
+        "enable_safety_checker": False,
+    }
+    return quiet(Cosmos3OmniPipeline(**(made | parts)))
 
 
 def helios(*, seed: int = 0, pyramid: bool = False, **config: Any) -> Any:

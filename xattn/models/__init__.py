@@ -15,6 +15,7 @@ from xattn.models.chroma import Chroma
 from xattn.models.cogvideox import CogVideoX
 from xattn.models.cogview import CogView3, CogView4
 from xattn.models.cosmos import Cosmos
+from xattn.models.cosmos3 import Cosmos3
 from xattn.models.denoisers import REFUSED
 from xattn.models.easy_animate import EasyAnimate
 from xattn.models.ernie_image import ErnieImage
@@ -99,6 +100,7 @@ FAMILIES: tuple[Family, ...] = (
     LTX2(),
     CogVideoX(),
     Cosmos(),
+    Cosmos3(),
     HunyuanVideo(),
     HunyuanVideo15(),
     EasyAnimate(),

@@ -178,7 +178,10 @@ def given_texts(given: Mapping[str, Any], name: str = "prompt") -> list[str]:
 
 @dataclass(frozen=True)
 class ImageAsks(Joint):
-    """Families whose image reads text and itself in one call, in which no text asks."""
+    """Families whose image reads text and itself in one call, in which no text asks.
+
+    What else asks stands behind the image.
+    """
 
     def places(
         self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
@@ -189,6 +192,7 @@ class ImageAsks(Joint):
             RuntimeError: queries or keys are not as many as the image's and the text's.
         """
         layout: Layout = call.layout
-        own = layout.own.stop - layout.own.start
-        check_layout(layout, layer, self.grid(layer, call.latent), queries, keys, asking=own)
+        own, text = (part.stop - part.start for part in (layout.own, layout.text))
+        grid, asking = self.grid(layer, call.latent), layout.total - text
+        check_layout(layout, layer, grid, queries, keys, call.frames, asking)
         return (Place(slice(0, own), layout.text, layout.image),) * call.rows

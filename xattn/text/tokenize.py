@@ -237,13 +237,13 @@ def _origin(text: str, converted: str, added: Collection[str]) -> list[Span]:
             at += 1  # white space was stripped, or several made one
         else:
             break
-    if not text[at:].strip() and len(origin) == len(converted):
-        at = len(text)  # white space at the end was stripped
+    if not text[at:].strip().strip(".") and len(origin) == len(converted):
+        at = len(text)  # white space or dots at the end were stripped
     if at < len(text) or len(origin) != len(converted):
         raise ValueError(
             f"convert made {converted!r} of the prompt {text!r}: this change cannot be "
-            "traced; only lower case, less white space and the further vectors of a textual "
-            "inversion can be (clean_caption=False leaves a prompt as it is)"
+            "traced; only lower case, less white space, dots left out at the end and the further "
+            "vectors of a textual inversion can be (clean_caption=False leaves a prompt as it is)"
         )
     return [*origin, (len(text), len(text))]
 
