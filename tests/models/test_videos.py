@@ -17,6 +17,7 @@ import xattn
 from tests.models.attending import dense, tokens_read
 from tests.tiny import films, streams
 from tests.tiny import videos as tiny
+from tests.tiny.classes import find
 from xattn.models import family_of
 from xattn.models.family import Encoding
 from xattn.results.trace import Trace
@@ -75,6 +76,7 @@ class Case:
 T5 = {"max_sequence_length": 24}
 WAN = diffusers.WanTransformer3DModel
 PICTURE = Image.linear_gradient("L").resize((48, 64)).convert("RGB")
+SMALL = {**T5, "height": 32, "width": 32}
 TEMPLATE = {"template": "the old {} dog", "crop_start": 2}
 STILL: dict[str, Any] = {"stg_scale": 0.0, "modality_scale": 1.0}
 STILL |= {f"audio_{name}": value for name, value in STILL.items()}
@@ -157,10 +159,43 @@ CASES = {
         several=False,
         prompts=1,
     ),
-    "LTX-Video": Case(tiny.ltx, {**T5, "height": 32, "width": 32}, cells=64, doubled=True),
+    "LTX-Video": Case(tiny.ltx, SMALL, cells=64, doubled=True),
+    "LTX-Video, a frame given": Case(
+        lambda: tiny.ltx(cls=diffusers.LTXImageToVideoPipeline),
+        {**SMALL, "image": PICTURE},
+        cells=64,
+        doubled=True,
+    ),
+    "LTX-Video, a later frame given": Case(
+        lambda: tiny.ltx(cls=diffusers.LTXConditionPipeline),
+        {**SMALL, "image": PICTURE, "frame_index": 4, "strength": 0.8},
+        cells=64,
+        queries=64,  # the given frame's are in front
+        doubled=True,
+        several=False,
+        prompts=1,
+    ),
     "LTX-2": Case(
         films.ltx2,
-        {**T5, **STILL, "height": 32, "width": 32},
+        {**SMALL, **STILL},
+        cells=64,
+        doubled=True,
+        passes=3,
+        guided=OWN,
+        moved=True,
+    ),
+    "LTX-2, a frame given": Case(
+        lambda: films.ltx2(cls=find("LTX2ImageToVideoPipeline")),
+        {**SMALL, **STILL, **films.first_frame(PICTURE)},
+        cells=64,
+        doubled=True,
+        passes=3,
+        guided=OWN,
+        moved=True,
+    ),
+    "LTX-2, a later frame given": Case(
+        lambda: films.ltx2(cls=find("LTX2ConditionPipeline")),
+        {**SMALL, **STILL, **films.later_frame(PICTURE)},
         cells=64,
         doubled=True,
         passes=3,
@@ -169,7 +204,7 @@ CASES = {
     ),
     "LTX-2 without registers": Case(
         lambda: films.ltx2(registers=None),
-        {**T5, **STILL, "height": 32, "width": 32},
+        {**SMALL, **STILL},
         cells=64,
         doubled=True,
         guided={"guidance_scale": 3.0, "audio_guidance_scale": 3.0},

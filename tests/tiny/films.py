@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +43,8 @@ from tests.tiny.classes import (
     HunyuanVideo15Transformer3DModel,
     Kandinsky6TI2VAPipeline,
     Kandinsky6Transformer3DModel,
+    Lacking,
+    LTX2ImageToVideoPipeline,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
     MotifVideoPipeline,
@@ -56,6 +59,7 @@ from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
 from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
 from tests.tiny.videos import hunyuan_vae, unfixed, wan_vae
 
+LTX2VideoCondition = find("LTX2VideoCondition", "diffusers.pipelines.ltx2.pipeline_ltx2_condition")
 LTX2TextConnectors = find("LTX2TextConnectors", "diffusers.pipelines.ltx2")
 
 WAN_SIZES: dict[str, Any] = {
@@ -307,6 +311,21 @@ def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: 
         "vocoder": None,
     }
     return quiet((cls or LTX2Pipeline)(**(made | parts)))
+
+
+def first_frame(picture: Any) -> dict[str, Any]:
+    """Return a given first frame as LTX-2's pipeline takes it, without a library of videos."""
+    compressed = "image_crf" in inspect.signature(LTX2ImageToVideoPipeline.__call__).parameters
+    return {"image": picture} | ({"image_crf": 0} if compressed else {})
+
+
+def later_frame(picture: Any) -> dict[str, Any]:
+    """Return a given later frame as LTX-2's pipeline takes it."""
+    if isinstance(LTX2VideoCondition, Lacking):
+        return {}
+    compressed = "crf" in inspect.signature(LTX2VideoCondition).parameters
+    more = {"crf": 0} if compressed else {}
+    return {"conditions": LTX2VideoCondition(picture, index=1, **more)}
 
 
 class Harmless(nn.Module):

@@ -22,11 +22,12 @@ class LTX2(LTXVideo):
     Between ``encode_prompt`` and the denoiser a small transformer moves the valid positions to the
     front and fills the axis up with learned registers, which are keys, too. Guidance of its own
     (``stg_scale``, ``modality_scale``) calls the denoiser again: those calls aren't recorded.
+    Given frames and references stand behind the video's positions.
     """
 
     classes: tuple[str, ...] = ("LTX2VideoTransformer3DModel",)
     draws: str = "LTX-2"
-    pipelines: str = "LTX2Pipeline or LTX2ImageToVideoPipeline"
+    pipelines: str = "LTX2Pipeline, LTX2ImageToVideoPipeline or LTX2ConditionPipeline"
 
     @contextmanager
     def watching(self, pipe: Any) -> Iterator[None]:
@@ -48,6 +49,10 @@ class LTX2(LTXVideo):
         if perturbed or arguments.get("isolate_modalities"):
             return replace(call, kind="guidance")
         return replace(call, states=_encoded.get(call.states, call.states))
+
+    def _fits(self, own: slice, whole: slice) -> bool:
+        """Return whether a sequence can have a video's positions there: at its beginning."""
+        return bool(own.start == 0 and own.stop <= whole.stop)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

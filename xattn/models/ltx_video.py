@@ -7,50 +7,82 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from xattn.models.family import NOTHING, Axis, DenoiserCall
+from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall
 from xattn.models.separate import Separate
+from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
 class LTXVideo(Separate):
     """The family of LTX-Video (HaCohen et al. 2024). Padding is masked.
 
+    Given frames that aren't the video's first stand in front of its positions.
+
     Attributes:
         draws: its name.
-        pipelines: those whose positions are all drawn.
+        pipelines: those whose positions are known.
     """
 
     classes: tuple[str, ...] = ("LTXVideoTransformer3DModel",)
     draws: str = "LTX-Video"
-    pipelines: str = "LTXPipeline or LTXImageToVideoPipeline"
+    pipelines: str = "LTXPipeline, LTXImageToVideoPipeline or LTXConditionPipeline"
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call ``transformer(hidden_states, ..., num_frames, height, width)``.
 
-        The numbers are those of the sequence's positions. A given frame's timestep is 0.
+        The numbers are those of the video's positions. A given frame's timestep is lower.
 
         Raises:
-            RuntimeError: positions of given frames stand in the sequence, too.
+            RuntimeError: which positions are the video's isn't known.
         """
-        sample, sides = arguments["hidden_states"], ("num_frames", "height", "width")
-        frames, height, width = (int(arguments.get(name) or 0) for name in sides)
-        if frames * height * width != sample.shape[1]:
+        sample, time = arguments["hidden_states"], arguments["timestep"]
+        start, (frames, height, width) = self._drawn(arguments)
+        own, whole = slice(start, start + frames * height * width), slice(0, sample.shape[1])
+        if own.start == own.stop or not self._fits(own, whole):
             raise RuntimeError(
-                f"{self.draws} was called with {sample.shape[1]} positions where num_frames, "
-                f"height and width are {frames}, {height} and {width}: other pipelines put frames "
-                "that are given beside them, and which are drawn isn't known; record "
-                f"{self.pipelines}"
+                f"{self.draws} was called with {whole.stop} positions where num_frames, height "
+                f"and width are {frames}, {height} and {width}, from {start} on: which are the "
+                f"video's isn't known; record {self.pipelines}"
             )
-        time = arguments["timestep"]
         return DenoiserCall(
             sample=sample,
             latent=(height, width),
             timestep=time if time.ndim < 2 else time.flatten(1).amax(1),
             states=arguments["encoder_hidden_states"],
             component=component,
+            layout=None if own == whole else own,
             frames=frames,
         )
+
+    def _drawn(self, arguments: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+        """Return where the video's positions begin, and how many frames, rows and columns."""
+        sides = tuple(int(arguments.get(n) or 0) for n in ("num_frames", "height", "width"))
+        coords = arguments.get("video_coords")
+        return _laid(coords) if coords is not None and not any(sides) else (0, sides)
+
+    def _fits(self, own: slice, whole: slice) -> bool:
+        """Return whether a sequence can have a video's positions there: at its end."""
+        return bool(own.stop == whole.stop)
+
+    def places(
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> tuple[Place, ...] | None:
+        """Return the video's queries where given frames have some, too.
+
+        Raises:
+            RuntimeError: the queries are not those of the call's positions.
+        """
+        if call.layout is None:
+            return None
+        if queries != call.sample.shape[1]:
+            raise RuntimeError(
+                f"layer {layer.name} has {queries} queries where {call.sample.shape[1]} were "
+                "expected: xattn doesn't know which are the video's; please report the model's "
+                "configuration"
+            )
+        return (Place(call.layout, slice(0, keys), slice(0, 0)),) * call.rows
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING
@@ -63,3 +95,21 @@ class LTXVideo(Separate):
         raise ValueError(
             f"previews=True can't be had with {self.draws}, whose latents are packed; leave it out"
         )
+
+
+_laid_out: Any = (
+    WeakIdKeyDictionary()
+)  # reading coordinates waits for the device: once for each run
+
+
+def _laid(coords: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return where a video begins among coordinates (rows, 3, positions), and its sides.
+
+    Its first frame alone is at time 0.
+    """
+    if coords not in _laid_out:
+        start = int((coords[0, 0] == 0).int().argmax())
+        sides = (int(axis[start:].unique().numel()) for axis in coords[0])
+        _laid_out[coords] = start, tuple(sides)
+    found: tuple[int, tuple[int, ...]] = _laid_out[coords]
+    return found

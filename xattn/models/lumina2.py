@@ -39,7 +39,7 @@ class Lumina2(Separate):
         layout = Ragged(max(lengths) + area, tuple((0, n, n) for n in lengths))
         return replace(call, timestep=(1 - call.timestep) * 1000, layout=layout)
 
-    def places(  # type: ignore[override]
+    def places(
         self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
     ) -> tuple[Place, ...]:
         """Return where each row's text and its image stand."""

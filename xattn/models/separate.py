@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xattn.models.family import AttentionLayer, DenoiserCall, Encoded, Role
 from xattn.models.noise import clean_of_either
+from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,11 @@ class Separate:
             component=component,
         )
 
-    def places(self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int) -> None:
+    def places(
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> Sequence[Place] | None:
         """Return None: all queries are the image's, and the first keys the text's."""
+        return None
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, its mask, negative, its mask)."""

@@ -59,7 +59,7 @@ class ZImage(Separate):
             layout=layout,
         )
 
-    def places(  # type: ignore[override]
+    def places(
         self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
     ) -> tuple[Place, ...]:
         """Return where each row's image and its text stand."""

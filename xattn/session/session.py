@@ -241,8 +241,8 @@ class Block:
             if layer.component != call.component:
                 continue
             chain.nth = layer.nth if call.nth is None else call.nth
-            if layer.role in ("joint", "added"):
-                chain.locate = Locator(family, call, layer)
+            placed = layer.role in ("joint", "added") or call.layout is not None
+            chain.locate = Locator(family, call, layer) if placed else None
 
     def after_call(self, component: str, output: Any) -> None:
         """Hand on the result of a denoiser call, and end the run after its last call."""
