@@ -76,6 +76,8 @@ class Case:
 T5 = {"max_sequence_length": 24}
 WAN = diffusers.WanTransformer3DModel
 PICTURE = Image.linear_gradient("L").resize((48, 64)).convert("RGB")
+SANA = {**T5, "width": 32, "frames": 9, "num_frames": None}
+SANA |= {"use_resolution_binning": False, "complex_human_instruction": None}
 SMALL = {**T5, "height": 32, "width": 32}
 TEMPLATE = {"template": "the old {} dog", "crop_start": 2}
 STILL: dict[str, Any] = {"stg_scale": 0.0, "modality_scale": 1.0}
@@ -91,6 +93,20 @@ CASES = {
         text=512,
         passes=2,
         nth=1,
+        several=False,
+        prompts=1,
+    ),
+    "Wan 2.2, a frame given": Case(
+        lambda: tiny.wan_of_frame(two=True),
+        {**T5, "image": PICTURE},
+        passes=2,
+        several=False,
+        prompts=1,
+    ),
+    "Wan 2.2 of 5B, a frame given": Case(  # each frame has a timestep of its own
+        tiny.wan_of_frame,
+        {**T5, "image": PICTURE},
+        passes=2,
         several=False,
         prompts=1,
     ),
@@ -132,16 +148,17 @@ CASES = {
     "Allegro": Case(tiny.allegro, {**T5, "clean_caption": False}, doubled=True, several=False),
     "SANA-Video": Case(
         tiny.sana_video,
-        {
-            **T5,
-            "frames": 9,
-            "num_frames": None,
-            "use_resolution_binning": False,
-            "complex_human_instruction": None,
-            "width": 32,
-        },
+        SANA,
         cells=4 * 2,
         doubled=True,
+    ),
+    "SANA-Video, a frame given": Case(
+        lambda: tiny.sana_video(cls=find("SanaImageToVideoPipeline")),
+        {**SANA, "image": PICTURE},
+        cells=4 * 2,
+        doubled=True,
+        several=False,
+        prompts=1,
     ),
     "SANA-WM": Case(
         films.sana_wm,
@@ -243,6 +260,14 @@ CASES = {
         prompts=1,
     ),
     "CogVideoX": Case(tiny.cogvideox, T5, queries=24, doubled=True, several=False),
+    "CogVideoX, a frame given": Case(
+        lambda: tiny.cogvideox(cls=diffusers.CogVideoXImageToVideoPipeline, channels=8),
+        {**T5, "image": PICTURE},
+        queries=24,
+        doubled=True,
+        several=False,
+        prompts=1,
+    ),
     "CogVideoX 1.5": Case(
         lambda: tiny.cogvideox(later=True), T5, frames=2, queries=24, doubled=True, several=False
     ),
@@ -299,6 +324,16 @@ CASES = {
         passes=2,
         dropped=None,  # its system message differs between versions of diffusers
         several=False,
+    ),
+    "Kandinsky 5, a frame given": Case(
+        lambda: streams.kandinsky5(cls=diffusers.Kandinsky5I2VPipeline, vae=tiny.hunyuan_vae()),
+        {"image": PICTURE, "num_frames": 21},  # fewer leave nothing that it normalises by
+        frames=6,
+        text=14,
+        passes=2,
+        dropped=None,
+        several=False,
+        prompts=1,
     ),
     "Motif-Video": Case(
         films.motif_video,

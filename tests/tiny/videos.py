@@ -96,6 +96,16 @@ def wan(*, seed: int = 0, cls: Any = None, two: bool = False, **parts: Any) -> A
     return quiet((cls or WanPipeline)(**(made | parts)))
 
 
+def wan_of_frame(*, seed: int = 0, two: bool = False) -> Any:
+    """Return 2.2's pipeline that is given a frame: its two denoisers, or the one of 5B."""
+    more: dict[str, Any] = {"expand_timesteps": True}
+    if two:
+        models = [wan_model(seed=seed + n, in_channels=12) for n in (0, 1)]
+        more = {"transformer": models[0], "transformer_2": models[1], "boundary_ratio": 0.8}
+    cls = unfixed("wan.pipeline_wan_i2v", "WanImageToVideoPipeline")
+    return wan(seed=seed, cls=cls, image_encoder=None, image_processor=None, **more)
+
+
 def of_image(name: str, cls: Any, model: Any, *, seed: int = 0, **more: Any) -> Any:
     """Return a pipeline of Wan's kin that is given a frame, which a vision encoder reads, too."""
     torch.manual_seed(seed)
@@ -210,7 +220,7 @@ def allegro(*, seed: int = 0, **parts: Any) -> Any:
     return quiet(AllegroPipeline(**(made | parts)))
 
 
-def sana_video(*, seed: int = 0, **parts: Any) -> Any:
+def sana_video(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
     tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = SanaVideoTransformer3DModel(
@@ -232,10 +242,12 @@ def sana_video(*, seed: int = 0, **parts: Any) -> Any:
         "text_encoder": gemma(tok, seed=seed),
         "tokenizer": tok,
     }
-    return quiet(SanaVideoPipeline(**(made | parts)))
+    return quiet((cls or SanaVideoPipeline)(**(made | parts)))
 
 
-def cogvideox(*, seed: int = 0, later: bool = False, **parts: Any) -> Any:
+def cogvideox(
+    *, seed: int = 0, later: bool = False, cls: Any = None, channels: int = 4, **parts: Any
+) -> Any:
     """Return a pipeline of CogVideoX's structure, or of 1.5's, whose patches hold two frames."""
     tok = t5_tokenizer()
     torch.manual_seed(seed)
@@ -251,7 +263,7 @@ def cogvideox(*, seed: int = 0, later: bool = False, **parts: Any) -> Any:
     model = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=32,
@@ -271,7 +283,7 @@ def cogvideox(*, seed: int = 0, later: bool = False, **parts: Any) -> Any:
         "text_encoder": t5_encoder(tok, 32, seed),
         "tokenizer": tok,
     }
-    return quiet(CogVideoXPipeline(**(made | parts)))
+    return quiet((cls or CogVideoXPipeline)(**(made | parts)))
 
 
 def hunyuan_vae() -> AutoencoderKLHunyuanVideo:

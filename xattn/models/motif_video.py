@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Role
 from xattn.models.joint import Joint, Layout, patched_call
 from xattn.models.separate import layers_named
+from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class MotifVideo(Joint):
             arguments, component, arguments["encoder_hidden_states"], int(config.patch_size),
             lay=lay, frames=frames,
         )  # fmt: skip
+
+    def places(  # type: ignore[override]
+        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
+    ) -> tuple[Place, ...] | None:
+        """Return where text and video stand; None where the video reads the text alone."""
+        if layer.role == "cross":
+            return None
+        return super().places(call, layer, queries, keys)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

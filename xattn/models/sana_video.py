@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xattn.models.family import AttentionLayer, DenoiserCall
@@ -15,7 +16,11 @@ from xattn.models.separate import layers_named
 
 @dataclass(frozen=True)
 class SanaVideo(Sana):
-    """The family of SANA-Video (2025), which reads prompts as Sana does."""
+    """The family of SANA-Video (2025), which reads prompts as Sana does.
+
+    Where a frame is given, every frame has a timestep of its own: the given one's is 0, and the
+    others' the scheduler's.
+    """
 
     classes: tuple[str, ...] = ("SanaVideoTransformer3DModel",)
     edits: frozenset[str] = frozenset()
@@ -29,8 +34,12 @@ class SanaVideo(Sana):
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call by its latents, (rows, channels, frames, height, width)."""
         call = super().read(arguments, component)
-        patch = int(arguments["self"].config.patch_size[0])
-        return replace(call, frames=int(call.sample.shape[2]) // patch)
+        patch, time = int(arguments["self"].config.patch_size[0]), torch.as_tensor(call.timestep)
+        return replace(
+            call,
+            frames=int(call.sample.shape[2]) // patch,
+            timestep=time.flatten(1).amax(1) if time.ndim > 1 else call.timestep,
+        )
 
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Raise ValueError: previews are of images."""

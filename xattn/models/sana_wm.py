@@ -17,7 +17,6 @@ from xattn.models.sana_video import SanaVideo
 class SanaWM(SanaVideo):
     """The family of SANA-WM (2026): a given frame, words, and a camera's path.
 
-    Every frame has a timestep of its own: the given one's is 0, and the others' the scheduler's.
     What the path gives isn't text.
     """
 
@@ -25,10 +24,9 @@ class SanaWM(SanaVideo):
     roles: tuple[tuple[str, Role], ...] = (("cross_attn", "cross"),)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
-        """Read a call by its text, (rows, 1, tokens, channels), and times, (rows, 1, frames)."""
+        """Read a call by its text, (rows, 1, tokens, channels)."""
         call = super().read(arguments, component)
-        states = arguments["encoder_hidden_states"].squeeze(1)
-        return replace(call, states=states, timestep=arguments["timestep"].amax((1, 2)))
+        return replace(call, states=arguments["encoder_hidden_states"].squeeze(1))
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -241,7 +241,8 @@ class Block:
             if layer.component != call.component:
                 continue
             chain.nth = layer.nth if call.nth is None else call.nth
-            placed = layer.role in ("joint", "added") or call.layout is not None
+            both = layer.role in ("joint", "added")
+            placed = both or (layer.role == "cross" and call.layout is not None)
             chain.locate = Locator(family, call, layer) if placed else None
 
     def after_call(self, component: str, output: Any) -> None:
