@@ -276,3 +276,24 @@ def test_vital_passes_the_prompt_by_name_where_a_picture_comes_first() -> None:
     found = xattn.vital(pictured.joy(), [LAWN], height=64, width=64, num_inference_steps=1)
     assert found.layers
     assert set(found.layers) <= {f"double_blocks.{n}.attn" for n in range(2)}
+
+
+def test_an_edit_with_a_picture_of_the_pipelines_own_inverts_nothing() -> None:
+    pipe = pictured.joy()
+    given = {"image": PICTURES[1], "num_inference_steps": 2, "output_type": "pt"}
+    seeded = {"height": 32, "width": 32, "generator": torch.Generator().manual_seed(0)}
+    torch.manual_seed(1)  # of the picture's latents, which the pipeline draws without a generator
+    plain = pipe(prompt=LAWN, **given, **seeded).images[0]
+    torch.manual_seed(1)
+    seeded["generator"] = torch.Generator().manual_seed(0)
+    result = xattn.edit(pipe, LAWN, Replace("red", "blue"), [], **given, **seeded)
+    assert result.inversion is None
+    assert "encode" not in vars(pipe.vae)
+    torch.testing.assert_close(result.source, plain, atol=1e-5, rtol=0)
+    assert torch.equal(result.images[1], result.source)
+    assert not torch.allclose(result.images[0], result.source, atol=1e-4)
+
+
+def test_pictures_of_the_pipelines_own_have_their_name() -> None:
+    with pytest.raises(ValueError, match=r"its own pictures are images=\[...\]"):
+        xattn.edit(pictured.joy(plus=True), LAWN, Replace("red", "blue"), image=PICTURES[1])

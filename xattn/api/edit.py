@@ -68,7 +68,9 @@ def edit(
             or the result of editing a photograph: its inversion is used again, with any options.
         image: a photograph to edit, a PIL image or a path, for text-to-image pipelines; the prompt
             says what it shows. It is inverted first, as by ``invert``. Pipelines that have an
-            ``image`` of their own get it as theirs; a ControlNet's is ``control_image`` here.
+            ``image`` of their own (img2img, inpaint, FLUX.1 Kontext, Qwen-Image-Edit, JoyImage
+            Edit) get it as theirs: nothing is inverted, and the edits are of the prompt, which
+            there says what to do. A ControlNet's is ``control_image`` here.
         method: how to invert it, as for ``invert``; "direct" by default.
         start: share of the run before which edited images are held to the photograph's pivots;
             0 by default, 0.36 with "edit-friendly".

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -19,12 +19,14 @@ from xattn.instruments.planner import Planner
 from xattn.instruments.recorder import Recorder
 from xattn.instruments.weigher import HeadWeigher
 from xattn.models import family_of, family_of_pipeline
+from xattn.models.family import Sharing
 from xattn.records.options import Options
 from xattn.results.trace import Trace
 from xattn.session.axis import reader
 from xattn.session.instrument import Instrument
 from xattn.session.loop import Loop, LoopOrigin
 from xattn.session.origin import Origin
+from xattn.session.patching import replaced
 from xattn.session.pipeline import PipelineOrigin
 from xattn.session.session import Block, opened
 from xattn.text.prompt import Prompt
@@ -185,10 +187,17 @@ def session_of(
     recorded = None if trace is False else Trace(runs=[])
     if recorded is not None:
         instruments.append(Recorder(options, recorded.runs, edited=True))
-    with opened(origin, instruments) as block:
+    with _sharing(pipe, origin), opened(origin, instruments) as block:
         yield Session(block, editor, blender, recorded)
         if block.sampling is None:  # complete, or already released
             block.check_stepped()
+
+
+def _sharing(pipe: Any, origin: Origin) -> AbstractContextManager[None]:
+    """Let the rows of one given picture have the same latents, where these are drawn."""
+    if origin.loop or not isinstance(origin.family, Sharing):
+        return nullcontext()
+    return replaced(pipe.vae, "encode", origin.family.shared(pipe.vae.encode))
 
 
 def planned(

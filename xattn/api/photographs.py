@@ -26,8 +26,17 @@ def has_picture(pipe: Any, options: Mapping[str, Any]) -> bool:
     """Return whether ``image`` is a pipeline's own option, not a photograph to invert.
 
     A ControlNet's own is, unless its picture is among the options as ``control_image``.
+
+    Raises:
+        ValueError: pictures of the pipeline's own have another name.
     """
     known = options_of(type(pipe))
+    for name in ("images", "input_images"):
+        if name in known and "image" not in known:
+            raise ValueError(
+                f"image= is a photograph to invert, which {type(pipe).__name__} can't: its own "
+                f"pictures are {name}=[...], and edits of the prompt go with them"
+            )
     return "image" in known and ("control_image" in known or "control_image" not in options)
 
 

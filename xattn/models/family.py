@@ -250,6 +250,17 @@ class Segmented(Protocol):
     def segment(self) -> str: ...  # noqa: D102
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """The protocol of a family whose pipelines draw a given picture's latents at random.
+
+    Rows of an edit have one picture, and share what was drawn of it as they share their noise.
+    """
+
+    def shared(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an autoencoder's ``encode`` whose rows of one picture have the same latents."""
+
+
 BATCH_AXES: Mapping[str, int | None] = {
     "encoder_hidden_states_llama3": 1,
     "img_ids": None,

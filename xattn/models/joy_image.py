@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xattn.models.family import JOINT_EDITS, NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
@@ -58,6 +60,22 @@ class JoyImageEdit(Joint):
         before, _, after = pipe.prompt_template_encode["image"].partition("{}")
         dropped = int(pipe.prompt_template_encode_start_idx["image"])
         return (Axis((pipe.tokenizer,), template=Template(before, after, dropped)),)
+
+    def shared(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``encode`` with one sample for all rows: the pipeline passes no generator."""
+
+        def once(pictures: Tensor, *args: Any, **given: Any) -> Any:
+            if not torch.equal(pictures, pictures[:1].expand_as(pictures)):
+                return encode(pictures, *args, **given)
+            drawn = encode(pictures[:1], *args, **given).latent_dist
+
+            def sample(*args: Any, **given: Any) -> Tensor:
+                latents: Tensor = drawn.sample(*args, **given)
+                return latents.expand(len(pictures), *latents.shape[1:])
+
+            return SimpleNamespace(latent_dist=SimpleNamespace(sample=sample))
+
+        return once
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, mask); negative prompts are encoded by a call of their own."""
