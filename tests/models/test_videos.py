@@ -287,6 +287,17 @@ CASES = {
         guided={"true_cfg_scale": 2.0, "negative_prompt": "a dog"},
         dropped=2,
     ),
+    "HunyuanVideo, a frame given": Case(
+        tiny.hunyuan_video_of_image,
+        {**T5, "prompt_template": tiny.SEEN, "image": PICTURE},
+        text=2 + 24 - 4,  # every other position of the picture, and the template's end cut off
+        keys=3 * CELLS,
+        passes=2,
+        guided={"true_cfg_scale": 2.0, "negative_prompt": "a dog"},
+        dropped=5 + 3 - 2,  # as the text encoder reads them, behind four positions for one mark
+        several=False,
+        prompts=1,
+    ),
     # 18 valid positions, 4 of a picture and 16 of glyphs that there aren't, then padding
     "HunyuanVideo 1.5": Case(
         films.hunyuan_video15,

@@ -21,6 +21,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
@@ -39,6 +40,8 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
 )
 
 from tests.tiny import text_encoder, tokenizer
@@ -299,34 +302,76 @@ def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
     ).eval()
 
 
-def hunyuan_video(*, seed: int = 0, **parts: Any) -> Any:
+SEEN = {"template": "<image> the <|end_header_id|> old <|end_header_id|> {} "}
+SEEN["template"] += "old dog old <|end_header_id|>"
+SEEN |= {"crop_start": 5, "image_emb_start": 0, "image_emb_end": 4, "image_emb_len": 4}
+"""A template that begins with a picture, of four positions; its last four are cut off, too."""
+
+
+def hunyuan_video_of_image(*, seed: int = 0) -> Any:
+    """Return a pipeline whose Llava reads a given image in front of the text; see ``SEEN``."""
+    tok = t5_tokenizer()
+    tok.add_special_tokens({"additional_special_tokens": ["<image>", "<|end_header_id|>"]})
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    image = tok.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=llama_config(tok),
+        image_token_index=image,
+        pad_token_id=0,
+    )
+    side = {"height": 16, "width": 16}
+    return hunyuan_video(
+        seed=seed,
+        cls=HunyuanVideoImageToVideoPipeline,
+        config={"in_channels": 9, "image_condition_type": "latent_concat"},
+        tokenizer=tok,
+        text_encoder=LlavaForConditionalGeneration(config).eval(),
+        image_processor=CLIPImageProcessor(size=side, crop_size=side),
+    )
+
+
+def llama_config(tok: Any) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=len(tok),
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+
+
+def hunyuan_video(
+    *, seed: int = 0, cls: Any = None, config: dict[str, Any] | None = None, **parts: Any
+) -> Any:
     first, second = t5_tokenizer(), tokenizer()
     torch.manual_seed(seed)
-    llama = LlamaModel(
-        LlamaConfig(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=len(first),
-            pad_token_id=0,
-            initializer_range=0.3,
-        )
-    ).eval()
+    llama = LlamaModel(llama_config(first)).eval()
     torch.manual_seed(seed)
-    model = HunyuanVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        pooled_projection_dim=32,
-        rope_axes_dim=(4, 4, 4),
-    )
+    sizes: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_refiner_layers": 1,
+        "text_embed_dim": 16,
+        "pooled_projection_dim": 32,
+        "rope_axes_dim": (4, 4, 4),
+    }
+    model = HunyuanVideoTransformer3DModel(**(sizes | (config or {})))
     made = {
         "transformer": sharpened(model),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -336,7 +381,7 @@ def hunyuan_video(*, seed: int = 0, **parts: Any) -> Any:
         "text_encoder_2": text_encoder(second, seed=seed),
         "tokenizer_2": second,
     }
-    return quiet(HunyuanVideoPipeline(**(made | parts)))
+    return quiet((cls or HunyuanVideoPipeline)(**(made | parts)))
 
 
 def mochi(*, seed: int = 0, **parts: Any) -> Any:
