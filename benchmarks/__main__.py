@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page
+from benchmarks import documentation, page
 
 QUICK = ("speed", "memory", "truth", "batch")
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--only", help=f"parts, with commas between: {','.join(page.PARTS)}")
     parser.add_argument("--out", type=Path, default=page.RESULTS)
-    where = page.DOCS.relative_to(page.DOCS.parents[1])
+    where = documentation.DOCS.relative_to(documentation.DOCS.parents[1])
     parser.add_argument("--docs", action="store_true", help=f"put the results there are in {where}")
     parser.add_argument(
         "--peers",
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if options.docs:
-        text = page.DOCS.read_text("utf-8")
-        tables = page.summary(page.read(options.out))
-        page.DOCS.write_text(page.with_tables(text, tables), "utf-8")
+        text = documentation.DOCS.read_text("utf-8")
+        tables = documentation.summary(page.read(options.out))
+        documentation.DOCS.write_text(documentation.with_tables(text, tables), "utf-8")
         return
     usual = QUICK if options.quick else page.PARTS
     parts = options.only.split(",") if options.only else list(usual)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.judge import Judge, Seen, Verdict, train_judge, verdicts
-from benchmarks.steering import usual
+from benchmarks.steering_ways import usual
 from benchmarks.toyland import HARD_SEED, RESULTS, decode, take
 from xattn import record, toyland
 from xattn.results.diagnosis import (

@@ -5,6 +5,7 @@ Imports nothing from xattn: peers load these in their own environments.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -135,3 +136,14 @@ def sd15(dtype: torch.dtype = torch.float32) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def digest_of(pipe: Any) -> str:
+    """Return a digest of all weights of a pipeline."""
+    found = hashlib.sha256()
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, torch.nn.Module):
+            for key, weight in part.state_dict().items():
+                found.update(f"{name}.{key}".encode())
+                found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

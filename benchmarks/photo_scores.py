@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.edits import outside, psnr
 from benchmarks.judge import CLASSES, Judge, Verdict, to_pixels, verdicts
+from benchmarks.looking import outside, psnr
 from benchmarks.toyland import Tally
 from xattn.api.invert import encoded
 

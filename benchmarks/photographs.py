@@ -32,6 +32,7 @@ import xattn
 from benchmarks import machine, photo_page
 from benchmarks.edits import CHROMATIC
 from benchmarks.judge import train_judge
+from benchmarks.models import digest_of
 from benchmarks.photo_scores import Kept, score
 from benchmarks.timing import compare
 from benchmarks.toyland import RESULTS, Tally
@@ -153,6 +154,8 @@ class Drawer:
         model: its name.
         steps: of the schedule.
         folder: where drawn cases are kept.
+        version: of the library.
+        weights: a digest of the model's weights, by default the pipeline's.
     """
 
     pipe: Any
@@ -160,10 +163,15 @@ class Drawer:
     steps: int
     folder: Path
     version: str = field(default_factory=lambda: xattn.__version__)
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        self.weights = self.weights or digest_of(self.pipe)
 
     def path(self, case: Case, method: str) -> Path:
         """Return the file of a case."""
-        asked = repr((case.drawn.caption, case.edits(method), self.steps, GUIDANCE, self.version))
+        made_by = (self.version, self.weights)
+        asked = repr((case.drawn.caption, case.edits(method), self.steps, GUIDANCE, *made_by))
         digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
         return self.folder / f"{self.model}-{case.drawn.seed}-{method}-{digest}.npz"
 

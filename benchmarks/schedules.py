@@ -21,8 +21,9 @@ from PIL import Image
 
 import xattn
 from benchmarks import machine, textbook
-from benchmarks.edits import GUIDANCE, STEPS, Case, cases, look, outside, psnr
+from benchmarks.edits import GUIDANCE, STEPS, Case, cases
 from benchmarks.judge import Judge, train_judge
+from benchmarks.looking import look, outside, psnr
 from benchmarks.page import table
 from benchmarks.toyland import RESULTS, Tally, decode, percent
 

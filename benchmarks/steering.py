@@ -17,25 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.drift import Array, Features
 from benchmarks.judge import Judge, train_judge, verdicts
 from benchmarks.steering_goals import DEFAULT, SETTINGS, Setting, goals_of, positions
 from benchmarks.steering_page import SUCCESS, markdown
+from benchmarks.steering_ways import Way, chosen, exciting, way
 from benchmarks.toyland import (
     DRAW_SEED,
-    GUIDANCE,
     HARD_SEED,
     RESULTS,
-    STEPS,
     Tally,
     decode,
     interval,
@@ -43,7 +39,7 @@ from benchmarks.toyland import (
     score_hard,
     score_picture,
 )
-from xattn import initial_noise, steer, toyland
+from xattn import toyland
 from xattn.guidance.goal import Goal
 from xattn.guidance.place import Place
 from xattn.toyland.bundle import MODELS
@@ -51,42 +47,6 @@ from xattn.toyland.scenes import Scene, compose, scene
 
 TUNE_SEED = 15_000_000
 BATCH, TIMED = 10, 3
-
-
-@dataclass
-class Drawing:
-    """Drawn captions: their latents, the cost of each in passes, and CPU seconds of them all."""
-
-    latents: torch.Tensor
-    passes: list[int]
-    seconds: float
-
-
-Way = Callable[[Sequence[Scene]], Drawing]
-
-
-def way(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], **options: Any) -> Way:
-    """Return a way of drawing: each caption steered towards goals of its own, or to none."""
-
-    def draw(wanted: Sequence[Scene]) -> Drawing:
-        goals = [goal for one in wanted for goal in goals_for(one)]
-        captions = [one.caption for one in wanted]
-        start = time.process_time()
-        with steer(pipe, *goals, **options) as steering:
-            latents = pipe(captions, output_type="latent", **usual(wanted)).images
-        seconds = time.process_time() - start
-        own = [3 * steps + steering.checks for steps in steering.steps_of or [0] * len(wanted)]
-        return Drawing(latents, [2 * STEPS + more for more in own], seconds)
-
-    return draw
-
-
-def usual(wanted: Sequence[Scene]) -> dict[str, Any]:
-    """Return the options of every drawing."""
-    return {
-        "num_inference_steps": STEPS, "guidance_scale": GUIDANCE,
-        "generator": [torch.Generator().manual_seed(one.seed) for one in wanted],
-    }  # fmt: skip
 
 
 class Series:
@@ -188,24 +148,6 @@ def measure(
     return result
 
 
-def chosen(pipe: Any, goals_for: Callable[[Scene], Sequence[Goal]], tries: int) -> Way:
-    """Return a way of drawing plainly from the best of several noises, the caption's own first."""
-
-    def draw(wanted: Sequence[Scene]) -> Drawing:
-        goals = [goal for one in wanted for goal in goals_for(one)]
-        captions = [one.caption for one in wanted]
-        start = time.process_time()
-        options = usual(wanted)
-        noise = initial_noise(
-            pipe, captions, *goals, tries=tries, rounds=0, seed=wanted[0].seed, **options
-        )
-        latents = pipe(captions, output_type="latent", latents=noise, **options).images
-        seconds = time.process_time() - start
-        return Drawing(latents, [2 * STEPS + tries] * len(wanted), seconds)
-
-    return draw
-
-
 def measure_noise(pipe: Any, judge: Judge, count: int, tries: int) -> dict[str, Any]:
     """Draw hard captions plainly, and from the best of several noises by the same goals."""
     scenes = [scene(HARD_SEED + n, hard=True) for n in range(count)]
@@ -276,34 +218,9 @@ def placed(count: int) -> list[Scene]:
 
 def measure_beside(pipe: Any, judge: Judge, count: int, setting: Setting) -> dict[str, Any]:
     """Draw hard captions with diffusers' deprecated pipeline, beside ours, from the same seeds."""
-    from diffusers import StableDiffusionAttendAndExcitePipeline
-
-    other = StableDiffusionAttendAndExcitePipeline(
-        **{name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")},
-        scheduler=pipe.scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    other.set_progress_bar_config(disable=True)
-
-    def excite(scenes: Sequence[Scene]) -> Drawing:
-        (wanted,) = scenes
-        indices = [noun[0] for _, noun in positions(wanted)]
-        own = dict(pipe.unet.attn_processors)
-        start = time.process_time()
-        try:
-            latents = other(
-                wanted.caption, token_indices=indices, output_type="latent",
-                max_iter_to_alter=STEPS // 2,
-                thresholds={0: 0.05, STEPS // 5: 0.5, 2 * STEPS // 5: 0.8},
-                **usual(scenes),
-            ).images  # fmt: skip
-        finally:
-            pipe.unet.set_attn_processor(own)
-        return Drawing(latents.detach(), [0], time.process_time() - start)
-
     scenes = [scene(HARD_SEED + n, hard=True) for n in range(count)]
     steering = way(pipe, lambda one: goals_of(one, setting), **setting.options)
-    ways = {"plain": way(pipe, lambda one: []), "steered": steering, "diffusers": excite}
+    ways = {"plain": way(pipe, lambda one: []), "steered": steering, "diffusers": exciting(pipe)}
     drawn = {name: Series(each, 1).draw(pipe, judge, scenes) for name, each in ways.items()}
     plain = drawn["plain"].seconds
     return {

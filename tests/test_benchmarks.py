@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import joint, machine, page, speed, textbook, timing
+from benchmarks import documentation, joint, machine, page, speed, textbook, timing
 from tests import tiny
 
 
 def test_the_documentation_shows_the_results() -> None:
     """Mended by ``python -m benchmarks --docs``."""
     results = page.read()
-    if not page.DOCS.exists() or not results:
+    if not documentation.DOCS.exists() or not results:
         pytest.skip("no docs or no results in this tree")
-    text = page.DOCS.read_text("utf-8")
-    assert text == page.with_tables(text, page.summary(results)), "run python -m benchmarks --docs"
+    text = documentation.DOCS.read_text("utf-8")
+    assert text == documentation.with_tables(text, documentation.summary(results)), (
+        "run python -m benchmarks --docs"
+    )
 
 
 def test_the_page_shows_the_results() -> None:
@@ -31,12 +33,12 @@ def test_the_page_shows_the_results() -> None:
 
 
 def test_tables_go_between_the_markers_and_nowhere_else() -> None:
-    text = f"above\n{page.BEGIN}\nold\n{page.END}\nbelow\n"
-    once = page.with_tables(text, "new")
-    assert once == f"above\n{page.BEGIN}\n\nnew\n\n{page.END}\nbelow\n"
-    assert page.with_tables(once, "new") == once
+    text = f"above\n{documentation.BEGIN}\nold\n{documentation.END}\nbelow\n"
+    once = documentation.with_tables(text, "new")
+    assert once == f"above\n{documentation.BEGIN}\n\nnew\n\n{documentation.END}\nbelow\n"
+    assert documentation.with_tables(once, "new") == once
     with pytest.raises(ValueError, match="has no <!-- benchmarks:begin -->"):
-        page.with_tables("no markers", "new")
+        documentation.with_tables("no markers", "new")
 
 
 def test_pairs_are_interleaved_and_take_turns() -> None:

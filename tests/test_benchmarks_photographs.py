@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import xattn
 from benchmarks import photo_page
 from benchmarks.judge import Seen, Verdict
 from benchmarks.photo_scores import Kept, is_right, ssim, structure
-from benchmarks.photographs import Case, cases, drawn_by, together
+from benchmarks.photographs import Case, Drawer, cases, drawn_by, together
 from benchmarks.toyland import Tally
 from xattn.edits.kinds import Refine
 
@@ -103,6 +105,16 @@ def test_what_was_drawn_is_kept_whole_and_the_page_shows_its_figures(tmp_path: P
         tally.add(name, value, 1)
     text = photo_page.page({"unet": {"scenes": 1, "steps": 20, "figures": tally.summary()}})
     assert "| direct | 1 | 100 (100 to 100) | 41.2 (41.2 to 41.2) | 2.0 (2.0 to 2.0) |" in text
+
+
+def test_what_was_drawn_by_other_weights_is_not_taken(pair: list[Case], tmp_path: Path) -> None:
+    part = nn.Linear(2, 2)
+    pipe = SimpleNamespace(components={"unet": part, "scheduler": None})
+    paths = [Drawer(pipe, "unet", 20, tmp_path).path(pair[0], "direct") for _ in range(2)]
+    assert paths[0] == paths[1]
+    with torch.no_grad():
+        part.bias[0] += 1e-6
+    assert Drawer(pipe, "unet", 20, tmp_path).path(pair[0], "direct") != paths[0]
 
 
 def test_a_photographs_masks_are_the_papers_where_asked(pair: list[Case]) -> None:
