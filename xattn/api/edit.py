@@ -103,23 +103,15 @@ def edit(
         )
     if image is not None and has_picture(pipe, options):
         options["image"], image = image, None
+    reach = {"side": side, "layers": layers}
     if image is not None or isinstance(source, Inversion) or _is_photo(source):
         if keep_source:
             raise ValueError("keep_source=True: a photograph's result can be a source= as it is")
-        if image is not None and source is not None:
-            raise ValueError("image= and source= are two photographs; pass one of them")
-        given: Any = getattr(source, "inversion", source)
-        if given is not None and method not in (None, given.method):
-            raise ValueError(f"method={method!r}: source was inverted by {given.method!r}")
-        names = _labels(edits, labels)
+        names, given = _labels(edits, labels), _inversion_of(source, image, method)
         inversion = given or inverted(pipe, prompt, edits, image, method, generator, options)
-        session, output, batch = edit_photo(
-            pipe, prompt, edits, inversion, reach={"side": side, "layers": layers}, trace=trace,
-            generator=generator, start=start, options=options,
-        )  # fmt: skip
-        images = _by_prompt(output.images, batch.images)
-        found = _result(session, images[0], images[1:], names, None)
-        return photographed(found, inversion)
+        how: dict[str, Any] = {"reach": reach, "trace": trace, "generator": generator}
+        how |= {"start": start, "options": options}
+        return _edit_inverted(pipe, prompt, edits, inversion, names, **how)
     assert not isinstance(source, Inversion)
     for name, value in (("method", method), ("start", start)):
         if value is not None:
@@ -129,16 +121,53 @@ def edit(
     if source is not None:
         if trace is not None and trace is not False:
             raise ValueError(f"trace={trace!r}: nothing is recorded with source=; leave it out")
-        reach = {"side": side, "layers": layers}
         return _edit_kept(pipe, prompt, edits, source, generator, reach, options, labels)
+    how = {**reach, "trace": True if trace is None else trace, "keep_source": keep_source}
+    return _edit_drawn(pipe, prompt, edits, generator, how, options, labels)
+
+
+def _inversion_of(
+    source: EditResult | Inversion | None, image: Any, method: str | None
+) -> Inversion | None:
+    """Return the inversion that a source is or was made by; None where an image is given."""
+    if image is not None and source is not None:
+        raise ValueError("image= and source= are two photographs; pass one of them")
+    found = source.inversion if isinstance(source, EditResult) else source
+    if found is not None and method not in (None, found.method):
+        raise ValueError(f"method={method!r}: source was inverted by {found.method!r}")
+    return found
+
+
+def _edit_inverted(
+    pipe: Any,
+    prompt: str,
+    edits: Sequence[Edits],
+    inversion: Inversion,
+    labels: Sequence[str],
+    **how: Any,
+) -> EditResult:
+    """Draw the siblings of a photograph."""
+    session, output, batch = edit_photo(pipe, prompt, edits, inversion, **how)
+    images = _by_prompt(output.images, batch.images)
+    return photographed(_result(session, images[0], images[1:], labels, None), inversion)
+
+
+def _edit_drawn(
+    pipe: Any,
+    prompt: str,
+    edits: Sequence[Edits],
+    generator: Given,
+    how: dict[str, Any],
+    options: dict[str, Any],
+    labels: Sequence[str] | None,
+) -> EditResult:
+    """Draw a source and its siblings, and keep what later edits need of it, if asked."""
     refuse_unknown(pipe, options)
     kept = None
-    if keep_source:
+    if how.pop("keep_source"):
         drawn = {name: value for name, value in options.items() if name not in OF_ONE_CALL}
         kept = KeptSource(prompt, 1, drawn, Fingerprint.of(pipe))
-    records = True if trace is None else trace
-    how: dict[str, Any] = {"side": side, "layers": layers, "trace": records, "kept": kept}
-    with session_of(pipe, prompt, edits, **how) as session:
+    with session_of(pipe, prompt, edits, **how, kept=kept) as session:
         rows = Batch.of(pipe, session.prompts, generator, options)
         if kept is not None:
             kept.images, kept.generators = rows.images, rows.generators.twins()

@@ -253,22 +253,10 @@ class Service:
         """
         import torch
 
-        spans, text = drawing.spans, drawing.settings.prompt
-        if len(text) + len(added) > self.limits.prompt:
-            raise ValueError(f"the prompt is longer than {self.limits.prompt} characters")
         timing = {"cross_steps": float(cross_steps), "self_steps": float(self_steps)}
-        parts: list[tuple[dict[int, Change], str]] = [(dict(changes), added.strip())]
-        if apart:
-            parts = [({n: change}, "") for n, change in sorted(changes.items())]
-            parts += [({}, added.strip())] if added.strip() else []
-        edits = [make_edits(text, spans, each, more, **timing) for each, more in parts]
-        edits = [each for each in edits if each]
-        if not edits:
-            raise ValueError("nothing is changed: click a word, and give it another text or weight")
-        if len(edits) > self.limits.edits:
-            raise ValueError(f"{len(edits)} edits: at most {self.limits.edits} are drawn together")
+        edits = self._edits(drawing, changes, added, apart, timing)
         if places:
-            blend = LocalBlend([spans[n][0] for n in places])
+            blend = LocalBlend([drawing.spans[n][0] for n in places])
             edits = [[*each, blend] for each in edits]
         options = drawing.settings.arguments()
         if drawing.given is not None:
@@ -277,7 +265,7 @@ class Service:
         with self._lock, steer(pipe, *drawing.settings.goals()):
             result = edit(
                 pipe,
-                text,
+                drawing.settings.prompt,
                 *edits,
                 generator=torch.Generator().manual_seed(int(drawing.settings.seed)),
                 callback_on_step_end=_watch(progress),
@@ -292,6 +280,30 @@ class Service:
             result.report(folder / "report.html")
             self._write_script(edited)
         return edited
+
+    def _edits(
+        self,
+        drawing: Drawing,
+        changes: Mapping[int, Change],
+        added: str,
+        apart: bool,
+        timing: Mapping[str, float],
+    ) -> list[list[Edit]]:
+        """Return the edits that a visitor's changes are, within bounds."""
+        text = drawing.settings.prompt
+        if len(text) + len(added) > self.limits.prompt:
+            raise ValueError(f"the prompt is longer than {self.limits.prompt} characters")
+        parts: list[tuple[dict[int, Change], str]] = [(dict(changes), added.strip())]
+        if apart:
+            parts = [({n: change}, "") for n, change in sorted(changes.items())]
+            parts += [({}, added.strip())] if added.strip() else []
+        edits = [make_edits(text, drawing.spans, each, more, **timing) for each, more in parts]
+        edits = [each for each in edits if each]
+        if not edits:
+            raise ValueError("nothing is changed: click a word, and give it another text or weight")
+        if len(edits) > self.limits.edits:
+            raise ValueError(f"{len(edits)} edits: at most {self.limits.edits} are drawn together")
+        return edits
 
     def examples(self) -> list[tuple[str, str]]:
         """Return pictures to look at, files with their texts: scenes, for a bundled model."""

@@ -75,25 +75,31 @@ def record(
         xattn.steer(pipe, *goals) as steering,
     ):
         image = pipe(prompt, callback_on_step_end=watch, **arguments).images[0]
+    shown = list(words or trace.words)
     with progress.status("writing"):
-        shown = list(words or trace.words)
         about = "the image, steered" if goals else "the image, as the model alone would draw it"
         folder.picture("image.png", image, about)
-        # first what the others can be made of again
-        trace.save(
-            folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"), [image]
-        )
-        trace.report(folder.new("report.html", "the report: open it in a browser"))
-        write_pictures(folder, trace, image, shown, refined=refined)
-        if animate is not None:
-            path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
-            trace.animate(animate, path)
+        write_recording(folder, trace, image, shown, animate, refined=refined)
     if as_json:
         facts = {"prompt": prompt, **request.facts(pipe), **extent(trace), **steered(steering)}
         print_json(
             {**facts, "files": folder.files, "words": figures(trace, shown, refined=refined)}
         )
     tell(folder, console)
+
+
+def write_recording(
+    folder: Folder, trace: Any, image: Any, words: list[str], animate: str | None, *, refined: bool
+) -> None:
+    """Write a recording, then what can be made of it again: report, pictures, animation."""
+    trace.save(
+        folder.new("trace.safetensors", "the recording, for xattn show and xattn.load"), [image]
+    )
+    trace.report(folder.new("report.html", "the report: open it in a browser"))
+    write_pictures(folder, trace, image, words, refined=refined)
+    if animate is not None:
+        path = folder.new(f"{slug(0, animate)}.gif", f"{animate!r} over the steps")
+        trace.animate(animate, path)
 
 
 def check_animation(
