@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.assembling import LANGUAGE, SINGLES, VISION, assembled, readers
 from tests.tiny.classes import (
     AdaptiveProjectedMixGuidance,
-    AutoencoderKLFlux2,
     BriaFiboPipeline,
     BriaFiboTransformer2DModel,
     Flux2KleinPipeline,
@@ -40,8 +40,8 @@ from tests.tiny.classes import (
     OvisImageTransformer2DModel,
     needed,
 )
-from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer, qwen_vae
-from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.joint import picture_marks, qwen_encoder, qwen_tokenizer, qwen_vae
+from tests.tiny.transformers import flow_vae, flux2_vae, sharpened, t5_encoder, t5_tokenizer
 from tests.tiny.videos import wan_vae
 
 
@@ -88,89 +88,69 @@ def flux2(*, seed: int = 0, klein: bool = False, side: str = "right", **parts: A
     tok.padding_side = side
     torch.manual_seed(seed)
     model = Flux2Transformer2DModel(
+        **SINGLES,
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=32,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
         **({"guidance_embeds": False} if klein else {}),
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": AutoencoderKLFlux2(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=32,
-        ).eval(),
-        "text_encoder": qwen3(tok, seed=seed),
-        "tokenizer": tok if klein else Processor(tok),
-    }
-    pipe = cls(**(made | parts))
+    pipe = assembled(
+        cls,
+        sharpened(model),
+        flux2_vae(seed),
+        readers((tok if klein else Processor(tok), qwen3(tok, seed=seed))),
+        parts,
+    )
     if not klein:
         pipe.system_message = "a system"
-    return quiet(pipe)
+    return pipe
 
 
 def ovis(*, seed: int = 0, **parts: Any) -> Any:
     tok = qwen_tokenizer()
     torch.manual_seed(seed)
     model = OvisImageTransformer2DModel(
+        **SINGLES,
         in_channels=16,
         out_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=16,
         axes_dims_rope=(4, 4, 8),
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": qwen3(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    pipe = OvisImagePipeline(**(made | parts))
+    pipe = assembled(
+        OvisImagePipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers((tok, qwen3(tok, seed=seed))),
+        parts,
+    )
     pipe.system_prompt = "the old dog: "
     pipe.user_prompt_begin_id = len(tok(f"<|im_start|>user\n{pipe.system_prompt}").input_ids) - 1
     # before diffusers 0.39 a call has no max_sequence_length for the text
     pipe.tokenizer_max_length = 40 + pipe.user_prompt_begin_id
-    return quiet(pipe)
+    return pipe
 
 
 def longcat(*, seed: int = 0, **parts: Any) -> Any:
     tok = qwen_tokenizer()
     torch.manual_seed(seed)
     model = LongCatImageTransformer2DModel(
+        **SINGLES,
         in_channels=64,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=16,
         pooled_projection_dim=16,
         axes_dims_rope=[4, 4, 8],
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": qwen_encoder(tok, seed=seed),
-        "tokenizer": tok,
-        "text_processor": None,
-    }
-    pipe = LongCatImagePipeline(**(made | parts))
+    pipe = assembled(
+        LongCatImagePipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers((tok, qwen_encoder(tok, seed=seed))),
+        parts,
+        text_processor=None,
+    )
     pipe.tokenizer_max_length = 24
-    return quiet(pipe)
+    return pipe
 
 
 class Compression(nn.Module):
@@ -186,34 +166,28 @@ def hunyuan_image(*, seed: int = 0, guided: bool = True, **parts: Any) -> Any:
     letters = ByT5Tokenizer(extra_ids=0)
     torch.manual_seed(seed)
     model = HunyuanImageTransformer2DModel(
+        **SINGLES,
         in_channels=4,
         out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=1,
-        num_single_layers=1,
         num_refiner_layers=1,
         patch_size=(1, 1),
         text_embed_dim=16,
         text_embed_2_dim=16,
         rope_axes_dim=(8, 8),
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": Compression(),
-        "text_encoder": qwen_encoder(tok, seed=seed),
-        "tokenizer": tok,
-        "text_encoder_2": t5_encoder(letters, 16, seed),
-        "tokenizer_2": letters,
-        "guider": AdaptiveProjectedMixGuidance(guidance_scale=2.0, enabled=guided),
-    }
-    pipe = HunyuanImagePipeline(**(made | parts))
+    pipe = assembled(
+        HunyuanImagePipeline,
+        sharpened(model),
+        Compression(),
+        readers((tok, qwen_encoder(tok, seed=seed)), (letters, t5_encoder(letters, 16, seed))),
+        parts,
+        guider=AdaptiveProjectedMixGuidance(guidance_scale=2.0, enabled=guided),
+    )
     before = pipe.prompt_template_encode.partition("{}")[0]
     pipe.prompt_template_encode_start_idx = len(tok(before).input_ids)
     pipe.tokenizer_max_length = 40
     pipe.tokenizer_2_max_length = 24
-    return quiet(pipe)
+    return pipe
 
 
 def bria_fibo(*, seed: int = 0, **parts: Any) -> Any:
@@ -221,40 +195,28 @@ def bria_fibo(*, seed: int = 0, **parts: Any) -> Any:
     torch.manual_seed(seed)
     encoder = SmolLM3ForCausalLM(
         SmolLM3Config(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            **LANGUAGE,
             vocab_size=len(tok),
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=1,
-            initializer_range=0.3,
         )
     ).eval()
     torch.manual_seed(seed)
     model = BriaFiboTransformer2DModel(
+        **SINGLES,
         in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=32,
         axes_dims_rope=[4, 4, 8],
         text_encoder_dim=16,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": wan_vae(seed),
-        "text_encoder": encoder,
-        "tokenizer": tok,
-    }
-    return quiet(BriaFiboPipeline(**(made | parts)))
+    return assembled(
+        BriaFiboPipeline, sharpened(model), wan_vae(seed), readers((tok, encoder)), parts
+    )
 
 
-def qwen3_vl(tok: Any, seed: int = 0, layers: int = 3) -> Qwen3VLModel:
+def qwen3_vl(tok: Any, seed: int = 0, layers: int = 3, cls: Any = Qwen3VLModel) -> Any:
+    """Return a model of text and pictures; only as a whole does it know their marks."""
     torch.manual_seed(seed)
     text = {
         "hidden_size": 16,
@@ -269,14 +231,11 @@ def qwen3_vl(tok: Any, seed: int = 0, layers: int = 3) -> Qwen3VLModel:
         "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"},
     }
     vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": 16,
+        **VISION,
         "deepstack_visual_indexes": [0],
     }
-    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)).eval()
+    marks = {} if cls is Qwen3VLModel else picture_marks(tok)
+    return cls(Qwen3VLConfig(text_config=text, vision_config=vision, **marks)).eval()
 
 
 def krea2(*, seed: int = 0, **parts: Any) -> Any:
@@ -301,15 +260,14 @@ def krea2(*, seed: int = 0, **parts: Any) -> Any:
     )
     for block in model.transformer_blocks:  # zeros, which would let no attention through
         torch.nn.init.normal_(block.scale_shift_table, std=0.5)
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": qwen_vae(seed=seed),
-        "text_encoder": qwen3_vl(tok, seed),
-        "tokenizer": tok,
-        "text_encoder_select_layers": (1, 2),
-    }
-    pipe = quiet(Krea2Pipeline(**(made | parts)))
+    pipe = assembled(
+        Krea2Pipeline,
+        sharpened(model),
+        qwen_vae(seed=seed),
+        readers((tok, qwen3_vl(tok, seed))),
+        parts,
+        text_encoder_select_layers=(1, 2),
+    )
     # numbers of the real tokenizer's tokens
     begin, end = pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_suffix
     pipe.prompt_template_encode_start_idx = len(tok(begin).input_ids)
@@ -323,13 +281,8 @@ def hidream(*, seed: int = 0, **parts: Any) -> Any:
     torch.manual_seed(seed)
     llama = LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            **LANGUAGE,
             vocab_size=len(fourth),
-            initializer_range=0.3,
             bos_token_id=None,
             eos_token_id=None,
             attn_implementation="eager",
@@ -337,13 +290,10 @@ def hidream(*, seed: int = 0, **parts: Any) -> Any:
     ).eval()
     torch.manual_seed(seed)
     model = HiDreamImageTransformer2DModel(
+        **SINGLES,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         caption_channels=[32, 16],
         text_emb_dim=64,
         num_routed_experts=2,
@@ -353,19 +303,17 @@ def hidream(*, seed: int = 0, **parts: Any) -> Any:
         llama_layers=[0, 1],
         force_inference_output=True,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": text_encoder(first, projection=True, seed=seed),
-        "tokenizer": first,
-        "text_encoder_2": text_encoder(second, projection=True, seed=seed + 1),
-        "tokenizer_2": second,
-        "text_encoder_3": t5_encoder(third, 32, seed),
-        "tokenizer_3": third,
-        "text_encoder_4": llama,
-        "tokenizer_4": fourth,
-    }
-    pipe = HiDreamImagePipeline(**(made | parts))
+    pipe = assembled(
+        HiDreamImagePipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers(
+            (first, text_encoder(first, projection=True, seed=seed)),
+            (second, text_encoder(second, projection=True, seed=seed + 1)),
+            (third, t5_encoder(third, 32, seed)),
+            (fourth, llama),
+        ),
+        parts,
+    )
     pipe.default_sample_size = 20  # it scales every size to the area of a square of so many latents
-    return quiet(pipe)
+    return pipe

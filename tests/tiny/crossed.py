@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer, Gemma2Config, Gemma2Model
 
+from tests.tiny.assembling import assembled, readers
 from tests.tiny.classes import (
     AutoencoderDC,
     DDPMScheduler,
@@ -23,13 +24,8 @@ from tests.tiny.classes import (
     SanaTransformer2DModel,
     SCMScheduler,
 )
-from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.transformers import flow_vae, sharpened, t5, t5_encoder, t5_tokenizer
 from tests.tiny.vocabulary import WORDS
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def bert_tokenizer() -> BertTokenizer:
@@ -69,7 +65,6 @@ def gemma(tok: Any, width: int = 8, seed: int = 0) -> Gemma2Model:
 
 
 def pixart(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = PixArtTransformer2DModel(
         sample_size=32,
@@ -85,14 +80,14 @@ def pixart(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         activation_fn="gelu-approximate",
         use_additional_conditions=False,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": DPMSolverMultistepScheduler(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet((cls or PixArtSigmaPipeline)(**(made | parts)))
+    return assembled(
+        cls or PixArtSigmaPipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        t5(32, seed),
+        parts,
+        scheduler=DPMSolverMultistepScheduler(),
+    )
 
 
 def sana(*, seed: int = 0, sprint: bool = False, scale: float = 1.0, **parts: Any) -> Any:
@@ -135,14 +130,14 @@ def sana(*, seed: int = 0, sprint: bool = False, scale: float = 1.0, **parts: An
     flow = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": SCMScheduler() if sprint else flow,
-        "vae": vae,
-        "text_encoder": gemma(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    return quiet((SanaSprintPipeline if sprint else SanaPipeline)(**(made | parts)))
+    return assembled(
+        SanaSprintPipeline if sprint else SanaPipeline,
+        sharpened(model),
+        vae,
+        readers((tok, gemma(tok, seed=seed))),
+        parts,
+        scheduler=SCMScheduler() if sprint else flow,
+    )
 
 
 def hunyuan_dit(*, seed: int = 0, **parts: Any) -> Any:
@@ -161,19 +156,17 @@ def hunyuan_dit(*, seed: int = 0, **parts: Any) -> Any:
         hidden_size=16,
         activation_fn="gelu-approximate",
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": DDPMScheduler(prediction_type="v_prediction"),
-        "vae": flow_vae(seed=seed, levels=4),
-        "text_encoder": bert_encoder(first, 16, seed),
-        "tokenizer": first,
-        "text_encoder_2": t5_encoder(second, 16, seed),
-        "tokenizer_2": second,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-    return quiet(HunyuanDiTPipeline(**(made | parts)))
+    return assembled(
+        HunyuanDiTPipeline,
+        sharpened(model),
+        flow_vae(seed=seed, levels=4),
+        readers((first, bert_encoder(first, 16, seed)), (second, t5_encoder(second, 16, seed))),
+        parts,
+        scheduler=DDPMScheduler(prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def lumina_next(*, seed: int = 0, **parts: Any) -> Any:
@@ -199,11 +192,11 @@ def lumina_next(*, seed: int = 0, **parts: Any) -> Any:
         for name, weight in model.named_parameters():
             if name.endswith("gate"):
                 weight.fill_(1.0)
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": gemma(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    return quiet(LuminaPipeline(**(made | parts)))
+    return assembled(
+        LuminaPipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers((tok, gemma(tok, seed=seed))),
+        parts,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import ByT5Tokenizer, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.assembling import assembled, multistep_flow, quiet, readers
 from tests.tiny.classes import (
     AnyFlowFARPipeline,
     AnyFlowFARTransformer3DModel,
@@ -51,12 +52,11 @@ from tests.tiny.classes import (
     MotifVideoTransformer3DModel,
     SanaWMPipeline,
     SanaWMTransformer3DModel,
-    UniPCMultistepScheduler,
     find,
 )
 from tests.tiny.crossed import gemma
-from tests.tiny.joint import flow, quiet, qwen_encoder, qwen_tokenizer
-from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.joint import qwen_encoder, qwen_tokenizer
+from tests.tiny.transformers import sharpened, t5, t5_encoder, t5_tokenizer
 from tests.tiny.videos import hunyuan_vae, unfixed, wan_vae
 
 LTX2VideoCondition = find("LTX2VideoCondition", "diffusers.pipelines.ltx2.pipeline_ltx2_condition")
@@ -90,17 +90,17 @@ def hunyuan_video15(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         rope_axes_dim=(4, 4, 4),
         target_size=56,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": vae,
-        "text_encoder": qwen_encoder(tok, seed=seed).model.language_model,
-        "tokenizer": tok,
-        "text_encoder_2": t5_encoder(letters, 16, seed),
-        "tokenizer_2": letters,
-        "guider": ClassifierFreeGuidance(guidance_scale=2.0),
-    }
-    pipe = quiet((cls or HunyuanVideo15Pipeline)(**(made | parts)))
+    pipe = assembled(
+        cls or HunyuanVideo15Pipeline,
+        sharpened(model),
+        vae,
+        readers(
+            (tok, qwen_encoder(tok, seed=seed).model.language_model),
+            (letters, t5_encoder(letters, 16, seed)),
+        ),
+        parts,
+        guider=ClassifierFreeGuidance(guidance_scale=2.0),
+    )
     pipe.system_message = "the old dog"
     # a number of the real tokenizer's tokens
     before = f"<|im_start|>system\n{pipe.system_message}<|im_end|>\n<|im_start|>user\n"
@@ -150,19 +150,17 @@ def easy_animate(*, seed: int = 0, **parts: Any) -> Any:
         time_embed_dim=8,
         text_embed_dim=16,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": vae,
-        "text_encoder": qwen_encoder(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    return quiet(EasyAnimatePipeline(**(made | parts)))
+    return assembled(
+        EasyAnimatePipeline,
+        sharpened(model),
+        vae,
+        readers((tok, qwen_encoder(tok, seed=seed))),
+        parts,
+    )
 
 
 def consisid(*, seed: int = 0, **parts: Any) -> Any:
     """Return a pipeline that is given a face; see ``face``."""
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -199,14 +197,14 @@ def consisid(*, seed: int = 0, **parts: Any) -> Any:
         LFE_output_dim=32,
         LFE_num_scale=2,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": CogVideoXDDIMScheduler(prediction_type="v_prediction"),
-        "vae": vae,
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet(ConsisIDPipeline(**(made | parts)))
+    return assembled(
+        ConsisIDPipeline,
+        sharpened(model),
+        vae,
+        t5(32, seed),
+        parts,
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+    )
 
 
 def face() -> dict[str, Any]:
@@ -258,14 +256,13 @@ def sana_wm(*, seed: int = 0, **parts: Any) -> Any:
         caption_channels=8,
         mlp_ratio=1.0,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": ltx2_vae(seed),
-        "text_encoder": gemma(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    return quiet(SanaWMPipeline(**(made | parts)))
+    return assembled(
+        SanaWMPipeline,
+        sharpened(model),
+        ltx2_vae(seed),
+        readers((tok, gemma(tok, seed=seed))),
+        parts,
+    )
 
 
 def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: Any) -> Any:
@@ -300,17 +297,16 @@ def ltx2(*, seed: int = 0, cls: Any = None, registers: int | None = 8, **parts: 
         caption_channels=8,
         perturbed_attn=True,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": vae,
-        "audio_vae": Sound(),
-        "text_encoder": gemma(tok, seed=seed),
-        "tokenizer": tok,
-        "connectors": connectors,
-        "vocoder": None,
-    }
-    return quiet((cls or LTX2Pipeline)(**(made | parts)))
+    return assembled(
+        cls or LTX2Pipeline,
+        sharpened(model),
+        vae,
+        readers((tok, gemma(tok, seed=seed))),
+        parts,
+        audio_vae=Sound(),
+        connectors=connectors,
+        vocoder=None,
+    )
 
 
 def first_frame(picture: Any) -> dict[str, Any]:
@@ -339,7 +335,6 @@ class Harmless(nn.Module):
 
 def cosmos(cls: Any = CosmosTextToWorldPipeline, *, seed: int = 0, **parts: Any) -> Any:
     """Return a pipeline of Cosmos 1; see ``cosmos2`` and ``cosmos25``."""
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     vae = AutoencoderKLCosmos(
         latent_channels=4,
@@ -349,15 +344,15 @@ def cosmos(cls: Any = CosmosTextToWorldPipeline, *, seed: int = 0, **parts: Any)
         num_layers=1,
         temporal_compression_ratio=4,
     ).eval()
-    made = {
-        "transformer": cosmos_model(seed),
-        "scheduler": EDMEulerScheduler(),
-        "vae": vae,
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-        "safety_checker": Harmless(),
-    }
-    return quiet(cls(**(made | parts)))
+    return assembled(
+        cls,
+        cosmos_model(seed),
+        vae,
+        t5(32, seed),
+        parts,
+        scheduler=EDMEulerScheduler(),
+        safety_checker=Harmless(),
+    )
 
 
 def cosmos_model(seed: int = 0, **config: Any) -> Any:
@@ -389,14 +384,11 @@ def cosmos25(*, seed: int = 0, **parts: Any) -> Any:
     """Return a pipeline of 2.5, whose text is all states of a vision and language model."""
     tok = qwen_tokenizer()
     tok.chat_template = tok.chat_template.replace("m.content }}", "m.content[0].text }}")
-    flows = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
     return cosmos(
         Cosmos2_5_PredictBasePipeline,
         seed=seed,
         transformer=cosmos_model(seed, in_channels=5),
-        scheduler=flows,
+        scheduler=multistep_flow(),
         vae=wan_vae(seed),
         text_encoder=qwen_encoder(tok, seed=seed),
         tokenizer=tok,
@@ -440,9 +432,7 @@ def cosmos3(*, seed: int = 0, **parts: Any) -> Any:
         "transformer": sharpened(model),
         "text_tokenizer": tok,
         "vae": wan_vae(seed),
-        "scheduler": UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        "scheduler": multistep_flow(),
         "sound_tokenizer": Waves(),
         "enable_safety_checker": False,
     }
@@ -451,7 +441,6 @@ def cosmos3(*, seed: int = 0, **parts: Any) -> Any:
 
 def helios(*, seed: int = 0, pyramid: bool = False, **config: Any) -> Any:
     """Return Helios' pipeline, which draws a video in windows, or the one in stages of each."""
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = HeliosTransformer3DModel(
         **WAN_SIZES,
@@ -460,19 +449,18 @@ def helios(*, seed: int = 0, pyramid: bool = False, **config: Any) -> Any:
     )
     name = "HeliosPyramidPipeline" if pyramid else "HeliosPipeline"
     cls = unfixed("helios.pipeline_helios" + "_pyramid" * pyramid, name)
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": HeliosScheduler(stages=2 if pyramid else 1),
-        "vae": wan_vae(seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet(cls(**made))
+    return assembled(
+        cls,
+        sharpened(model),
+        wan_vae(seed),
+        t5(32, seed),
+        {},
+        scheduler=HeliosScheduler(stages=2 if pyramid else 1),
+    )
 
 
 def anyflow(*, seed: int = 0, chunks: tuple[int, ...] = (), **parts: Any) -> Any:
     """Return AnyFlow's pipeline, or FAR's, whose chunks have so many frames each."""
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     far: dict[str, Any] = {"chunk_partition": chunks, "compressed_patch_size": (1, 4, 4)}
     kind = AnyFlowFARTransformer3DModel if chunks else AnyFlowTransformer3DModel
@@ -481,14 +469,14 @@ def anyflow(*, seed: int = 0, chunks: tuple[int, ...] = (), **parts: Any) -> Any
         rope_max_seq_len=32,
         **(far if chunks else {}),
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMapEulerDiscreteScheduler(),
-        "vae": wan_vae(seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet((AnyFlowFARPipeline if chunks else AnyFlowPipeline)(**(made | parts)))
+    return assembled(
+        AnyFlowFARPipeline if chunks else AnyFlowPipeline,
+        sharpened(model),
+        wan_vae(seed),
+        t5(32, seed),
+        parts,
+        scheduler=FlowMapEulerDiscreteScheduler(),
+    )
 
 
 class Reader:
@@ -523,23 +511,22 @@ def kandinsky6(*, seed: int = 0, **parts: Any) -> Any:
             nn.init.normal_(weight, std=1.0)
         elif name.endswith("query_norm.weight"):
             nn.init.constant_(weight, 3.0)
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": hunyuan_vae(),
-        "text_encoder": qwen_encoder(first, seed=seed),
-        "tokenizer": Reader(first),
-        "text_encoder_2": text_encoder(second, seed=seed),
-        "tokenizer_2": second,
-        "audio_vae": Sound(),
-        "vocoder": Sound(),
-    }
-    return quiet(Kandinsky6TI2VAPipeline(**(made | parts)))
+    return assembled(
+        Kandinsky6TI2VAPipeline,
+        sharpened(model),
+        hunyuan_vae(),
+        readers(
+            (Reader(first), qwen_encoder(first, seed=seed)),
+            (second, text_encoder(second, seed=seed)),
+        ),
+        parts,
+        audio_vae=Sound(),
+        vocoder=Sound(),
+    )
 
 
 def motif_video(*, seed: int = 0, **parts: Any) -> Any:
     """Return a pipeline of a double block, a single one, and one that reads no text."""
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = MotifVideoTransformer3DModel(
         in_channels=9,
@@ -554,12 +541,11 @@ def motif_video(*, seed: int = 0, **parts: Any) -> Any:
         enable_text_cross_attention_dual=True,
         enable_text_cross_attention_single=True,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": wan_vae(seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-        "guider": ClassifierFreeGuidance(guidance_scale=2.0),
-    }
-    return quiet(MotifVideoPipeline(**(made | parts)))
+    return assembled(
+        MotifVideoPipeline,
+        sharpened(model),
+        wan_vae(seed),
+        t5(32, seed),
+        parts,
+        guider=ClassifierFreeGuidance(guidance_scale=2.0),
+    )

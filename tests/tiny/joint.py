@@ -22,7 +22,6 @@ from diffusers import (
     CogView3PlusTransformer2DModel,
     CogView4Pipeline,
     CogView4Transformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
@@ -36,8 +35,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
-from tests.tiny.vocabulary import WORDS, byte_letters
+from tests.tiny.assembling import LANGUAGE, SINGLES, VISION, assembled, readers
+from tests.tiny.transformers import flow_vae, sharpened, t5, t5_tokenizer
+from tests.tiny.vocabulary import WORDS, byte_letters, whole
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 CHAT = (
@@ -46,66 +46,40 @@ CHAT = (
 )
 
 
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def flow() -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(shift=3.0)
-
-
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """Return a byte-level tokenizer: the tiny vocabulary's words in one piece, and chat marks."""
-    vocab = {letter: n for n, letter in enumerate(byte_letters())}
-    merges = []
-    for name in ["system", "user", "assistant", *WORDS]:
-        for word in (name, f"Ġ{name}"):
-            for end in range(1, len(word)):
-                if word[: end + 1] not in vocab:
-                    vocab[word[: end + 1]] = len(vocab)
-                    merges.append((word[:end], word[end]))
+    vocab, merges = whole(["system", "user", "assistant", *WORDS], byte_letters(), "Ġ")
     tok = Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=2048)
     tok.add_special_tokens({"additional_special_tokens": [*MARKS, "<|video_pad|>"]})
     tok.chat_template = CHAT
     return tok
 
 
+def picture_marks(tok: Any) -> dict[str, int]:
+    """Return the ids of a tokenizer's marks of pictures, as a config names them."""
+    marks = {"image": "image_pad", "video": "video_pad"}
+    marks |= {name: name for name in ("vision_start", "vision_end")}
+    return {f"{k}_token_id": tok.convert_tokens_to_ids(f"<|{m}|>") for k, m in marks.items()}
+
+
 def qwen_encoder(tok: Any, width: int = 16, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(seed)
-    text = {
+    text = LANGUAGE | {
         "hidden_size": width,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
         "vocab_size": len(tok),
         "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
         "rope_theta": 1e6,
         "max_position_embeddings": 2048,
-        "initializer_range": 0.3,
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": width,
-        "fullatt_block_indexes": [0],
-    }
-    marks = {
-        f"{name}_token_id": tok.convert_tokens_to_ids(f"<|{mark}|>")
-        for name, mark in (
-            ("image", "image_pad"),
-            ("video", "video_pad"),
-            ("vision_start", "vision_start"),
-            ("vision_end", "vision_end"),
-        )
-    }
+    vision = VISION | {"out_hidden_size": width, "fullatt_block_indexes": [0]}
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, hidden_size=width, vocab_size=len(tok), **marks
+        text_config=text,
+        vision_config=vision,
+        hidden_size=width,
+        vocab_size=len(tok),
+        **picture_marks(tok),
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
@@ -136,68 +110,47 @@ def qwen(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         joint_attention_dim=16,
         axes_dims_rope=(8, 4, 4),
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": qwen_vae(seed=seed),
-        "text_encoder": qwen_encoder(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    pipe = (cls or QwenImagePipeline)(**(made | parts))
+    pipe = assembled(
+        cls or QwenImagePipeline,
+        sharpened(model),
+        qwen_vae(seed=seed),
+        readers((tok, qwen_encoder(tok, seed=seed))),
+        parts,
+    )
     # the number of dropped tokens is a constant of the real tokenizer
     before = pipe.prompt_template_encode.partition("{}")[0]
     pipe.prompt_template_encode_start_idx = len(tok(before).input_ids)
-    return quiet(pipe)
+    return pipe
 
 
 def chroma(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = ChromaTransformer2DModel(
+        **SINGLES,
         patch_size=1,
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=32,
         axes_dims_rope=(4, 4, 8),
         approximator_hidden_dim=32,
         approximator_layers=1,
         approximator_num_channels=16,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet((cls or ChromaPipeline)(**(made | parts)))
+    return assembled(
+        cls or ChromaPipeline, sharpened(model), flow_vae(seed=seed), t5(32, seed), parts
+    )
 
 
 def bria(*, seed: int = 0, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = BriaTransformer2DModel(
+        **SINGLES,
         patch_size=1,
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=32,
         pooled_projection_dim=None,
         axes_dims_rope=[4, 4, 8],
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet(BriaPipeline(**(made | parts)))
+    return assembled(BriaPipeline, sharpened(model), flow_vae(seed=seed), t5(32, seed), parts)
 
 
 def aura_flow(*, seed: int = 0, **parts: Any) -> Any:
@@ -227,18 +180,16 @@ def aura_flow(*, seed: int = 0, **parts: Any) -> Any:
         decoder_start_token_id=0,
         initializer_factor=3.0,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": UMT5EncoderModel(config).eval(),
-        "tokenizer": tok,
-    }
-    return quiet(AuraFlowPipeline(**(made | parts)))
+    return assembled(
+        AuraFlowPipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers((tok, UMT5EncoderModel(config).eval())),
+        parts,
+    )
 
 
 def cogview3(*, seed: int = 0, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     model = CogView3PlusTransformer2DModel(
         patch_size=2,
@@ -253,14 +204,14 @@ def cogview3(*, seed: int = 0, **parts: Any) -> Any:
         pos_embed_max_size=32,
         sample_size=16,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": CogVideoXDDIMScheduler(prediction_type="v_prediction"),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet(CogView3PlusPipeline(**(made | parts)))
+    return assembled(
+        CogView3PlusPipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        t5(32, seed),
+        parts,
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+    )
 
 
 def cogview4(*, seed: int = 0, side: str = "left", **parts: Any) -> Any:
@@ -293,11 +244,6 @@ def cogview4(*, seed: int = 0, side: str = "left", **parts: Any) -> Any:
         time_embed_dim=8,
         condition_dim=4,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": encoder,
-        "tokenizer": tok,
-    }
-    return quiet(CogView4Pipeline(**(made | parts)))
+    return assembled(
+        CogView4Pipeline, sharpened(model), flow_vae(seed=seed), readers((tok, encoder)), parts
+    )

@@ -21,10 +21,11 @@ from diffusers.pipelines.omnigen.processor_omnigen import (
 from transformers import (
     BatchFeature,
     LlamaTokenizer,
-    Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 
+from tests.tiny.assembling import assembled, flow, quiet, readers
+from tests.tiny.chats import qwen3_vl
 from tests.tiny.classes import (
     AutoencoderKLQwenImage21,
     JoyImageEditPipeline,
@@ -35,11 +36,11 @@ from tests.tiny.classes import (
     QwenImage21Transformer2DModel,
     find,
 )
-from tests.tiny.joint import flow, quiet, qwen_tokenizer
+from tests.tiny.joint import qwen_tokenizer
 from tests.tiny.singles import opened
 from tests.tiny.transformers import flow_vae, sharpened
 from tests.tiny.videos import wan_vae
-from tests.tiny.vocabulary import WORDS
+from tests.tiny.vocabulary import WORDS, whole
 
 Qwen2VLImageProcessorPil = find("Qwen2VLImageProcessorPil", "transformers")
 JoyImageEditImageProcessor = find(
@@ -79,41 +80,6 @@ def _expanded(text: str, counts: Any) -> str:
     return first + "".join(_PAD * next(counts) + other for other in others)
 
 
-def qwen3_vl(tok: Any, seed: int = 0, layers: int = 2) -> Qwen3VLForConditionalGeneration:
-    torch.manual_seed(seed)
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": len(tok),
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.3,
-        "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"},
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": 16,
-        "deepstack_visual_indexes": [0],
-    }
-    marks = {
-        f"{name}_token_id": tok.convert_tokens_to_ids(f"<|{mark}|>")
-        for name, mark in (
-            ("image", "image_pad"),
-            ("video", "video_pad"),
-            ("vision_start", "vision_start"),
-            ("vision_end", "vision_end"),
-        )
-    }
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **marks)
-    return Qwen3VLForConditionalGeneration(config).eval()
-
-
 def qwen21(*, seed: int = 0, **parts: Any) -> Any:
     tok = qwen_tokenizer()
     torch.manual_seed(seed)
@@ -140,7 +106,7 @@ def qwen21(*, seed: int = 0, **parts: Any) -> Any:
         "transformer": sharpened(model),
         "scheduler": flow(),
         "vae": vae,
-        "text_encoder": qwen3_vl(tok, seed),
+        "text_encoder": qwen3_vl(tok, seed, layers=2, cls=Qwen3VLForConditionalGeneration),
         "processor": Pictures(tok),
     }
     return quiet(QwenImage21Pipeline(**(made | parts)))
@@ -174,15 +140,14 @@ def joy(*, seed: int = 0, plus: bool = False, side: str = "right", **parts: Any)
     for name, weight in model.named_parameters():
         if "_norm." in name:  # ones would leave attention flat
             torch.nn.init.uniform_(weight, 1.0, 5.0)
-    made = {
-        "transformer": opened(model, "double_blocks"),
-        "scheduler": flow(),
-        "vae": wan_vae(seed),
-        "text_encoder": qwen3_vl(tok, seed),
-        "tokenizer": tok,
-        "processor": Pictures(tok),
-    }
-    pipe = quiet((JoyImageEditPlusPipeline if plus else JoyImageEditPipeline)(**(made | parts)))
+    pipe = assembled(
+        JoyImageEditPlusPipeline if plus else JoyImageEditPipeline,
+        opened(model, "double_blocks"),
+        wan_vae(seed),
+        readers((tok, qwen3_vl(tok, seed, layers=2, cls=Qwen3VLForConditionalGeneration))),
+        parts,
+        processor=Pictures(tok),
+    )
     scale = {"vae_scale_factor": pipe.vae_scale_factor_spatial}
     setattr(pipe, "image_processor" if plus else "vae_image_processor", Sizes(**scale))
     # the number of dropped tokens is a constant of the real tokenizer
@@ -194,15 +159,8 @@ def joy(*, seed: int = 0, plus: bool = False, side: str = "right", **parts: Any)
 
 def llama_tokenizer() -> LlamaTokenizer:
     """Return a tokenizer that begins each text with a token and a space of its own."""
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    vocab |= {letter: n for n, letter in enumerate("\u2581" + string.printable, start=3)}
-    merges = []
-    for name in WORDS:
-        for word in (name, "\u2581" + name):
-            for end in range(1, len(word)):
-                if word[: end + 1] not in vocab:
-                    vocab[word[: end + 1]] = len(vocab)
-                    merges.append((word[:end], word[end]))
+    letters = ["<unk>", "<s>", "</s>", "\u2581", *string.printable]
+    vocab, merges = whole(WORDS, letters, "\u2581")
     return LlamaTokenizer(vocab=vocab, merges=merges, add_bos_token=True, model_max_length=2048)
 
 

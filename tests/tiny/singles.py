@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.tiny.assembling import assembled, flow, quiet, readers
 from tests.tiny.chats import Processor, qwen3, qwen3_vl
 from tests.tiny.classes import (
-    AutoencoderKLFlux2,
     ErnieImagePipeline,
     ErnieImageTransformer2DModel,
     Ideogram4Pipeline,
@@ -17,21 +17,8 @@ from tests.tiny.classes import (
     NucleusMoEImagePipeline,
     NucleusMoEImageTransformer2DModel,
 )
-from tests.tiny.joint import flow, quiet, qwen_tokenizer, qwen_vae
-from tests.tiny.transformers import sharpened, t5_tokenizer
-
-
-def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
-    torch.manual_seed(seed)
-    return AutoencoderKLFlux2(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    ).eval()
+from tests.tiny.joint import qwen_tokenizer, qwen_vae
+from tests.tiny.transformers import flux2_vae, sharpened, t5_tokenizer
 
 
 def opened(model: nn.Module, *names: str) -> Any:
@@ -55,14 +42,13 @@ def ernie_image(*, seed: int = 0, **parts: Any) -> Any:
         text_in_dim=16,
         rope_axes_dim=(8, 4, 4),
     )
-    made = {
-        "transformer": opened(model, "adaLN_modulation", "final_linear"),
-        "scheduler": flow(),
-        "vae": flux2_vae(seed),
-        "text_encoder": qwen3(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    return quiet(ErnieImagePipeline(**(made | parts)))
+    return assembled(
+        ErnieImagePipeline,
+        opened(model, "adaLN_modulation", "final_linear"),
+        flux2_vae(seed),
+        readers((tok, qwen3(tok, seed=seed))),
+        parts,
+    )
 
 
 class Reader(Processor):
@@ -143,12 +129,13 @@ def ideogram4(*, seed: int = 0, **parts: Any) -> Any:
             )
         )
 
-    made = {
-        "transformer": model(seed),
-        "unconditional_transformer": model(seed + 1),
-        "scheduler": flow(),
-        "vae": flux2_vae(seed),
-        "text_encoder": qwen3_vl(tok, seed, layers=36),  # states of 13 of them are the text
-        "tokenizer": Chatter(tok),
-    }
-    return quiet(Ideogram4Pipeline(**(made | parts)))
+    return assembled(
+        Ideogram4Pipeline,
+        model(seed),
+        flux2_vae(seed),
+        readers(
+            (Chatter(tok), qwen3_vl(tok, seed, layers=36))
+        ),  # states of 13 of them are the text
+        parts,
+        unconditional_transformer=model(seed + 1),
+    )

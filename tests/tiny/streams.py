@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2Model, Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.assembling import LANGUAGE, assembled, readers
 from tests.tiny.classes import (
     FlowMatchEulerDiscreteScheduler,
     Kandinsky5T2IPipeline,
@@ -20,14 +21,10 @@ from tests.tiny.classes import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tests.tiny.crossed import gemma, quiet
-from tests.tiny.transformers import flow_vae, sharpened, t5_encoder, t5_tokenizer
-from tests.tiny.vocabulary import WORDS, byte_letters
-
-_CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from tests.tiny.crossed import gemma
+from tests.tiny.joint import CHAT
+from tests.tiny.transformers import flow_vae, sharpened, t5, t5_tokenizer
+from tests.tiny.vocabulary import WORDS, byte_letters, whole
 
 
 class Images(Qwen2Tokenizer):
@@ -46,19 +43,10 @@ class Cleaner:
 
 def qwen_tokenizer() -> Images:
     """Return a byte-level tokenizer with a chat template, and the tiny vocabulary's words."""
-    letters = byte_letters()
-    vocab, merges = {letter: i for i, letter in enumerate(letters)}, []
-    for word in WORDS:
-        for written in (word, "Ġ" + word):
-            left = written[0]
-            for letter in written[1:]:
-                pair, left = (left, letter), left + letter
-                if left not in vocab:
-                    vocab[left] = len(vocab)
-                    merges.append(pair)
+    vocab, merges = whole(WORDS, byte_letters(), "Ġ")
     made = Images(vocab=vocab, merges=merges, model_max_length=2048)
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    made.chat_template = _CHAT
+    made.chat_template = CHAT
     return made
 
 
@@ -66,14 +54,9 @@ def _qwen(kind: Any, config: Any, tok: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     return kind(
         config(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
+            **LANGUAGE,
             vocab_size=len(tok),
             max_position_embeddings=2048,
-            initializer_range=0.3,
         )
     ).eval()
 
@@ -95,14 +78,14 @@ def lumina2(*, seed: int = 0, **parts: Any) -> Any:
         axes_lens=(300, 64, 64),
         cap_feat_dim=8,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": gemma(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    pipe = quiet(Lumina2Pipeline(**(made | parts)))
+    pipe = assembled(
+        Lumina2Pipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers((tok, gemma(tok, seed=seed))),
+        parts,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
     pipe.system_prompt = "the old dog"  # the real one has a hundred tokens
     return pipe
 
@@ -126,18 +109,17 @@ def z_image(*, seed: int = 0, **parts: Any) -> Any:
     with torch.no_grad():
         model.x_pad_token.normal_()
         model.cap_pad_token.normal_()
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": _qwen(Qwen3Model, Qwen3Config, tok, seed),
-        "tokenizer": tok,
-    }
-    return quiet(ZImagePipeline(**(made | parts)))
+    return assembled(
+        ZImagePipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers((tok, _qwen(Qwen3Model, Qwen3Config, tok, seed))),
+        parts,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
 
 
 def prx(*, seed: int = 0, **parts: Any) -> Any:
-    tok = t5_tokenizer(32)
     torch.manual_seed(seed)
     model = PRXTransformer2DModel(
         patch_size=2,
@@ -149,16 +131,16 @@ def prx(*, seed: int = 0, **parts: Any) -> Any:
         depth=2,
         axes_dim=[8, 8],
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": t5_encoder(tok, 16, seed),
-        "tokenizer": tok,
-    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of a base class, by diffusers itself
-        pipe = quiet(PRXPipeline(**(made | parts)))
+        pipe = assembled(
+            PRXPipeline,
+            sharpened(model),
+            flow_vae(seed=seed),
+            t5(16, seed, 32),
+            parts,
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+        )
     pipe.text_preprocessor = Cleaner()  # the real one needs ftfy
     return pipe
 
@@ -178,16 +160,17 @@ def kandinsky5(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         num_visual_blocks=2,
         axes_dims=(4, 4, 4),
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": _qwen(Qwen2Model, Qwen2Config, first, seed),
-        "tokenizer": first,
-        "text_encoder_2": text_encoder(second, seed=seed),
-        "tokenizer_2": second,
-    }
-    pipe = quiet((cls or Kandinsky5T2IPipeline)(**(made | parts)))
+    pipe = assembled(
+        cls or Kandinsky5T2IPipeline,
+        sharpened(model),
+        flow_vae(seed=seed),
+        readers(
+            (first, _qwen(Qwen2Model, Qwen2Config, first, seed)),
+            (second, text_encoder(second, seed=seed)),
+        ),
+        parts,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
     pipe.resolutions = [(64, 96)]
     before, _, _ = pipe.prompt_template.partition("{}")
     pipe.prompt_template_encode_start_idx = len(first(before).input_ids)  # the real one's is 40

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -20,6 +19,8 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.assembling import assembled, readers
+from tests.tiny.classes import AutoencoderKLFlux2
 from tests.tiny.vocabulary import WORDS
 
 _SHARP = (".to_q.weight", ".to_k.weight", ".add_q_proj.weight", ".add_k_proj.weight")
@@ -50,6 +51,12 @@ def t5_encoder(tok: T5Tokenizer, width: int, seed: int = 0) -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
+def t5(width: int, seed: int = 0, length: int = 512) -> dict[str, Any]:
+    """Return T5's tokenizer and encoder, as pipelines name a first one."""
+    tok = t5_tokenizer(length)
+    return readers((tok, t5_encoder(tok, width, seed)))
+
+
 def flow_vae(channels: int = 4, seed: int = 0, levels: int = 2) -> AutoencoderKL:
     """Return an autoencoder that halves an image once less than it has levels."""
     torch.manual_seed(seed)
@@ -66,6 +73,19 @@ def flow_vae(channels: int = 4, seed: int = 0, levels: int = 2) -> AutoencoderKL
         shift_factor=0.06,
         use_quant_conv=False,
         use_post_quant_conv=False,
+    ).eval()
+
+
+def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
+    torch.manual_seed(seed)
+    return AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
     ).eval()
 
 
@@ -113,20 +133,17 @@ def sd3(*, seed: int = 0, t5: bool = True, cls: Any = None, **parts: Any) -> Any
     """
     first, second = tokenizer(), tokenizer(pad_token="!")
     third = t5_tokenizer() if t5 else None
-    made = {
-        "transformer": sd3_transformer(seed),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": text_encoder(first, projection=True, seed=seed),
-        "tokenizer": first,
-        "text_encoder_2": text_encoder(second, projection=True, seed=seed + 1),
-        "tokenizer_2": second,
-        "text_encoder_3": t5_encoder(third, 64, seed) if third else None,
-        "tokenizer_3": third,
-    }
-    pipe = (cls or StableDiffusion3Pipeline)(**(made | parts))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return assembled(
+        cls or StableDiffusion3Pipeline,
+        sd3_transformer(seed),
+        flow_vae(seed=seed),
+        readers(
+            (first, text_encoder(first, projection=True, seed=seed)),
+            (second, text_encoder(second, projection=True, seed=seed + 1)),
+            (third, t5_encoder(third, 64, seed) if third else None),
+        ),
+        parts,
+    )
 
 
 def flux_transformer(seed: int = 0, **config: Any) -> FluxTransformer2DModel:
@@ -150,15 +167,10 @@ def flux_transformer(seed: int = 0, **config: Any) -> FluxTransformer2DModel:
 def flux(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
     """Return a pipeline of FLUX.1's structure; words are T5's."""
     first, second = tokenizer(), t5_tokenizer()
-    made = {
-        "transformer": flux_transformer(seed),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": flow_vae(seed=seed),
-        "text_encoder": text_encoder(first, seed=seed),
-        "tokenizer": first,
-        "text_encoder_2": t5_encoder(second, 32, seed),
-        "tokenizer_2": second,
-    }
-    pipe = (cls or FluxPipeline)(**(made | parts))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return assembled(
+        cls or FluxPipeline,
+        flux_transformer(seed),
+        flow_vae(seed=seed),
+        readers((first, text_encoder(first, seed=seed)), (second, t5_encoder(second, 32, seed))),
+        parts,
+    )

@@ -30,7 +30,6 @@ from diffusers import (
     MochiTransformer3DModel,
     SanaVideoPipeline,
     SanaVideoTransformer3DModel,
-    UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -45,10 +44,10 @@ from transformers import (
 )
 
 from tests.tiny import text_encoder, tokenizer
+from tests.tiny.assembling import assembled, multistep_flow, readers
 from tests.tiny.classes import WanAnimateTransformer3DModel
 from tests.tiny.crossed import gemma
-from tests.tiny.joint import flow, quiet
-from tests.tiny.transformers import sharpened, t5_encoder, t5_tokenizer
+from tests.tiny.transformers import sharpened, t5, t5_tokenizer
 
 
 def wan_vae(seed: int = 0) -> AutoencoderKLWan:
@@ -84,19 +83,16 @@ def wan_model(cls: Any = WanTransformer3DModel, seed: int = 0, **config: Any) ->
 
 def wan(*, seed: int = 0, cls: Any = None, two: bool = False, **parts: Any) -> Any:
     """Return a pipeline of Wan 2.1's structure, or of 2.2's with its two denoisers."""
-    tok = t5_tokenizer()
-    made: dict[str, Any] = {
-        "transformer": wan_model(seed=seed),
-        "scheduler": UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        "vae": wan_vae(seed),
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    if two:
-        made |= {"transformer_2": wan_model(seed=seed + 1), "boundary_ratio": 0.8}
-    return quiet((cls or WanPipeline)(**(made | parts)))
+    second = {"transformer_2": wan_model(seed=seed + 1), "boundary_ratio": 0.8} if two else {}
+    return assembled(
+        cls or WanPipeline,
+        wan_model(seed=seed),
+        wan_vae(seed),
+        t5(32, seed),
+        parts,
+        scheduler=multistep_flow(),
+        **second,
+    )
 
 
 def wan_of_frame(*, seed: int = 0, two: bool = False) -> Any:
@@ -157,7 +153,6 @@ def unfixed(module: str, cls: str) -> Any:
 
 
 def ltx(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     vae = AutoencoderKLLTXVideo(
         latent_channels=4,
@@ -180,18 +175,10 @@ def ltx(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         num_layers=2,
         caption_channels=32,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": vae,
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet((cls or LTXPipeline)(**(made | parts)))
+    return assembled(cls or LTXPipeline, sharpened(model), vae, t5(32, seed), parts)
 
 
 def allegro(*, seed: int = 0, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     vae = AutoencoderKLAllegro(
         down_block_types=("AllegroDownBlock3D",) * 4,
@@ -213,14 +200,14 @@ def allegro(*, seed: int = 0, **parts: Any) -> Any:
         sample_frames=3,
         caption_channels=32,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": DDIMScheduler(clip_sample=False),
-        "vae": vae,
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet(AllegroPipeline(**(made | parts)))
+    return assembled(
+        AllegroPipeline,
+        sharpened(model),
+        vae,
+        t5(32, seed),
+        parts,
+        scheduler=DDIMScheduler(clip_sample=False),
+    )
 
 
 def sana_video(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
@@ -238,21 +225,14 @@ def sana_video(*, seed: int = 0, cls: Any = None, **parts: Any) -> Any:
         caption_channels=8,
         sample_size=8,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": flow(),
-        "vae": wan_vae(seed),
-        "text_encoder": gemma(tok, seed=seed),
-        "tokenizer": tok,
-    }
-    return quiet((cls or SanaVideoPipeline)(**(made | parts)))
+    texts = readers((tok, gemma(tok, seed=seed)))
+    return assembled(cls or SanaVideoPipeline, sharpened(model), wan_vae(seed), texts, parts)
 
 
 def cogvideox(
     *, seed: int = 0, later: bool = False, cls: Any = None, channels: int = 4, **parts: Any
 ) -> Any:
     """Return a pipeline of CogVideoX's structure, or of 1.5's, whose patches hold two frames."""
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -279,14 +259,14 @@ def cogvideox(
         use_rotary_positional_embeddings=later,
         patch_bias=not later,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": CogVideoXDDIMScheduler(prediction_type="v_prediction"),
-        "vae": vae,
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet((cls or CogVideoXPipeline)(**(made | parts)))
+    return assembled(
+        cls or CogVideoXPipeline,
+        sharpened(model),
+        vae,
+        t5(32, seed),
+        parts,
+        scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+    )
 
 
 def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
@@ -372,20 +352,11 @@ def hunyuan_video(
         "rope_axes_dim": (4, 4, 4),
     }
     model = HunyuanVideoTransformer3DModel(**(sizes | (config or {})))
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": hunyuan_vae(),
-        "text_encoder": llama,
-        "tokenizer": first,
-        "text_encoder_2": text_encoder(second, seed=seed),
-        "tokenizer_2": second,
-    }
-    return quiet((cls or HunyuanVideoPipeline)(**(made | parts)))
+    texts = readers((first, llama), (second, text_encoder(second, seed=seed)))
+    return assembled(cls or HunyuanVideoPipeline, sharpened(model), hunyuan_vae(), texts, parts)
 
 
 def mochi(*, seed: int = 0, **parts: Any) -> Any:
-    tok = t5_tokenizer()
     torch.manual_seed(seed)
     vae = AutoencoderKLMochi(
         latent_channels=4,
@@ -406,11 +377,11 @@ def mochi(*, seed: int = 0, **parts: Any) -> Any:
         time_embed_dim=4,
         max_sequence_length=24,
     )
-    made = {
-        "transformer": sharpened(model),
-        "scheduler": FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, invert_sigmas=True),
-        "vae": vae,
-        "text_encoder": t5_encoder(tok, 32, seed),
-        "tokenizer": tok,
-    }
-    return quiet(MochiPipeline(**(made | parts)))
+    return assembled(
+        MochiPipeline,
+        sharpened(model),
+        vae,
+        t5(32, seed),
+        parts,
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, invert_sigmas=True),
+    )

@@ -7,6 +7,7 @@ token. Words that aren't listed fall into several tokens. The same files come ou
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def byte_letters() -> list[str]:
             letters[byte] = chr(spare)
             spare += 1
     return [letters[byte] for byte in range(256)]
+
+
+def whole(
+    words: Iterable[str], letters: Iterable[str], space: str
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return a vocabulary and its merges, by which each word is one token, behind a space too."""
+    vocab = {letter: n for n, letter in enumerate(letters)}
+    merges = []
+    for name in words:
+        for word in (name, space + name):
+            for end in range(1, len(word)):
+                if word[: end + 1] not in vocab:
+                    vocab[word[: end + 1]] = len(vocab)
+                    merges.append((word[:end], word[end]))
+    return vocab, merges
 
 
 def merged(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
