@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -27,14 +28,27 @@ ALLOWED = ("test_attention_processor_dict",)
 """Tests that compare ``type(processor)``: a wrapper can't and shouldn't pass them."""
 
 
-def passed(checkout: Path, files: list[str], plugin: bool) -> tuple[set[str], int]:
+def in_a_process(words: list[str], folder: Path, environment: Mapping[str, str]) -> str:
+    """Run pytest in a new process; return what it printed."""
+    command = [sys.executable, "-m", "pytest", *words]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    return f"{done.stdout}\n{done.stderr}"
+
+
+Pytest = Callable[[list[str], Path, Mapping[str, str]], str]
+
+
+def passed(
+    checkout: Path, files: list[str], plugin: bool, run: Pytest = in_a_process
+) -> tuple[set[str], int]:
     """Return the names of the tests that pass, and how many were run."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q"]
-        command += ["-p", "no:cacheprovider", f"--junitxml={report}", *files]
+        words = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *files]
         if plugin:
-            command += ["-p", "tests_of_xattn.diffusers_plugin"]
+            words += ["-p", "tests_of_xattn.diffusers_plugin"]
             link = Path(folder) / "tests_of_xattn"  # "tests" is the checkout's own package
             link.mkdir()
             (link / "__init__.py").touch()
@@ -44,11 +58,9 @@ def passed(checkout: Path, files: list[str], plugin: bool) -> tuple[set[str], in
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
-            command, cwd=checkout, env=environment, capture_output=True, text=True, check=False
-        )
+        printed = run(words, checkout, environment)
         if not report.exists():
-            raise SystemExit(f"pytest gave no report:\n{done.stdout}\n{done.stderr}")
+            raise SystemExit(f"pytest gave no report:\n{printed}")
         cases = list(ElementTree.parse(report).iter("testcase"))
     good = {
         f"{case.get('classname')}::{case.get('name')}"

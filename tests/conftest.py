@@ -2,20 +2,24 @@
 
 Tests exchange processors, schedulers and weights, so a pipeline is built anew for each test:
 that takes 0.05 seconds. ``tests.tiny`` has the builders behind these fixtures, with options.
+
+What is large is imported inside the fixtures: the process that hands out tests to others (``-n 2``)
+needs none of it.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from tests import tiny
+if TYPE_CHECKING:
+    import torch
 
 settings.register_profile(
     "xattn",
@@ -37,8 +41,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
+def pytest_collection_finish() -> None:
+    """Look for garbage less often, and not among the half million objects of modules."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a tiny pipeline is as many objects
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else min(before, 2))
     yield
@@ -48,27 +61,37 @@ def few_threads() -> Iterator[None]:
 @pytest.fixture
 def generator() -> Callable[..., torch.Generator]:
     """Return ``generator(seed=0)``, a fresh CPU generator for each call."""
+    import torch
+
     return lambda seed=0: torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """The tiny CLIP tokenizer. Shared: a test that adds tokens takes ``tiny.tokenizer()``."""
+    from tests import tiny
+
     return tiny.tokenizer()
 
 
 @pytest.fixture
 def sd1() -> Any:
+    from tests import tiny
+
     return tiny.sd1()
 
 
 @pytest.fixture
 def sd2() -> Any:
+    from tests import tiny
+
     return tiny.sd2()
 
 
 @pytest.fixture
 def sdxl() -> Any:
+    from tests import tiny
+
     return tiny.sdxl()
 
 

@@ -16,11 +16,14 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -178,3 +181,13 @@ def typed(words: Sequence[str], message: str) -> None:
             if end.code == 2 and message in told.getvalue():
                 return
     raise SystemExit(f"it was not refused: {told.getvalue()}")
+
+
+def run_pytest(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    """Exit with pytest's code for the tests of another folder, whose ``tests`` isn't this one."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    raise SystemExit(pytest.main(list(words)))

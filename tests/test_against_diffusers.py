@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests import against_diffusers
+from tests.processes import code_of, run_pytest, start
 
 THEIRS = """
 import pytest, torch
@@ -57,10 +59,15 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def forked(words: list[str], folder: Path, environment: Mapping[str, str]) -> str:
+    """Run pytest in a process that has imported diffusers before."""
+    return f"exit code {code_of(start(run_pytest, words, folder, dict(environment)))}"
+
+
 def test_their_tests_pass_alike_with_and_without(checkout: Path) -> None:
     files = ["tests/test_theirs.py"]
-    plain, count = against_diffusers.passed(checkout, files, plugin=False)
-    wrapped, _ = against_diffusers.passed(checkout, files, plugin=True)
+    plain, count = against_diffusers.passed(checkout, files, plugin=False, run=forked)
+    wrapped, _ = against_diffusers.passed(checkout, files, plugin=True, run=forked)
     assert count == 4
     assert {name.split("::")[1] for name in plain} == {
         "test_slices_agree",
@@ -69,6 +76,13 @@ def test_their_tests_pass_alike_with_and_without(checkout: Path) -> None:
     }
     # the one that compares types shows that the wrapper was there
     assert {name.split("::")[1] for name in plain - wrapped} == {"test_attention_processor_dict"}
+
+
+def test_tests_are_run_by_a_process_of_their_own(tmp_path: Path) -> None:
+    told = "def test_good(): pass\ndef test_bad(): assert 0\n"
+    (tmp_path / "test_two.py").write_text(told)
+    good, count = against_diffusers.passed(tmp_path, ["test_two.py"], plugin=False)
+    assert (count, good) == (2, {"test_two::test_good"})
 
 
 def test_a_folder_without_their_tests_is_told_apart(

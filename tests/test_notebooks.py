@@ -60,7 +60,8 @@ def test_the_lines_for_flux_run_on_a_tiny_one() -> None:
         if "from_pretrained" in source:
             kept = [line for line in source.splitlines() if not line.startswith("pipe")]
             source = "\n".join(kept).replace(
-                '"height": 768, "width": 768', '"height": 32, "width": 32'
+                '"height": 768, "width": 768',
+                '"height": 32, "width": 32, "max_sequence_length": 32',
             )
             source = source.replace('"num_inference_steps": 4', '"num_inference_steps": 2')
         run(source, names)

@@ -695,7 +695,7 @@ def test_two_runs_at_once_in_one_folder_are_refused(pipe: Any, tmp_path: Path) -
 def test_killed_at_any_moment_and_resumed_nothing_is_lost_doubled_or_damaged(
     tmp_path: Path,
 ) -> None:
-    what = items(24, steps=1)
+    what = items(12, steps=1)
     assert code_of(start(draw, what[:2], tmp_path / "warm")) == 0
     began = time.monotonic()
     assert code_of(start(draw, what, tmp_path / "whole")) == 0

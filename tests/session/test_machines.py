@@ -41,10 +41,11 @@ def small() -> Any:
 
 
 def smallest() -> Any:
-    """Return a pipeline that attends in the middle block alone: quick to compile."""
+    """Return a pipeline of one layer of text and few others: quick to compile."""
     blocks: dict[str, Any] = {
         "block_out_channels": (32,),
-        "down_block_types": ("DownBlock2D",),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "mid_block_type": None,
         "up_block_types": ("UpBlock2D",),
     }
     return tiny.sd1(unet=tiny.unet(**blocks))

@@ -121,12 +121,11 @@ def one_run(path: Path, run: int) -> Any:
         UsageError: there is no such recording, or it has no such run.
         FileError: the recording is damaged.
     """
+    if not path.exists():  # said at once: what follows imports torch
+        raise UsageError(f"there is no recording at {path}")
     import xattn
 
-    try:
-        loaded = xattn.load(path)
-    except FileNotFoundError as error:
-        raise UsageError(str(error)) from error
+    loaded = xattn.load(path)
     if not -len(loaded) <= run < len(loaded):
         raise UsageError(f"--run {run}: the recording has {len(loaded)} runs, counted from 0")
     return loaded[run]
