@@ -80,14 +80,14 @@ def teach(
     return losses
 
 
-def shown(pipe: Any, scenes: Sequence[Scene]) -> list[list[Image.Image]]:
+def shown(pipe: Any, scenes: Sequence[Scene], steps: int) -> list[list[Image.Image]]:
     """Return, for each scene, maps of its nouns on the drawn picture, and the model's own one."""
     rows = []
     for one in scenes:
         trace = xattn.probe(pipe, one.image, one.caption)
         maps = [trace.heatmap(thing.noun).overlay(one.image) for thing in one.things]
         seed = torch.Generator().manual_seed(one.seed)
-        drawn = pipe(one.caption, num_inference_steps=20, guidance_scale=5.0, generator=seed)
+        drawn = pipe(one.caption, num_inference_steps=steps, guidance_scale=5.0, generator=seed)
         rows.append([*maps, drawn.images[0]])
     return rows
 
@@ -97,16 +97,17 @@ def main() -> None:
     parser.add_argument("--model", choices=["unet", "contextual"], default="contextual")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--scenes", type=int, default=400, help="drawn scenes to learn from")
+    parser.add_argument("--drawing-steps", type=int, default=20, help="of the sheet's pictures")
     parser.add_argument("--out", type=Path, default=Path("teach.png"))
     options = parser.parse_args()
     pipe = xattn.demo(options.model)
     pipe.set_progress_bar_config(disable=True)
     unseen = map(scene, range(10_000_000, 10_000_020))
     held_out = [one for one in unseen if len(one.things) == 2][:2]
-    before = shown(pipe, held_out)
+    before = shown(pipe, held_out, options.drawing_steps)
     losses = teach(pipe, [scene(n) for n in range(options.scenes)], steps=options.steps)
     print(f"loss {losses[0]:.3f} at first, {sum(losses[-20:]) / len(losses[-20:]):.3f} at last")
-    after = shown(pipe, held_out)
+    after = shown(pipe, held_out, options.drawing_steps)
     cells = [one for pair in zip(before, after, strict=True) for one in pair]
     labels = [f"{when}: {one.caption}" for one in held_out for when in ("before", "after")]
     table(cells, labels, ["map of the first noun", "of the second", "drawn"]).save(options.out)
