@@ -361,6 +361,15 @@ CASES = {
         passes=2,
         dropped=129,
     ),
+    "Kandinsky 6, a picture given": Case(
+        lambda: films.kandinsky6(pictured=True),
+        {"max_sequence_length": 330, "image": PICTURE},
+        text=330,
+        passes=2,
+        dropped=129,
+        several=False,
+        prompts=1,
+    ),
     "Mochi": Case(tiny.mochi, {**T5, "num_frames": 13}, keys=3 * CELLS, doubled=True, valid=8),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # Mochi's own
@@ -612,12 +621,6 @@ def test_dots_that_a_pipeline_leaves_out_are_of_no_word(pipes: Any) -> None:
     trace, _ = recorded(pipes("Cosmos 3"), CASES["Cosmos 3, an image"], "a red car...")
     assert trace.words == ("a", "red", "car")
     assert trace.prompts == ("a red car...",)
-
-
-def test_a_picture_behind_the_frames_of_kandinsky_6_is_refused(pipes: Any) -> None:
-    call = {"self": pipes("Kandinsky 6").transformer, "visual_token_type_ids": torch.zeros(1, 4)}
-    with pytest.raises(RuntimeError, match="record it without image="):
-        family_of(call["self"]).read(call)
 
 
 def test_kandinskys_videos_have_frames_too() -> None:

@@ -489,12 +489,13 @@ class Reader:
         return self.tokenizer(text, **how)
 
 
-def kandinsky6(*, seed: int = 0, **parts: Any) -> Any:
+def kandinsky6(*, seed: int = 0, pictured: bool = False, **parts: Any) -> Any:
     first, second = qwen_tokenizer(), tokenizer()
     torch.manual_seed(seed)
     model = Kandinsky6Transformer3DModel(
         in_visual_dim=4,
         out_visual_dim=4,
+        visual_token_type_num_embeddings=2 * pictured,
         in_text_dim=16,
         in_text_dim2=32,
         time_dim=16,

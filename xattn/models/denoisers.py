@@ -57,7 +57,7 @@ RECORDED: dict[str, str] = {
     "AnyFlowTransformer3DModel": "AnyFlow",
     "HeliosTransformer3DModel": "Helios, a run for each window and stage",
     "AnyFlowFARTransformer3DModel": "AnyFlow FAR, a run for each chunk",
-    "Kandinsky6Transformer3DModel": "Kandinsky 6, from text, with sound that isn't recorded",
+    "Kandinsky6Transformer3DModel": "Kandinsky 6, also from a picture; its sound isn't recorded",
     "MotifVideoTransformer3DModel": "Motif-Video",
     "ZImageTransformer2DModel": "Z-Image, Z-Image Turbo",
 }

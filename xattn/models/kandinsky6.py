@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
+from xattn.models.joint import Layout
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.text.tokenize import Template
 
 
 @dataclass(frozen=True)
 class Kandinsky6(Kandinsky5):
-    """The family of Kandinsky 6 (2026), from text. Padding is masked.
+    """The family of Kandinsky 6 (2026). Padding is masked.
 
-    Guidance runs in two passes; one ``encode_prompt`` encodes both prompts.
+    A given picture is a frame behind those that are drawn. Guidance runs in two passes; one
+    ``encode_prompt`` encodes both prompts.
     """
 
     classes: tuple[str, ...] = ("Kandinsky6Transformer3DModel",)
@@ -31,17 +33,15 @@ class Kandinsky6(Kandinsky5):
         return tuple(layer for layer in found if ".video_dec_block." in layer.name)
 
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
-        """Read a call ``transformer(hidden_states, encoder_hidden_states, timestep, ...)``.
-
-        Raises:
-            RuntimeError: a picture stands behind the video's frames.
-        """
-        if arguments.get("visual_token_type_ids") is not None:
-            raise RuntimeError(
-                "Kandinsky 6 puts a given image behind the frames that it draws, and its maps are "
-                "not told apart; record it without image="
-            )
-        return super().read(arguments, component)
+        """Read a call ``transformer(hidden_states, encoder_hidden_states, timestep, ...)``."""
+        call = super().read(arguments, component)
+        if arguments.get("visual_token_type_ids") is None:
+            return call
+        patch = int(arguments["self"].config.patch_size[1])
+        frames, area = call.frames - 1, (call.latent[0] // patch) * (call.latent[1] // patch)
+        own, nowhere = slice(0, frames * area), slice(0, 0)
+        layout = Layout(call.frames * area, nowhere, own, nowhere)
+        return replace(call, frames=frames, layout=layout)
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall
+from xattn.models.family import NOTHING, Axis, DenoiserCall
+from xattn.models.joint import Layout
 from xattn.models.separate import Separate
-from xattn.processors.call import Place
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LTXVideo(Separate):
             timestep=time if time.ndim < 2 else time.flatten(1).amax(1),
             states=arguments["encoder_hidden_states"],
             component=component,
-            layout=None if own == whole else own,
+            layout=None if own == whole else Layout(whole.stop, slice(0, 0), own, slice(0, 0)),
             frames=frames,
         )
 
@@ -65,24 +65,6 @@ class LTXVideo(Separate):
     def _fits(self, own: slice, whole: slice) -> bool:
         """Return whether a sequence can have a video's positions there: at its end."""
         return bool(own.stop == whole.stop)
-
-    def places(
-        self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
-    ) -> tuple[Place, ...] | None:
-        """Return the video's queries where given frames have some, too.
-
-        Raises:
-            RuntimeError: the queries are not those of the call's positions.
-        """
-        if call.layout is None:
-            return None
-        if queries != call.sample.shape[1]:
-            raise RuntimeError(
-                f"layer {layer.name} has {queries} queries where {call.sample.shape[1]} were "
-                "expected: xattn doesn't know which are the video's; please report the model's "
-                "configuration"
-            )
-        return (Place(call.layout, slice(0, keys), slice(0, 0)),) * call.rows
 
     def axes(
         self, pipe: Any, states: Tensor | None = None, given: Mapping[str, Any] = NOTHING

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xattn.models.family import AttentionLayer, DenoiserCall, Encoded, Role
+from xattn.models.joint import Layout
 from xattn.models.noise import clean_of_either
 from xattn.processors.call import Place
 
@@ -53,8 +54,22 @@ class Separate:
     def places(
         self, call: DenoiserCall, layer: AttentionLayer, queries: int, keys: int
     ) -> Sequence[Place] | None:
-        """Return None: all queries are the image's, and the first keys the text's."""
-        return None
+        """Return the queries of what is drawn, where a call's layout says that others ask, too.
+
+        Elsewhere return None: all queries are the image's. All keys are the text's.
+
+        Raises:
+            RuntimeError: the queries are not as many as the layout's.
+        """
+        layout: Layout | None = call.layout
+        if layout is None:
+            return None
+        if queries != layout.total:
+            raise RuntimeError(
+                f"layer {layer.name} has {queries} queries where {layout.total} were expected: "
+                "xattn doesn't know which are drawn; please report the model's configuration"
+            )
+        return (Place(layout.own, slice(0, keys), layout.image),) * call.rows
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, its mask, negative, its mask)."""
