@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     import torch
 
+gc.disable()  # until all is imported: none of that is garbage
+
 settings.register_profile(
     "xattn",
     deadline=None,  # a shared machine's pauses are no failures
@@ -43,8 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Look for garbage less often, and not among the half million objects of modules."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)  # a tiny pipeline is as many objects
 
 

@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -181,6 +182,18 @@ def typed(words: Sequence[str], message: str) -> None:
             if end.code == 2 and message in told.getvalue():
                 return
     raise SystemExit(f"it was not refused: {told.getvalue()}")
+
+
+def command(words: Sequence[str], printed: Path, environment: Mapping[str, str]) -> None:
+    """Run a command, whose output goes to ``printed`` with .out and .err behind it."""
+    from xattn.cli import main
+
+    os.environ.update(environment)
+    tempfile.tempdir = None  # to be read from the environment again
+    for number, ending in ((1, ".out"), (2, ".err")):
+        with printed.with_suffix(ending).open("w") as file:
+            os.dup2(file.fileno(), number)
+    main(words)
 
 
 def run_pytest(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.processes import code_of, command, start
 from xattn.app.drawing import Service
 from xattn.app.settings import Limits
 
@@ -39,24 +38,25 @@ def served(temporary: Path, *options: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "xattn.cli", "app", "--port", str(port)]
-    command += ["--max-steps", "20", "--max-side", "128", "--max-edits", "2", *options]
-    env = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    log = (temporary.parent / f"{temporary.name}.log").open("w+")
-    with (
-        log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env) as server,
-    ):
-        assert server.stdout is not None
-        said = server.stdout.readline()
-        log.seek(0)
-        assert said.startswith("xattn: http://127.0.0.1:"), said + log.read()
-        try:
-            yield said.split()[1]
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
-        finally:
-            server.kill()
-        log.seek(0)
-        assert "Traceback" not in log.read()
+    words = ["app", "--port", str(port)]
+    words += ["--max-steps", "5", "--max-side", "128", "--max-edits", "2", *options]
+    printed = temporary.parent / f"{temporary.name}.printed"
+    server = start(command, words, printed, {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"})
+    try:
+        said = first_line(printed.with_suffix(".out"), server)
+        log = printed.with_suffix(".err")
+        assert said.startswith("xattn: http://127.0.0.1:"), said + log.read_text()
+        yield said.split()[1]
+        server.terminate()
+        assert code_of(server) == 0
+    finally:
+        server.kill()
+    assert "Traceback" not in log.read_text()
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+def first_line(path: Path, child: ForkServerProcess) -> str:
+    """Wait for the first line that a child prints; return what there is if it ends before."""
+    while child.is_alive() and not (path.exists() and "\n" in path.read_text()):
+        time.sleep(0.1)
+    return path.read_text().partition("\n")[0] if path.exists() else ""
