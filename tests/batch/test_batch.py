@@ -630,7 +630,7 @@ def with_room_for(most: int, error: Exception, *, never: str = "-") -> Any:
     ids=["device", "maps", "cpu"],
 )
 def test_a_group_without_room_is_drawn_in_halves(error: Exception, tmp_path: Path) -> None:
-    report = batch.run(with_room_for(2, error), items(7), tmp_path / "runs", batch_size=7)
+    report = batch.run(with_room_for(2, error), items(7, steps=1), tmp_path / "runs", batch_size=7)
     assert (report.drawn, report.failures) == (7, ())
     parts = sorted(path.stem[:6] for path in (tmp_path / "runs/parts").iterdir())
     assert parts == ["000001", "000002", "000004", "000006"]  # 7 are 3 and 4; 1 and 2, 2 and 2
@@ -642,13 +642,13 @@ def test_a_group_without_room_is_drawn_in_halves(error: Exception, tmp_path: Pat
 
 def test_a_half_is_what_it_would_be_as_a_group_of_its_own(tmp_path: Path) -> None:
     error = MemoryError("the maps would not fit")
-    batch.run(with_room_for(2, error), items(7), tmp_path / "runs", batch_size=7)
+    batch.run(with_room_for(2, error), items(7, steps=1), tmp_path / "runs", batch_size=7)
     runs = xattn.open_runs(tmp_path / "runs")
-    two = [{**items(7)[i], "seed": i} for i in (3, 4)]
+    two = [{**items(7, steps=1)[i], "seed": i} for i in (3, 4)]
     batch.run(tiny.sd1(), two, tmp_path / "two", batch_size=2)
     for alone, run in zip(xattn.open_runs(tmp_path / "two"), runs[3:5], strict=True):
         np.testing.assert_array_equal(np.asarray(alone.image), np.asarray(run.image))
-    batch.run(with_room_for(2, error), items(7), tmp_path / "again", batch_size=7)
+    batch.run(with_room_for(2, error), items(7, steps=1), tmp_path / "again", batch_size=7)
     assert contents(tmp_path / "again") == contents(tmp_path / "runs")
 
 
