@@ -19,7 +19,8 @@ class Recording(Handler):
         rows: the recorded rows of the batch, as slices.
         batch: number of rows in the denoiser's call.
         images: number of recorded images; the buffer may have room for more.
-        frames: number of frames of each, which follow one another in the buffer.
+        frames: number of frames of each, which follow one another in the buffer. A layer takes
+            them as queries of one row, or as rows of their own.
         tokens: the kept positions, as a slice if they are consecutive.
         buffer: (images x frames, heads or 1, tokens, height, width), float32, for the maps.
         of_text: whether the maps are what the text gives to the image, in joint attention.
@@ -50,7 +51,8 @@ class Recording(Handler):
         if call.row is not None:
             self._observe_row(call, call.row)
             return
-        if call.query.shape[:2] != (self.batch, self.heads):
+        each = self.frames if len(call.query) == self.batch * self.frames else 1  # rows of a frame
+        if call.query.shape[:2] != (self.batch * each, self.heads):
             raise RuntimeError(
                 f"layer {self.name} attends with {tuple(call.query.shape[:2])} (rows, heads) "
                 f"where the denoiser has {(self.batch, self.heads)}: which rows follow the "
@@ -58,7 +60,8 @@ class Recording(Handler):
             )
         call.prepare()
         with torch.no_grad():
-            parts = [self._maps(call, span) for span in self.rows]
+            spans = (slice(span.start * each, span.stop * each) for span in self.rows)
+            parts = [self._maps(call, span) for span in spans]
             self.write(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _observe_row(self, call: AttentionCall, row: int) -> None:
@@ -76,7 +79,7 @@ class Recording(Handler):
         return call.maps(rows, self.tokens)
 
     def write(self, maps: Tensor, image: int | None = None) -> None:
-        """Write (images, heads, tokens, queries) into the buffer.
+        """Write (images, heads, tokens, queries), or (images x frames, ...), into the buffer.
 
         Args:
             maps: of all recorded images, or of one.
@@ -87,9 +90,9 @@ class Recording(Handler):
         """
         if self.buffer is None:
             return
-        if self.frames > 1:
-            maps = maps.unflatten(-1, (self.frames, -1)).movedim(-2, 1).flatten(0, 1)
         first, last = (0, self.images) if image is None else (image, image + 1)
+        if len(maps) < (last - first) * self.frames:
+            maps = maps.unflatten(-1, (self.frames, -1)).movedim(-2, 1).flatten(0, 1)
         buffer = self.buffer[first * self.frames : last * self.frames].flatten(-2)
         if maps.shape[-1] != buffer.shape[-1]:
             raise RuntimeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.models.attending import dense, tokens_read
 from tests.tiny import films, streams
 from tests.tiny import videos as tiny
 from tests.tiny.classes import find
-from xattn.models import family_of
+from xattn.models import family_of, family_of_pipeline
 from xattn.models.family import Encoding
 from xattn.results.trace import Trace
 
@@ -36,7 +37,7 @@ class Case:
         build: makes it.
         options: of its calls.
         frames: of its maps.
-        cells: of a frame.
+        cells: of a frame; 0 where layers have grids of their own.
         text: how many text positions there are.
         keys: the first of the text's keys.
         queries: the first of the video's queries.
@@ -50,6 +51,7 @@ class Case:
         several: whether a prompt can have several videos.
         prompts: how many there can be.
         moved: whether the padding in front is cut off behind the encoder.
+        rowed: whether frames are rows of the layers that read the text.
         index: where the axis' positions stand behind the video, if not one after the other.
     """
 
@@ -70,6 +72,7 @@ class Case:
     several: bool = True
     prompts: int = 2
     moved: bool = False
+    rowed: bool = False
     index: tuple[int, ...] = ()
 
 
@@ -175,6 +178,25 @@ CASES = {
         dropped=2,
         several=False,
         prompts=1,
+    ),
+    "Latte": Case(
+        tiny.latte,
+        {"num_frames": None, "video_length": 3, "output_type": "pt", "clean_caption": False},
+        cells=16 * 12,
+        text=8,  # the prompt's: padding is cut off
+        doubled=True,
+        several=False,
+        prompts=1,
+        rowed=True,
+    ),
+    "AnimateDiff": Case(
+        tiny.animatediff,
+        {"num_frames": 3},
+        cells=0,
+        text=77,
+        doubled=True,
+        several=False,
+        rowed=True,
     ),
     "LTX-Video": Case(tiny.ltx, SMALL, cells=64, doubled=True),
     "LTX-Video, a frame given": Case(
@@ -415,7 +437,7 @@ def recorded(pipe: Any, case: Case, *args: Any, **options: Any) -> tuple[Trace, 
 
 
 def denoisers(pipe: Any) -> tuple[Any, ...]:
-    return family_of(pipe.transformer).denoisers(pipe)
+    return family_of_pipeline(pipe).denoisers(pipe)
 
 
 def processors(pipe: Any) -> list[Any]:
@@ -452,9 +474,9 @@ def test_maps_are_the_dense_softmaxs_and_the_video_is_unchanged(pipes: Any, name
     assert all(one is two for one, two in zip(processors(pipe), before, strict=True))
     assert {layer.name for layer in run.layers} == set(truth)
     assert (run.frames, len(run.prompt_of)) == (case.frames, images * case.frames)
-    first, area = case.queries, case.frames * case.cells
-    sharpest = 0.0
+    first, sharpest = case.queries, 0.0
     for n, layer in enumerate(run.layers):
+        area = case.frames * (case.cells or math.prod(layer.grid))
         calls = rows_of(truth[layer.name], case, images)
         valid = case.valid or case.text
         keys = torch.tensor(case.index or range(valid))
@@ -477,6 +499,10 @@ def rows_of(calls: list[Any], case: Case, images: int) -> Any:
         steps = [calls[n : n + rows][-images:] for n in range(0, len(calls), rows)]
         return torch.stack([torch.cat(step) for step in steps])
     texts = calls[case.nth :: case.nth + 1]  # a given frame comes first
+    if case.rowed:
+        last = [call[-images * case.frames :] for call in texts[:: case.passes]]
+        parts = [call.unflatten(0, (images, -1)).movedim(1, 2).flatten(2, 3) for call in last]
+        return torch.stack(parts)
     return torch.stack([call[-images:] for call in texts[:: case.passes]])
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AllegroPipeline,
     AllegroTransformer3DModel,
+    AnimateDiffPipeline,
     AutoencoderKLAllegro,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
@@ -24,12 +25,16 @@ from diffusers import (
     HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LattePipeline,
+    LatteTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
+    MotionAdapter,
     SanaVideoPipeline,
     SanaVideoTransformer3DModel,
+    UNetMotionModel,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -43,8 +48,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from tests.tiny import text_encoder, tokenizer
-from tests.tiny.assembling import assembled, multistep_flow, readers
+from tests.tiny import sd1, text_encoder, tokenizer
+from tests.tiny.assembling import assembled, multistep_flow, quiet, readers
 from tests.tiny.classes import WanAnimateTransformer3DModel
 from tests.tiny.crossed import gemma
 from tests.tiny.transformers import sharpened, t5, t5_tokenizer
@@ -385,3 +390,47 @@ def mochi(*, seed: int = 0, **parts: Any) -> Any:
         parts,
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, invert_sigmas=True),
     )
+
+
+def latte(*, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model = LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=8,  # a variance, too
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_size=8,
+        patch_size=2,
+        norm_type="ada_norm_single",
+        caption_channels=32,
+        video_length=3,
+    )
+    return assembled(
+        LattePipeline,
+        sharpened(model),
+        sd1().vae,
+        t5(32, seed),
+        {},
+        scheduler=DDIMScheduler(clip_sample=False),
+    )
+
+
+def animatediff(*, seed: int = 0) -> Any:
+    """Return Stable Diffusion's tiny pipeline with motion modules between its layers."""
+    pipe = sd1(seed=seed)
+    torch.manual_seed(seed)
+    config = pipe.unet.config
+    adapter = MotionAdapter(
+        block_out_channels=config.block_out_channels,
+        motion_layers_per_block=config.layers_per_block,
+        motion_norm_num_groups=config.norm_num_groups,
+        motion_num_attention_heads=2,
+        use_motion_mid_block=False,
+    )
+    names = ("vae", "text_encoder", "tokenizer")
+    parts = {name: pipe.components[name] for name in names}
+    unet = UNetMotionModel.from_unet2d(pipe.unet, adapter)
+    parts |= {"unet": unet, "motion_adapter": adapter}
+    return quiet(AnimateDiffPipeline(**parts, scheduler=DDIMScheduler(clip_sample=False)))

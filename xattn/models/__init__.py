@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from xattn.models.allegro import Allegro
+from xattn.models.animatediff import AnimateDiff
 from xattn.models.anyflow import AnyFlow, AnyFlowFAR
 from xattn.models.aura_flow import AuraFlow
 from xattn.models.bria import Bria
@@ -33,6 +34,7 @@ from xattn.models.joy_image import JoyImageEdit, JoyImageEditPlus
 from xattn.models.kandinsky5 import Kandinsky5
 from xattn.models.kandinsky6 import Kandinsky6
 from xattn.models.krea2 import Krea2
+from xattn.models.latte import Latte
 from xattn.models.longcat_image import LongCatImage
 from xattn.models.ltx2 import LTX2
 from xattn.models.ltx_video import LTXVideo
@@ -84,6 +86,8 @@ FAMILIES: tuple[Family, ...] = (
     JoyImageEditPlus(),
     HunyuanImage(),
     Krea2(),
+    AnimateDiff(),
+    Latte(),
     Allegro(),
     SanaVideo(),
     SanaWM(),
