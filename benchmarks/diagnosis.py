@@ -1,6 +1,6 @@
 """Measurement of diagnosis: do findings from maps alone agree with what the judge sees?
 
-`python -m benchmarks.diagnosis --count N --model unet|contextual` draws N hard captions of
+`python -m benchmarks.diagnosis --count N --model unet|contextual|mmdit` draws N hard captions of
 training seeds, on which a threshold for each kind of finding is chosen, and N others, on which
 figures are stated: the area under the ROC curve, with its 95 % bootstrap interval over scenes, and
 precision and recall at the threshold. An object whose kind the judge misses may be there all the
@@ -35,6 +35,7 @@ from xattn.results.diagnosis import (
 )
 from xattn.results.trace import Trace
 from xattn.text.pairs import phrases
+from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import Scene, scene
 from xattn.toyland.world import SIDE
 
@@ -262,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=60,
         help="other captions, to fit on; 0 for xattn's own thresholds",
     )
-    parser.add_argument("--model", choices=["unet", "contextual"], default="contextual")
+    parser.add_argument("--model", choices=MODELS, default="contextual")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--judge", type=Path, default=Path(".work/judge-hard.pt"), help="kept here")
     options = parser.parse_args(arguments)
