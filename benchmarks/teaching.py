@@ -97,7 +97,7 @@ def measure(
 
     before = now()
     start = time.process_time()
-    losses = teach(pipe, [scene(n) for n in range(160)], **options)
+    losses = teach(pipe, [scene(n) for n in range(400)], **options)
     seconds = time.process_time() - start
     return {**compared(before, now()), "cpu seconds of teaching": seconds}, losses
 

@@ -45,9 +45,9 @@ def teach(
     scenes: Sequence[Scene],
     *,
     steps: int = 300,
-    batch: int = 2,
-    rank: int = 8,
-    rate: float = 1e-3,
+    batch: int = 4,
+    rank: int = 16,
+    rate: float = 3e-3,
     token: float = 0.1,
     pixel: float = 0.05,
 ) -> list[float]:

@@ -729,3 +729,10 @@ def test_helios_whose_frames_before_a_window_read_the_text_is_refused() -> None:
     pipe = films.helios(guidance_cross_attn=False)
     with pytest.raises(RuntimeError, match="lets the frames before a window read the text"):
         recorded(pipe, Case(films.helios, {**T5, "width": 64}))
+
+
+def test_negative_prompts_with_a_pass_of_their_own_are_refused() -> None:
+    pipe, case = tiny.wan(), CASES["Wan"]
+    recording = xattn.record(pipe, negative=True)
+    with pytest.raises(RuntimeError, match="WanPipeline, whose guidance runs in two"), recording:
+        draw(pipe, case, negative_prompt="two cats", guidance_scale=3.0)

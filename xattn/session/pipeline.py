@@ -50,13 +50,17 @@ class PipelineOrigin:
         self._latest: Asked | None = None
         self._again: Asked | None = None  # of further segments
         if negative and self.family.two_passes:
-            raise ValueError(
-                f"negative=True can't be had with {type(pipe).__name__}, whose guidance runs in "
-                "two passes; leave it out"
-            )
+            raise ValueError(self._apart)
         self._denoisers = self.family.denoisers(pipe)
         self.denoiser: nn.Module = self._denoisers[0]
         self._frames = 1  # of the latest run's maps
+
+    @property
+    def _apart(self) -> str:
+        return (
+            f"negative=True can't be had with {type(self.pipe).__name__}, whose guidance runs in "
+            "two passes; leave it out"
+        )
 
     @property
     def model_name(self) -> str:
@@ -205,6 +209,8 @@ class PipelineOrigin:
             return Turn.FRESH
         # where the negative prompt equals the prompt, the second pass looks like the first
         if following.rows.is_negative(call) and not (ours and timely):
+            if self.negative:  # the family can run both ways
+                raise RuntimeError(self._apart)
             return Turn.PASS
         if ours:
             raise RuntimeError(untimely(call, following.clock.schedule, following.number))
