@@ -65,7 +65,8 @@ class JoyImageEdit(Joint):
         """Return ``encode`` with one sample for all rows: the pipeline passes no generator."""
 
         def once(pictures: Tensor, *args: Any, **given: Any) -> Any:
-            if not torch.equal(pictures, pictures[:1].expand_as(pictures)):
+            alike = torch.equal(pictures, pictures[:1].expand_as(pictures))
+            if len(pictures) == 1 or not alike:
                 return encode(pictures, *args, **given)
             drawn = encode(pictures[:1], *args, **given).latent_dist
 
