@@ -22,7 +22,7 @@ class OwnCall:
     def __init__(self, extra: dict[str, Any]) -> None:
         self.extra = extra
         self.scale: float | None = extra["scale"]
-        self.usual = not (extra["dropout_p"] or extra["is_causal"] or "enable_gqa" in extra)
+        self.usual = not (extra["dropout_p"] or extra["is_causal"])
         self._given: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def repeated(self, key: Tensor, value: Tensor, heads: int) -> tuple[Tensor, Tensor]:

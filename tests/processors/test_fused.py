@@ -75,7 +75,6 @@ def test_nothing_is_fused_where_pytorch_would_compute_otherwise_or_be_watched() 
     assert fused_attention(*usual, own_call()) is not None
     assert fused_attention(*usual, own_call(dropout_p=0.1)) is None
     assert fused_attention(*usual, own_call(is_causal=True)) is None
-    assert fused_attention(*usual, own_call(enable_gqa=True)) is None
     assert fused_attention(*usual, lambda *a: F.scaled_dot_product_attention(*a)) is None
     with torch.autocast("cpu"):
         assert fused_attention(*usual, own_call()) is None
