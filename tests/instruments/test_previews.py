@@ -80,6 +80,12 @@ def test_estimates_keep_no_gradients() -> None:
     assert not run.estimates.requires_grad
 
 
+def test_previews_are_of_images() -> None:
+    film = torch.zeros(2, 4, 1, 2, 2)  # of one frame
+    with pytest.raises(ValueError, match="its latents are a video's, even of one frame"):
+        Previews().begin(sampling(("a red car", "blue"), sample=film))
+
+
 def test_previews_need_a_schedule() -> None:
     with pytest.raises(ValueError, match="previews=True needs scheduler="):
         started(schedule=None)

@@ -20,11 +20,16 @@ class Previews(Instrument):
         """Allocate the estimates of all steps.
 
         Raises:
-            ValueError: the schedule or its noise levels are unknown.
+            ValueError: the schedule or its noise levels are unknown, or the latents are a video's.
         """
         if sampling.schedule is None:
             raise ValueError("previews=True needs scheduler=, to know the noise of each step")
         sample = sampling.sample
+        if sample.ndim > 4:
+            raise ValueError(
+                f"previews=True can't be had with {type(sampling.denoiser).__name__}: its latents "
+                "are a video's, even of one frame; leave it out"
+            )
         # fail before the first step if the scheduler cannot tell clean latents
         _clean(sampling, sample[:0], sample[:0], sampling.schedule.timesteps[0])
         steps = len(sampling.schedule.timesteps)

@@ -33,7 +33,3 @@ class Allegro(Separate):
     ) -> tuple[Axis, ...]:
         """Return T5's positions."""
         return (Axis((pipe.tokenizer,), convert=preprocessed(pipe, given)),)
-
-    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with Allegro's videos; leave it out")

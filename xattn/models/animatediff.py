@@ -68,7 +68,3 @@ class AnimateDiff(Separate):
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, negative, ...)."""
         return _IMAGES.encoded(result)
-
-    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with AnimateDiff's videos; leave it out")

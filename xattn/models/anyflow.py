@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from xattn.models.family import DenoiserCall
 from xattn.models.wan import Wan
 
@@ -23,10 +21,6 @@ class AnyFlow(Wan):
         call = super().read(arguments, component)
         patch = int(arguments["self"].config.patch_size[0])
         return replace(call, frames=int(call.sample.shape[1]) // patch)
-
-    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with AnyFlow's videos; leave it out")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ UNEDITED: dict[str, str] = {
 """Why the first class of a family that is recorded isn't edited."""
 
 _MODULAR = "only modular pipelines have it, which xattn can't follow"
-_ROWS = "its layers take the frames of a video as rows of the batch"
+_ROWS = "its layers take a video's frames as rows, as AnimateDiff's do; it was not tried"
 _SOUND = "it makes sound"
 _PART = "it is a part of other models"
 _UNUSED = "no pipeline of diffusers calls it with a text"

@@ -57,7 +57,3 @@ class Kandinsky6(Kandinsky5):
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, pooled, mask, negative, ...)."""
         return Encoded(result[0], result[3])
-
-    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with Kandinsky 6's videos; leave it out")

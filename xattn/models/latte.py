@@ -37,7 +37,3 @@ class Latte(Separate):
     ) -> tuple[Axis, ...]:
         """Return T5's positions."""
         return (Axis((pipe.tokenizer,), convert=preprocessed(pipe, given)),)
-
-    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with Latte's videos; leave it out")

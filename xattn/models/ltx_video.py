@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from xattn.models.family import NOTHING, Axis, DenoiserCall
 from xattn.models.joint import Layout
-from xattn.models.separate import Separate
+from xattn.models.separate import Separate, drawn_time
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LTXVideo(Separate):
         Raises:
             RuntimeError: which positions are the video's isn't known.
         """
-        sample, time = arguments["hidden_states"], arguments["timestep"]
+        sample = arguments["hidden_states"]
         start, (frames, height, width) = self._drawn(arguments)
         own, whole = slice(start, start + frames * height * width), slice(0, sample.shape[1])
         if own.start == own.stop or not self._fits(own, whole):
@@ -49,7 +49,7 @@ class LTXVideo(Separate):
         return DenoiserCall(
             sample=sample,
             latent=(height, width),
-            timestep=time if time.ndim < 2 else time.flatten(1).amax(1),
+            timestep=drawn_time(arguments["timestep"]),
             states=arguments["encoder_hidden_states"],
             component=component,
             layout=None if own == whole else Layout(whole.stop, slice(0, 0), own, slice(0, 0)),
@@ -79,9 +79,8 @@ class LTXVideo(Separate):
         )
 
 
-_laid_out: Any = (
-    WeakIdKeyDictionary()
-)  # reading coordinates waits for the device: once for each run
+# reading coordinates waits for the device: once for each run
+_laid_out: Any = WeakIdKeyDictionary()
 
 
 def _laid(coords: Tensor) -> tuple[int, tuple[int, ...]]:

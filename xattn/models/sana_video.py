@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xattn.models.family import AttentionLayer, DenoiserCall
 from xattn.models.sana import Sana
-from xattn.models.separate import layers_named
+from xattn.models.separate import drawn_time, layers_named
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,6 @@ class SanaVideo(Sana):
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call by its latents, (rows, channels, frames, height, width)."""
         call = super().read(arguments, component)
-        patch, time = int(arguments["self"].config.patch_size[0]), torch.as_tensor(call.timestep)
-        return replace(
-            call,
-            frames=int(call.sample.shape[2]) // patch,
-            timestep=time.flatten(1).amax(1) if time.ndim > 1 else call.timestep,
-        )
-
-    def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
-        """Raise ValueError: previews are of images."""
-        raise ValueError("previews=True can't be had with Sana's videos; leave it out")
+        patch = int(arguments["self"].config.patch_size[0])
+        frames = int(call.sample.shape[2]) // patch
+        return replace(call, frames=frames, timestep=drawn_time(call.timestep))

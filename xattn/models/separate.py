@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xattn.models.family import AttentionLayer, DenoiserCall, Encoded, Role
@@ -78,6 +79,15 @@ class Separate:
     def clean(self, scheduler: Any, sample: Tensor, output: Tensor, timestep: float) -> Tensor:
         """Return the clean latents implied by a predicted noise or velocity."""
         return clean_of_either(scheduler, sample, output, timestep)
+
+
+def drawn_time(timestep: Any) -> Any:
+    """Return a call's timestep, one for each row where every frame has one of its own.
+
+    It is the highest: a given frame's is lower, or 0.
+    """
+    time = torch.as_tensor(timestep)
+    return time.flatten(1).amax(1) if time.ndim > 1 else timestep
 
 
 def layers_named(

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from xattn.models.family import NOTHING, AttentionLayer, Axis, DenoiserCall, Encoded
-from xattn.models.separate import Separate, layers_named
+from xattn.models.separate import Separate, drawn_time, layers_named
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,10 @@ class Wan(Separate):
     def read(self, arguments: Mapping[str, Any], component: str = "") -> DenoiserCall:
         """Read a call; a given first frame's timestep is 0, and the others' is the scheduler's."""
         call = super().read(arguments, component)
-        time = torch.as_tensor(call.timestep)
         return replace(
             call,
             frames=int(call.sample.shape[2]) // int(arguments["self"].config.patch_size[0]),
-            timestep=time.amax(1) if time.ndim == 2 else call.timestep,
+            timestep=drawn_time(call.timestep),
         )
 
     def axes(
