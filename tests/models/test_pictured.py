@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
@@ -76,6 +78,78 @@ def test_an_edit_between_given_pictures_is_refused(qwen: Any) -> None:
         pytest.raises(RuntimeError, match="draw from a prompt without pictures"),
     ):
         qwen(prompt=session.prompts, **given)
+
+
+EDITS: dict[str, tuple[Any, Any]] = {
+    "Edit": (diffusers.QwenImageEditPipeline, PICTURES[0]),
+    "Edit Plus": (diffusers.QwenImageEditPlusPipeline, PICTURES),
+}
+
+
+@pytest.fixture
+def editor(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """Return a builder of Edit pipelines that see and draw 96 x 64 pixels, not a million."""
+
+    def build(cls: Any) -> Any:
+        plus = cls is diffusers.QwenImageEditPlusPipeline
+        size = (64, 96) if plus else (64, 96, None)
+        monkeypatch.setattr(f"{cls.__module__}.calculate_dimensions", lambda *_: size)
+        return pictured.qwen_edit(cls)
+
+    return build
+
+
+def redraw(pipe: Any, image: Any, prompt: Any = LAWN, **options: Any) -> Tensor:
+    given = {"image": image, "height": None, "width": None, "true_cfg_scale": 2.0}
+    return draw(pipe, prompt, **given, negative_prompt="boat", **options)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_words_stand_behind_the_pictures_of_an_instruction(name: str, editor: Any) -> None:
+    cls, image = EDITS[name]
+    pipe = editor(cls)
+    names = {f"transformer_blocks.{n}.attn" for n in range(2)}
+    with tokens_read(pipe.text_encoder) as given, dense(pipe.transformer, names) as truth:
+        plain = redraw(pipe, image)
+    ids = given[0][0].tolist()[pipe.prompt_template_encode_start_idx :]
+    with xattn.record(pipe, **HOW, words=range(len(ids))) as trace:
+        recorded = redraw(pipe, image)
+    assert torch.equal(recorded, plain)
+    own = plain.shape[1]
+    for n, layer in enumerate(trace.run.layers):
+        calls = torch.stack(truth[layer.name][::2])  # of each step the prompt's, then the negative
+        right = calls[..., len(ids) : len(ids) + own, : len(ids)].transpose(-1, -2)
+        torch.testing.assert_close(trace.run.maps(n).flatten(-2).double(), right, atol=1e-5, rtol=0)
+    (prompt,) = trace.run.prompts
+    assert [word.text for word in prompt.words] == LAWN.split()
+    assert all(ids[token.position] == token.id for token in prompt.tokens)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["a picture", "a list of one"])
+def test_source_and_sibling_of_an_instruction_see_one_picture(listed: bool, editor: Any) -> None:
+    pipe = editor(diffusers.QwenImageEditPipeline)
+    image = [PICTURES[0].resize((64, 96))] if listed else PICTURES[0]
+    plain = redraw(pipe, image)
+    other = redraw(pipe, image, LAWN.replace("car", "boat"))
+    options = {"num_inference_steps": 2, "true_cfg_scale": 2.0, "negative_prompt": "boat"}
+    result = xattn.edit(
+        pipe,
+        LAWN,
+        Replace("car", "boat"),
+        image=image,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        **options,
+    )
+    torch.testing.assert_close(result.source, plain[0], atol=1e-4, rtol=0)
+    changed = (result.images[0] - plain[0]).norm()
+    assert 0 < changed < (other[0] - plain[0]).norm()  # it follows the source
+
+
+def test_edits_of_a_pipeline_that_takes_one_prompt_are_refused(editor: Any) -> None:
+    pipe = editor(diffusers.QwenImageEditPlusPipeline)
+    with pytest.raises(ValueError, match="draws one prompt at a time"):
+        xattn.edit(pipe, LAWN, Replace("car", "boat"), image=PICTURES[0])
 
 
 def test_the_images_affinity_is_what_it_gives_to_its_own_keys(qwen: Any) -> None:

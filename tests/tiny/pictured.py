@@ -36,7 +36,7 @@ from tests.tiny.classes import (
     QwenImage21Transformer2DModel,
     find,
 )
-from tests.tiny.joint import qwen_tokenizer
+from tests.tiny.joint import qwen, qwen_tokenizer
 from tests.tiny.singles import opened
 from tests.tiny.transformers import flow_vae, sharpened
 from tests.tiny.videos import wan_vae
@@ -110,6 +110,11 @@ def qwen21(*, seed: int = 0, **parts: Any) -> Any:
         "processor": Pictures(tok),
     }
     return quiet(QwenImage21Pipeline(**(made | parts)))
+
+
+def qwen_edit(cls: Any) -> Any:
+    """Build one of the Edit pipelines; it takes pictures at the size that its module asks for."""
+    return qwen(cls=cls, processor=Pictures(qwen_tokenizer(), patch=14))
 
 
 class Sizes(JoyImageEditImageProcessor):  # type: ignore[misc, valid-type]

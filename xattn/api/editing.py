@@ -194,10 +194,10 @@ def session_of(
 
 
 def _sharing(pipe: Any, origin: Origin) -> AbstractContextManager[None]:
-    """Let the rows of one given picture have the same latents, where these are drawn."""
+    """Let the rows of one given picture share it, where it is read anew for each."""
     if origin.loop or not isinstance(origin.family, Sharing):
         return nullcontext()
-    return replaced(pipe.vae, "encode", origin.family.shared(pipe.vae.encode))
+    return replaced(*origin.family.shared(pipe))
 
 
 def planned(

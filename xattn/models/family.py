@@ -252,13 +252,13 @@ class Segmented(Protocol):
 
 @runtime_checkable
 class Sharing(Protocol):
-    """The protocol of a family whose pipelines draw a given picture's latents at random.
+    """The protocol of a family whose pipelines read a given picture anew for each row.
 
-    Rows of an edit have one picture, and share what was drawn of it as they share their noise.
+    Rows of an edit have one picture, and share what is drawn or read of it.
     """
 
-    def shared(self, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an autoencoder's ``encode`` whose rows of one picture have the same latents."""
+    def shared(self, pipe: Any) -> tuple[Any, str, Callable[..., Any]]:
+        """Return an object, the name of its method, and one in its place that shares."""
 
 
 BATCH_AXES: Mapping[str, int | None] = {

@@ -61,8 +61,9 @@ class JoyImageEdit(Joint):
         dropped = int(pipe.prompt_template_encode_start_idx["image"])
         return (Axis((pipe.tokenizer,), template=Template(before, after, dropped)),)
 
-    def shared(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+    def shared(self, pipe: Any) -> tuple[Any, str, Callable[..., Any]]:
         """Return ``encode`` with one sample for all rows: the pipeline passes no generator."""
+        encode = pipe.vae.encode
 
         def once(pictures: Tensor, *args: Any, **given: Any) -> Any:
             alike = torch.equal(pictures, pictures[:1].expand_as(pictures))
@@ -76,7 +77,7 @@ class JoyImageEdit(Joint):
 
             return SimpleNamespace(latent_dist=SimpleNamespace(sample=sample))
 
-        return once
+        return pipe.vae, "encode", once
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, mask); negative prompts are encoded by a call of their own."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from xattn.models.family import JOINT_EDITS, NOTHING, Axis, DenoiserCall, Encoded
@@ -79,6 +80,27 @@ class QwenImage(Joint):
                 dropped -= int(states.shape[1]) + dropped - max(lengths)
         template = Template(before, after, dropped)
         return (Axis((pipe.tokenizer,), template=template),)
+
+    def shared(self, pipe: Any) -> tuple[Any, str, Callable[..., Any]]:
+        """Return what reads prompts, with one given picture in each: Edit hands over one in all.
+
+        Raises:
+            ValueError: the pipeline takes one prompt at a time.
+        """
+        if type(pipe).__name__.endswith("EditPlusPipeline"):
+            raise ValueError(
+                f"{type(pipe).__name__} draws one prompt at a time, and an edit draws source and "
+                "siblings together: use QwenImageEditPipeline, with weights made for it"
+            )
+        read = pipe._get_qwen_prompt_embeds
+
+        def each(prompt: str | list[str], image: Any = None, *args: Any, **given: Any) -> Any:
+            one = image[0] if isinstance(image, list) and len(image) == 1 else image
+            if isinstance(one, Image) and not isinstance(prompt, str):
+                image = [one] * len(prompt)
+            return read(prompt, image, *args, **given)
+
+        return pipe, "_get_qwen_prompt_embeds", each
 
     def encoded(self, result: Any) -> Encoded:
         """Read (positive, mask); negative prompts are encoded by a call of their own."""
