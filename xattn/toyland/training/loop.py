@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from .muon import Muon
 from .progress import Progress
 from .team import ALONE, Team
 
@@ -38,6 +39,10 @@ class Trainable(torch.nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, random: torch.Generator) -> Tensor:
         """Return the loss of a batch, a scalar."""
+
+    def matrices(self) -> list[torch.nn.Parameter]:
+        """Return the weights that Muon trains, `(rows, columns)` each; AdamW trains the rest."""
+        return []
 
     @abstractmethod
     def begin(self, device: str) -> None:
@@ -100,6 +105,20 @@ class Schedule:
     save_every: int = 250
 
 
+def optimizers_of(model: Trainable, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """Build AdamW, and Muon in a precision where the model has matrices for it."""
+    matrices = model.matrices()
+    apart = {id(matrix) for matrix in matrices}
+    rest = [weight for weight in model.parameters() if id(weight) not in apart]
+    # the rate is set at each step
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=0.0, dtype=dtype))
+    return optimizers
+
+
 def train(
     model: Trainable,
     name: str,
@@ -120,31 +139,36 @@ def train(
     model.to(device).train()
     model.begin(device)
     average = EMAModel(
-        model.parameters(), decay=schedule.decay, min_decay=0.0, use_ema_warmup=False
+        model.parameters(),
+        decay=schedule.decay,
+        min_decay=0.0,
+        use_ema_warmup=False,
+        foreach=True,
     )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.peak_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    optimizers = optimizers_of(model, torch.bfloat16 if autocast else torch.float32)
     progress = Progress(folder, name, schedule.steps, schedule.minutes, team)
     state = progress.resume()
     if state is not None:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         average.load_state_dict(state["average"])
     losses: list[float] = []
     while progress.share < 1:
         random = torch.Generator().manual_seed(progress.step * team.size + team.rank)
         batch = examples.draw(schedule.batch // team.size, random)
         rate = progress.rate(schedule.peak_rate, schedule.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             loss = model.loss(batch.to(device), random)
         loss.backward()
         team.average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.step(model.parameters())
         progress.advance()
         losses.append(float(loss.detach()))
@@ -155,7 +179,7 @@ def train(
             progress.save(
                 {
                     "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average.state_dict(),
                 }
             )

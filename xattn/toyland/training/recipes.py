@@ -122,7 +122,7 @@ RECIPES: Final[dict[Model, Recipe]] = {
         build_mmdit,
         assemble_joint,
         PROMPT_LENGTH,
-        Schedule(steps=12000, batch=16, peak_rate=1e-3, warmup=100, decay=0.999),
+        Schedule(steps=12000, batch=32, peak_rate=1.5e-3, warmup=100, decay=0.999),
         taught=True,
     ),
 }

@@ -94,10 +94,6 @@ class Lesson:
     def __getitem__(self, rows: Tensor | slice) -> Lesson:
         return Lesson(*(part[rows] for part in self.parts()))
 
-    def __add__(self, other: Lesson) -> Lesson:
-        pairs = zip(self.parts(), other.parts(), strict=True)
-        return Lesson(*(torch.cat(pair) for pair in pairs))
-
     def parts(self) -> tuple[Tensor, ...]:
         """Return the six tensors, rows first."""
         return tuple(getattr(self, field.name) for field in fields(self))
@@ -112,16 +108,27 @@ class Lessons:
 
     def __init__(self, *, reuse: int = 4, least: int = 1024, most: int = 8192) -> None:
         self.reuse, self.least, self.most = reuse, least, most
-        self.turn = 0
+        self.turn = self.made = 0
         self.kept: Lesson | None = None
+
+    def __len__(self) -> int:
+        return min(self.made, self.most)
 
     def draw(self, make: Callable[[], Lesson], count: int, random: torch.Generator) -> Lesson:
         """Draw lessons, of the new and the old ones alike; `make` makes new ones."""
-        if self.kept is None or len(self.kept) < self.least or self.turn % self.reuse == 0:
-            new = make()
-            self.kept = new if self.kept is None else (self.kept + new)[slice(-self.most, None)]
+        if self.kept is None or len(self) < self.least or self.turn % self.reuse == 0:
+            self.kept = self._keep(make())
         self.turn += 1
-        return self.kept[torch.randint(len(self.kept), (count,), generator=random)]
+        return self.kept[torch.randint(len(self), (count,), generator=random)]
+
+    def _keep(self, new: Lesson) -> Lesson:
+        """Write new lessons in the place of the oldest."""
+        kept = self.kept or Lesson(*(p.new_empty(self.most, *p.shape[1:]) for p in new.parts()))
+        places = torch.arange(self.made, self.made + len(new)) % self.most
+        for part, added in zip(kept.parts(), new.parts(), strict=True):
+            part[places] = added.to(part.dtype)
+        self.made += len(new)
+        return kept
 
 
 def load(name: Model, device: str) -> tuple[Any, Any]:

@@ -238,6 +238,14 @@ class Transformer(Trainable):
             random,
         )
 
+    def matrices(self) -> list[torch.nn.Parameter]:
+        """Return the weights of the blocks' linear layers, but for those of the modulation."""
+        return [
+            weight
+            for name, weight in self.transformer.transformer_blocks.named_parameters()
+            if weight.ndim == 2 and ".norm1" not in name
+        ]
+
     def begin(self, device: str) -> None:
         """Install the attention to which one vector stands for all of T5's."""
         self.transformer.set_attn_processor(JointAttention())
