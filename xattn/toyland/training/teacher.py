@@ -67,9 +67,12 @@ class Teacher:
         """Put predictions in the place of the sampled velocity where they are reliable."""
         sure = (lesson.levels > RELIABLE[0]) & (lesson.levels < RELIABLE[1])
         asked = lesson[sure]
+        twice = torch.cat([asked.ids, self.empty.expand_as(asked.ids)])
+        made = self.velocity(
+            torch.cat([asked.noisy] * 2), torch.cat([asked.levels] * 2), twice, hard[sure].repeat(2)
+        )
         target, unprompted = lesson.target.clone(), lesson.target.clone()
-        for made, ids in ((target, asked.ids), (unprompted, self.empty.expand_as(asked.ids))):
-            made[sure] = self.velocity(asked.noisy, asked.levels, ids, hard[sure])
+        target[sure], unprompted[sure] = made.chunk(2)
         return replace(lesson, target=target, unprompted=unprompted, taught=sure)
 
 
@@ -106,7 +109,7 @@ class Lessons:
     oldest of more than `most` are forgotten.
     """
 
-    def __init__(self, *, reuse: int = 4, least: int = 1024, most: int = 8192) -> None:
+    def __init__(self, *, reuse: int = 8, least: int = 1024, most: int = 8192) -> None:
         self.reuse, self.least, self.most = reuse, least, most
         self.turn = self.made = 0
         self.kept: Lesson | None = None
