@@ -310,7 +310,8 @@ def test_a_teacher_knows_the_picture_where_little_noise_is() -> None:
     taught = teacher.correct(lesson, batch.hard)
     assert 0 < float((taught.target - lesson.target).square().mean()) < 0.3  # of 2
     alone = teacher.velocity(lesson.noisy, lesson.levels, empty, batch.hard)
-    assert torch.equal(taught.unprompted, alone)
+    # both captions in one call: rounded otherwise than alone
+    torch.testing.assert_close(taught.unprompted, alone, rtol=0, atol=1e-4)
     assert taught.taught.all()
 
 
