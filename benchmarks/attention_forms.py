@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.page import table
+from benchmarks.tally import RESULTS
 from benchmarks.timing import one_thread
 from xattn.processors.call import AttentionCall
 from xattn.processors.editing import EditedCall
 from xattn.processors.forms import CrossStep, EditedRows, on_probabilities, on_values
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = (
     (4096, 8, 40),  # Stable Diffusion 1 at 512 px, from its largest grid to its smallest
     (1024, 8, 80),

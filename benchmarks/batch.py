@@ -19,10 +19,10 @@ import torch
 
 import xattn
 from benchmarks import machine
+from benchmarks.tally import RESULTS
 from benchmarks.timing import compare
 from xattn import batch
 
-RESULTS = Path(__file__).parent / "results"
 COLOURS = ("red", "blue", "green", "yellow")
 THINGS = ("car", "boat", "house", "tree")
 

@@ -13,20 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import xattn
 from benchmarks.presence import shuffled
-from benchmarks.toyland import Tally, kind_of
+from benchmarks.tally import RESULTS, Tally
+from benchmarks.toyland_maps import kind_of
 from xattn.api.probe import LEVELS
 from xattn.toyland.bundle import MODELS
 from xattn.toyland.scenes import Scene, scene
 
 CONCEPT_SEED = 15_000_000
-RESULTS = Path(__file__).parent / "results"
 KINDS = ("noun", "ground", "colour")
 PLACES = 5
 

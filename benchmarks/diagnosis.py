@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.judge import Judge, Seen, Verdict, train_judge, verdicts
 from benchmarks.steering_ways import usual
-from benchmarks.toyland import HARD_SEED, RESULTS, decode, take
+from benchmarks.tally import RESULTS
+from benchmarks.toyland_pictures import HARD_SEED, decode, take
 from xattn import record, toyland
 from xattn.results.diagnosis import (
     Displaced,

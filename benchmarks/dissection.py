@@ -25,7 +25,8 @@ import xattn
 from benchmarks import machine
 from benchmarks.judge import Judge, train_judge, verdicts
 from benchmarks.page import table
-from benchmarks.toyland import GUIDANCE, RESULTS, interval
+from benchmarks.tally import RESULTS, interval
+from benchmarks.toyland_pictures import GUIDANCE
 from xattn import toyland
 from xattn.results.dissection import Dissection, Head
 from xattn.toyland.scenes import Scene, scene

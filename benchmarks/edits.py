@@ -29,7 +29,7 @@ from benchmarks import machine
 from benchmarks.judge import Judge, train_judge
 from benchmarks.looking import HALO, iou, look, outside, psnr, saturation, strength
 from benchmarks.page import EDIT_GOALS, edit_figure
-from benchmarks.toyland import RESULTS, Tally
+from benchmarks.tally import RESULTS, Tally
 from xattn.devices import DTYPE
 from xattn.edits.kinds import Edits
 from xattn.edits.timing import CROSS_STEPS, SELF_STEPS

@@ -29,13 +29,13 @@ from torch.nn import functional as F
 
 from benchmarks import machine
 from benchmarks.page import table
+from benchmarks.tally import RESULTS
 from benchmarks.timing import compare
 from xattn.processors.call import Place
 from xattn.processors.chain import Chain
 from xattn.processors.install import install, remove
 from xattn.processors.recording import Recording
 
-RESULTS = Path(__file__).parent / "results"
 SIDE, TEXT, HEADS, CHANNELS, KEPT, WIDTH = 64, 512, 24, 128, 20, 64
 IMAGE = SIDE * SIDE
 PLACE = Place(slice(TEXT, TEXT + IMAGE), slice(0, TEXT), slice(TEXT, TEXT + IMAGE))

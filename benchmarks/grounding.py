@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import xattn
-from benchmarks.toyland import LEVELS, interval, kind_of
+from benchmarks.tally import interval
+from benchmarks.toyland_maps import LEVELS, kind_of
 from xattn.maps.daam import to_grid
 from xattn.records.run import Layer, Run
 from xattn.toyland.scenes import Scene

@@ -26,7 +26,8 @@ from benchmarks import machine
 from benchmarks.edits import FIRST_SEED, STEPS, Case, cases, look, outside, psnr
 from benchmarks.judge import Judge, train_judge
 from benchmarks.page import table
-from benchmarks.toyland import GUIDANCE, RESULTS, Tally, decode, percent
+from benchmarks.tally import RESULTS, Tally, percent
+from benchmarks.toyland_pictures import GUIDANCE, decode
 from xattn.edits.kinds import Edits
 from xattn.edits.timing import JOINT
 from xattn.models import family_of

@@ -21,7 +21,7 @@ from benchmarks.grounding import (
     probed,
     words_of,
 )
-from benchmarks.toyland import LEVELS
+from benchmarks.toyland_maps import LEVELS
 from xattn.maps.daam import to_grid
 from xattn.maps.refine import refined
 from xattn.records.run import Run

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import line
+from benchmarks.tally import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 PARTS = ("speed", "memory", "truth", "batch", "edits", "schedules", "forms", "peers")
 
 Result = dict[str, Any]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.judge import CLASSES, Judge, Verdict, to_pixels, verdicts
 from benchmarks.looking import outside, psnr
-from benchmarks.toyland import Tally
+from benchmarks.tally import Tally
 from xattn.api.invert import encoded
 
 if TYPE_CHECKING:

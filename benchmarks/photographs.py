@@ -34,8 +34,8 @@ from benchmarks.edits import CHROMATIC
 from benchmarks.judge import train_judge
 from benchmarks.models import digest_of
 from benchmarks.photo_scores import Kept, score
+from benchmarks.tally import RESULTS, Tally
 from benchmarks.timing import compare
-from benchmarks.toyland import RESULTS, Tally
 from xattn.api.invert import kind_of
 from xattn.edits.kinds import Edits
 from xattn.inversion.methods import METHODS

@@ -23,7 +23,8 @@ import torch
 from scipy.stats import rankdata
 
 import xattn
-from benchmarks.toyland import Array, kind_of
+from benchmarks.tally import RESULTS
+from benchmarks.toyland_maps import Array, kind_of
 from xattn.api.probe import LEVELS
 from xattn.maps import presence
 from xattn.toyland.bundle import MODELS
@@ -34,7 +35,6 @@ from xattn.toyland.world import GROUNDS, NOUNS, PALETTE
 FIT_SEED, SEED = 500_000, 16_000_000  # of training's scenes, and unseen ones
 WORDS = (*NOUNS, *GROUNDS, *PALETTE)
 KINDS = ("noun", "ground", "colour")
-RESULTS = Path(__file__).parent / "results"
 _SUBSETS = (2, 4, 8, 16)
 _ABOUT = (
     "AUROC, words that a scene shows against those that it does not, on scenes that neither "

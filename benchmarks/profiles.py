@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import machine, models
 from benchmarks.page import table
 from benchmarks.speed import EDITS, OTHER, PROMPT, RECORDINGS, Drawing
+from benchmarks.tally import RESULTS
 from benchmarks.timing import Call, one_thread
-from benchmarks.toyland import RESULTS
 
 SHOWN = 8  # operators of each kind
 SKIPPED = ("addmm", "convolution", "conv2d", "native_group_norm", "aten::mm", "native_layer_norm")

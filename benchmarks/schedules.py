@@ -25,7 +25,8 @@ from benchmarks.edits import GUIDANCE, STEPS, Case, cases
 from benchmarks.judge import Judge, train_judge
 from benchmarks.looking import look, outside, psnr
 from benchmarks.page import table
-from benchmarks.toyland import RESULTS, Tally, decode, percent
+from benchmarks.tally import RESULTS, Tally, percent
+from benchmarks.toyland_pictures import decode
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TEXTBOOK = (0.4, 0.8)

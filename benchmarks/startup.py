@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.page import table
-from benchmarks.toyland import RESULTS
+from benchmarks.tally import RESULTS
 
 COMMANDS = {
     "an empty Python": ["-c", ""],

@@ -28,13 +28,11 @@ from benchmarks.judge import Judge, train_judge, verdicts
 from benchmarks.steering_goals import DEFAULT, SETTINGS, Setting, goals_of, positions
 from benchmarks.steering_page import SUCCESS, markdown
 from benchmarks.steering_ways import Way, chosen, exciting, way
-from benchmarks.toyland import (
+from benchmarks.tally import RESULTS, Tally, interval
+from benchmarks.toyland_pictures import (
     DRAW_SEED,
     HARD_SEED,
-    RESULTS,
-    Tally,
     decode,
-    interval,
     rebuild,
     score_hard,
     score_picture,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.toyland import percent
+from benchmarks.tally import percent
 
 SUCCESS = "everything asked"
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.steering_goals import positions
-from benchmarks.toyland import GUIDANCE, STEPS
+from benchmarks.toyland_pictures import GUIDANCE, STEPS
 from xattn import initial_noise, steer
 from xattn.guidance.goal import Goal
 from xattn.toyland.scenes import Scene

@@ -18,24 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.judge import Judge, train_judge, verdicts
-from benchmarks.toyland import (
+from benchmarks.tally import RESULTS, Tally, percent
+from benchmarks.toyland_maps import (
     CHOICE_SEED,
-    DRAW_SEED,
     GROUND_SEED,
     LEVELS,
-    RESULTS,
     Choice,
-    Tally,
     best_threshold,
-    decode,
-    generate,
     heat,
     ious,
-    percent,
     points,
     record,
-    score_picture,
 )
+from benchmarks.toyland_pictures import DRAW_SEED, decode, generate, score_picture
 from xattn import toyland
 from xattn.toyland.scenes import scene
 

@@ -14,7 +14,7 @@ import torch
 import xattn
 from benchmarks import joint_ways, unet_ways
 from benchmarks.grounding import better, ceiling, record_scenes, score, summary
-from benchmarks.toyland import CHOICE_SEED, GROUND_SEED, LEVELS
+from benchmarks.toyland_maps import CHOICE_SEED, GROUND_SEED, LEVELS
 from xattn import toyland
 from xattn.records.run import Run
 from xattn.toyland.bundle import MODELS, Model

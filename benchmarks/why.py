@@ -27,7 +27,7 @@ import xattn
 from benchmarks import machine
 from benchmarks.grounding import enlarged, pointed, words_of
 from benchmarks.page import table
-from benchmarks.toyland import RESULTS, Tally
+from benchmarks.tally import RESULTS, Tally
 from xattn import toyland
 from xattn.api.record import instruments_of
 from xattn.attribution.attribute import askable, explained

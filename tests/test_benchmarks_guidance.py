@@ -13,8 +13,8 @@ from benchmarks.drift import Features
 from benchmarks.judge import Seen, Verdict
 from benchmarks.steering import placed
 from benchmarks.steering_goals import DEFAULT, goals_of, positions
+from benchmarks.tally import Tally
 from benchmarks.teaching import DRAWN, compared, markdown
-from benchmarks.toyland import Tally
 from tests.runs import prompt
 from xattn.results.diagnosis import Displaced, Leaked, Merged, Neglected
 from xattn.results.heatmap import HeatMap

@@ -16,7 +16,7 @@ from benchmarks import photo_page
 from benchmarks.judge import Seen, Verdict
 from benchmarks.photo_scores import Kept, is_right, ssim, structure
 from benchmarks.photographs import Case, Drawer, cases, drawn_by, together
-from benchmarks.toyland import Tally
+from benchmarks.tally import Tally
 from xattn.edits.kinds import Refine
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import dissection, why
-from benchmarks.toyland import RESULTS
+from benchmarks.tally import RESULTS
 
 
 def test_agreement_is_spearmans_and_0_for_even_scores() -> None:

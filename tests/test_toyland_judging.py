@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.judge import Seen, Verdict
-from benchmarks.toyland import Tally, score_hard
+from benchmarks.tally import Tally
+from benchmarks.toyland_pictures import score_hard
 from xattn.toyland.scenes import Scene, scene
 
 SCENE = scene(14_000_000, hard=True)
