@@ -28,6 +28,7 @@ import xattn
 from benchmarks import machine
 from benchmarks.judge import Judge, train_judge
 from benchmarks.looking import HALO, iou, look, outside, psnr, saturation, strength
+from benchmarks.models import digest_of
 from benchmarks.page import EDIT_GOALS, edit_figure
 from benchmarks.tally import RESULTS, Tally
 from xattn.devices import DTYPE
@@ -103,11 +104,9 @@ def edits_of(case: Case) -> dict[str, Edits]:
 
 def place(pipe: Any, case: Case, steps: int, folder: Path) -> Path:
     """Return the file for a case's latents; it differs for other weights or edits."""
-    weights = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
-    state = float(sum(p.detach().double().abs().sum() for p in weights))
-    asked = repr((edits_of(case), CROSS_STEPS, SELF_STEPS, GUIDANCE))
-    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-    return folder / f"{state:.3f}-{steps}-{digest}-{case.seed}.pt"
+    asked = repr((digest_of(pipe), edits_of(case), CROSS_STEPS, SELF_STEPS, GUIDANCE))
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:16]
+    return folder / f"{steps}-{digest}-{case.seed}.pt"
 
 
 def drawn(pipe: Any, case: Case, steps: int) -> Tensor:
