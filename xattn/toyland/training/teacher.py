@@ -109,7 +109,7 @@ class Lessons:
     oldest of more than `most` are forgotten.
     """
 
-    def __init__(self, *, reuse: int = 8, least: int = 1024, most: int = 8192) -> None:
+    def __init__(self, *, reuse: int = 3, least: int = 1024, most: int = 8192) -> None:
         self.reuse, self.least, self.most = reuse, least, most
         self.turn = self.made = 0
         self.kept: Lesson | None = None
