@@ -103,7 +103,9 @@ class Lesson:
 
 
 class Lessons:
-    """Lessons of the past, drawn several times each: the teacher costs more than the student.
+    """Lessons of the past, drawn a few times each: the teacher costs more than the student.
+
+    Drawn eight times they were learned by heart: their loss was two thirds of new ones'.
 
     New ones are made at each turn until `least` are there, and then at every `reuse`-th turn; the
     oldest of more than `most` are forgotten.
