@@ -127,7 +127,7 @@ UNEDITED: dict[str, str] = {
 """Why the first class of a family that is recorded isn't edited."""
 
 _MODULAR = "only modular pipelines have it, which xattn can't follow"
-_ROWS = "its layers take a video's frames as rows, as AnimateDiff's do; it was not tried"
+_OLD = "diffusers has deprecated its pipelines"
 _SOUND = "it makes sound"
 _PART = "it is a part of other models"
 _UNUSED = "no pipeline of diffusers calls it with a text"
@@ -142,7 +142,7 @@ REFUSED: dict[str, str] = {
     "Flux3Transformer2DModel": _MODULAR,
     "GlmImageTransformer2DModel": "it reads letters to be drawn; the prompt goes to another model",
     "HunyuanVideoFramepackTransformer3DModel": "its frames are packed at several scales",
-    "I2VGenXLUNet": _ROWS,
+    "I2VGenXLUNet": _OLD,
     "Kandinsky3UNet": "its blocks are not a UNet2DConditionModel's",
     "Kandinsky6SRTransformer3DModel": "it enlarges a video, and reads no text",
     "LongCatAudioDiTTransformer": _SOUND,
@@ -161,7 +161,7 @@ REFUSED: dict[str, str] = {
     "TransformerTemporalModel": _PART,
     "UNet1DModel": "it reads no text",
     "UNet2DModel": "it reads no text",
-    "UNet3DConditionModel": _ROWS,
+    "UNet3DConditionModel": _OLD,
     "UNetSpatioTemporalConditionModel": "it reads an image, and no text",
     "UVit2DModel": "it fills in discrete tokens and has no latents",
     "WanAnimate2Transformer3DModel": _MODULAR,
