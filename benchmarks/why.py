@@ -26,6 +26,7 @@ from torch import Tensor
 import xattn
 from benchmarks import machine
 from benchmarks.grounding import enlarged, pointed, words_of
+from benchmarks.models import digest_of
 from benchmarks.page import table
 from benchmarks.tally import RESULTS, Tally
 from xattn import toyland
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(pipes: dict[str, Any], options: argparse.Namespace) -> None:
-    """Measure what is not in the results yet."""
+    """Measure what is not in the results yet; those of other weights are forgotten."""
     path = options.out / "why.json"
     results = json.loads(path.read_text("utf-8")) if path.exists() else {}
     counts = [int(each) for each in options.count.split(",")]
@@ -304,9 +305,13 @@ def measure(pipes: dict[str, Any], options: argparse.Namespace) -> None:
         path.write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
         (options.out / "why.md").write_text(markdown(ordered), "utf-8")
 
+    for name, pipe in pipes.items():
+        weights = digest_of(pipe)
+        if results.get(name, {}).get("weights") != weights:
+            results[name] = {"captions": {}, "machine": machine.facts(), "weights": weights}
     for n in range(max(wanted.values())):
         for name, pipe in pipes.items():
-            result = results.setdefault(name, {"captions": {}, "machine": machine.facts()})
+            result = results[name]
             seed = COUNT_SEED + n
             if n >= wanted[name] or str(seed) in result["captions"]:
                 continue

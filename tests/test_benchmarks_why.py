@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +39,25 @@ def test_captions_asked_have_one_object_whose_colour_is_said() -> None:
     pairs = dissection._pairs([[1.0], [0.5], [0.0]])
     assert [float((a + b)[0]) for a, b in pairs] == [1.5, 0.5]
     assert isinstance(pairs[0][0], np.ndarray)
+
+
+def test_captions_of_other_weights_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measured(pipe: Any, seed: int, *_: Any) -> dict[str, Any]:
+        asked.append(seed)
+        return {}
+
+    monkeypatch.setattr(why, "measured", measured)
+    monkeypatch.setattr(why, "timed", lambda pipe: {})
+    monkeypatch.setattr(why, "markdown", lambda results: "")
+    monkeypatch.setattr(why, "digest_of", lambda pipe: pipe)
+    options = argparse.Namespace(out=tmp_path, count="2", shapley=0, more=0, scenes=0)
+    for weights in ("old", "old", "new"):
+        why.measure({"mmdit": weights}, options)
+    assert asked == [why.COUNT_SEED, why.COUNT_SEED + 1] * 2
 
 
 def test_pages_show_the_results() -> None:
