@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -119,6 +120,19 @@ def optimizers_of(model: Trainable, dtype: torch.dtype) -> list[torch.optim.Opti
     return optimizers
 
 
+@contextmanager
+def averaged(model: Trainable, average: EMAModel, device: str) -> Iterator[None]:
+    """Let a model draw with its averaged weights, then go on training."""
+    average.store(model.parameters())
+    average.copy_to(model.parameters())
+    model.end()
+    model.eval()
+    yield
+    model.train()
+    model.begin(device)
+    average.restore(model.parameters())
+
+
 def train(
     model: Trainable,
     name: str,
@@ -184,13 +198,8 @@ def train(
                 }
             )
             if look is not None and team.leads:
-                average.store(model.parameters())
-                average.copy_to(model.parameters())
-                model.end()
-                look(model.eval(), progress.step)
-                model.train()
-                model.begin(device)
-                average.restore(model.parameters())
+                with averaged(model, average, device):
+                    look(model, progress.step)
     average.copy_to(model.parameters())
     model.end()
     model.eval()

@@ -19,8 +19,8 @@ RATE_SCALE: Final = 0.2
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024), all matrices of a shape at once.
 
-    It is :class:`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, which takes one matrix
-    at a time: on a CPU, for many small ones, that costs several times as much.
+    The same as :class:`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, which takes one
+    matrix at a time: slower, on a CPU, where they are many and small.
     """
 
     def __init__(

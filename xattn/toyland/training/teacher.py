@@ -103,9 +103,9 @@ class Lesson:
 
 
 class Lessons:
-    """Lessons of the past, drawn a few times each: the teacher costs more than the student.
+    """Lessons of the past, drawn a few times each: the teacher costs as much as the student.
 
-    Drawn eight times they were learned by heart: their loss was two thirds of new ones'.
+    A lesson that is drawn more often is learned by heart.
 
     New ones are made at each turn until `least` are there, and then at every `reuse`-th turn; the
     oldest of more than `most` are forgotten.
@@ -122,16 +122,17 @@ class Lessons:
     def draw(self, make: Callable[[], Lesson], count: int, random: torch.Generator) -> Lesson:
         """Draw lessons, of the new and the old ones alike; `make` makes new ones."""
         if self.kept is None or len(self) < self.least or self.turn % self.reuse == 0:
-            self.kept = self._keep(make())
+            self.kept = self._keep(make(), self.kept)
         self.turn += 1
         return self.kept[torch.randint(len(self), (count,), generator=random)]
 
-    def _keep(self, new: Lesson) -> Lesson:
+    def _keep(self, new: Lesson, kept: Lesson | None) -> Lesson:
         """Write new lessons in the place of the oldest."""
-        kept = self.kept or Lesson(*(p.new_empty(self.most, *p.shape[1:]) for p in new.parts()))
+        if kept is None:
+            kept = Lesson(*(part.new_empty(self.most, *part.shape[1:]) for part in new.parts()))
         places = torch.arange(self.made, self.made + len(new)) % self.most
         for part, added in zip(kept.parts(), new.parts(), strict=True):
-            part[places] = added.to(part.dtype)
+            part[places] = added
         self.made += len(new)
         return kept
 
