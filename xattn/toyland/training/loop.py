@@ -19,6 +19,7 @@ from .progress import Progress
 from .team import ALONE, Team
 
 CAPTION_DROPOUT = 0.1
+SEEDS = 10_000_000  # of the steps of one training; another seed's begin behind them
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Batch:
     clean: Tensor
     ids: Tensor
     hard: Tensor
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(self.clean[rows], self.ids[rows], self.hard[rows])
 
     def to(self, device: str) -> Batch:
         """Return the batch on a device."""
@@ -104,6 +108,8 @@ class Schedule:
     decay: float = 0.998
     """Of the moving average of the weights, for each step."""
     save_every: int = 250
+    seed: int = 0
+    """Of the order of the scenes and of the noise."""
 
 
 def optimizers_of(model: Trainable, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
@@ -169,7 +175,9 @@ def train(
         average.load_state_dict(state["average"])
     losses: list[float] = []
     while progress.share < 1:
-        random = torch.Generator().manual_seed(progress.step * team.size + team.rank)
+        random = torch.Generator().manual_seed(
+            schedule.seed * SEEDS + progress.step * team.size + team.rank
+        )
         batch = examples.draw(schedule.batch // team.size, random)
         rate = progress.rate(schedule.peak_rate, schedule.warmup)
         for optimizer in optimizers:

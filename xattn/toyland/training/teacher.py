@@ -97,6 +97,11 @@ class Lesson:
     def __getitem__(self, rows: Tensor | slice) -> Lesson:
         return Lesson(*(part[rows] for part in self.parts()))
 
+    def followed_by(self, other: Lesson) -> Lesson:
+        """Return the rows of both."""
+        pairs = zip(self.parts(), other.parts(), strict=True)
+        return Lesson(*(torch.cat(pair) for pair in pairs))
+
     def parts(self) -> tuple[Tensor, ...]:
         """Return the six tensors, rows first."""
         return tuple(getattr(self, field.name) for field in fields(self))
@@ -111,7 +116,7 @@ class Lessons:
     oldest of more than `most` are forgotten.
     """
 
-    def __init__(self, *, reuse: int = 3, least: int = 1024, most: int = 8192) -> None:
+    def __init__(self, *, reuse: int = 3, least: int = 1024, most: int = 4096) -> None:
         self.reuse, self.least, self.most = reuse, least, most
         self.turn = self.made = 0
         self.kept: Lesson | None = None

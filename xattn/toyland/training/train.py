@@ -102,6 +102,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="end the denoiser sooner, by the clock")
     parser.add_argument("--batch", type=int, help="batch of the denoiser; the recipe's by default")
     parser.add_argument(
+        "--seed", type=int, default=0, help="another one, to train the same weights --go-on again"
+    )
+    parser.add_argument(
         "--compile", action="store_true", help="mmdit: compile its steps; needs a C++ compiler"
     )
     parser.add_argument("--save-every", type=int, default=250)
@@ -189,6 +192,7 @@ def run(options: argparse.Namespace, team: Team) -> None:
             minutes=options.minutes,
             batch=options.batch or recipe.schedule.batch,
             save_every=options.save_every,
+            seed=options.seed,
         ),
         device=device,
         autocast=mixes_precision(device),

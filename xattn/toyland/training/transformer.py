@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from .autoencoder import LATENT_CHANNELS
 from .loop import Batch, Trainable, tokenize
+from .rollouts import Rollouts
 from .teacher import Lesson, Lessons, Teacher
 
 PROMPT_LENGTH = 32
@@ -172,7 +173,7 @@ def lesson_of(batch: Batch, random: torch.Generator) -> Lesson:
     noise = torch.randn(clean.shape, generator=random).to(clean.device)
     noisy = torch.lerp(clean, noise, levels[:, None, None, None])
     velocity = noise - clean
-    return Lesson(noisy, levels, batch.ids, velocity, velocity, torch.zeros(count).bool())
+    return Lesson(noisy, levels, batch.ids, velocity, velocity, torch.zeros_like(levels).bool())
 
 
 class Transformer(Trainable):
@@ -186,6 +187,7 @@ class Transformer(Trainable):
         self.empty = tokenize(tokenizer, [""], PROMPT_LENGTH)
         self.teacher: Teacher | None = None
         self.lessons = Lessons()
+        self.rollouts = Rollouts()
         self.compiles = False
         self.compiled: Callable[..., Any] | None = None
 
@@ -206,6 +208,15 @@ class Transformer(Trainable):
         ).sample
         return velocity
 
+    def both(
+        self, noisy: torch.Tensor, levels: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict the velocities with the caption and without it; `levels` are in [0, 1]."""
+        empty = self.empty.to(ids.device).expand_as(ids)
+        made = self(torch.cat([noisy] * 2), 1000 * torch.cat([levels] * 2), torch.cat([ids, empty]))
+        prompted, unprompted = made.float().chunk(2)
+        return prompted, unprompted
+
     def loss(self, batch: Batch, random: torch.Generator) -> torch.Tensor:
         """Squared error of the velocity with the caption and without it, and of their difference.
 
@@ -213,14 +224,11 @@ class Transformer(Trainable):
         difference.
         """
         lesson = self._lesson(batch, random)
-        empty = self.empty.to(lesson.ids.device).expand_as(lesson.ids)
-        made = self(
-            torch.cat([lesson.noisy] * 2),
-            1000 * torch.cat([lesson.levels] * 2),
-            torch.cat([lesson.ids, empty]),
+        made = self.both(lesson.noisy, lesson.levels, lesson.ids)
+        prompted, unprompted = (
+            velocity - target
+            for velocity, target in zip(made, (lesson.target, lesson.unprompted), strict=True)
         )
-        errors = made.float() - torch.cat([lesson.target, lesson.unprompted])
-        prompted, unprompted = errors.chunk(2)
         change = (prompted - unprompted).square().mean((1, 2, 3)) * lesson.taught
         loss: torch.Tensor = (
             torch.lerp(prompted.square().mean(), unprompted.square().mean(), UNPROMPTED_SHARE)
@@ -233,10 +241,19 @@ class Transformer(Trainable):
         if teacher is None:
             return lesson_of(batch, random)
         return self.lessons.draw(
-            lambda: teacher.correct(lesson_of(batch, random), batch.hard),
-            len(batch.clean),
-            random,
+            lambda: self._taught(teacher, batch, random), len(batch.clean), random
         )
+
+    @torch.no_grad()
+    def _taught(self, teacher: Teacher, batch: Batch, random: torch.Generator) -> Lesson:
+        """Make lessons: half of them of noised scenes, half where the model's drawings are."""
+        half = len(batch.clean) // 2
+        noised = lesson_of(batch[:half], random)
+        met, hard = self.rollouts.meet(batch[half:], self.both, random)
+        lesson = teacher.correct(noised.followed_by(met), torch.cat([batch.hard[:half], hard]))
+        # only a noised scene can do without a teacher
+        noised_rows = torch.arange(len(lesson), device=lesson.taught.device) < half
+        return lesson[lesson.taught | noised_rows]
 
     def matrices(self) -> list[torch.nn.Parameter]:
         """Return the weights of the blocks' linear layers, but for those of the modulation."""
