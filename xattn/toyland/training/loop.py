@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -126,17 +127,68 @@ def optimizers_of(model: Trainable, dtype: torch.dtype) -> list[torch.optim.Opti
     return optimizers
 
 
-@contextmanager
-def averaged(model: Trainable, average: EMAModel, device: str) -> Iterator[None]:
-    """Let a model draw with its averaged weights, then go on training."""
-    average.store(model.parameters())
-    average.copy_to(model.parameters())
-    model.end()
-    model.eval()
-    yield
-    model.train()
-    model.begin(device)
-    average.restore(model.parameters())
+class Learner:
+    """A denoiser on a device with its optimisers and the moving average of its weights."""
+
+    def __init__(self, model: Trainable, decay: float, device: str, autocast: bool) -> None:
+        self.model, self.device, self.autocast = model, device, autocast
+        model.to(device).train()
+        model.begin(device)
+        self.average = EMAModel(
+            model.parameters(),
+            decay=decay,
+            min_decay=0.0,
+            use_ema_warmup=False,
+            foreach=True,
+        )
+        self.optimizers = optimizers_of(model, torch.bfloat16 if autocast else torch.float32)
+
+    def step(self, batch: Batch, random: torch.Generator, rate: float, team: Team) -> float:
+        """Learn from a batch at a rate, together with the team; return the loss."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            loss = self.model.loss(batch.to(self.device), random)
+        loss.backward()
+        team.average_gradients(self.model.parameters())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.average.step(self.model.parameters())
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a checkpoint needs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.average.load_state_dict(state["average"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model draw with its averaged weights, then go on learning."""
+        self.average.store(self.model.parameters())
+        self.end()
+        yield
+        self.model.train()
+        self.model.begin(self.device)
+        self.average.restore(self.model.parameters())
+
+    def end(self) -> None:
+        """Leave the model with its averaged weights, ready to draw."""
+        self.average.copy_to(self.model.parameters())
+        self.model.end()
+        self.model.eval()
 
 
 def train(
@@ -156,58 +208,25 @@ def train(
     Resumes from `folder`. `look` is called with the averaged model and the step each time that a
     checkpoint is written.
     """
-    model.to(device).train()
-    model.begin(device)
-    average = EMAModel(
-        model.parameters(),
-        decay=schedule.decay,
-        min_decay=0.0,
-        use_ema_warmup=False,
-        foreach=True,
-    )
-    optimizers = optimizers_of(model, torch.bfloat16 if autocast else torch.float32)
+    learner = Learner(model, schedule.decay, device, autocast)
     progress = Progress(folder, name, schedule.steps, schedule.minutes, team)
     state = progress.resume()
     if state is not None:
-        model.load_state_dict(state["model"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        average.load_state_dict(state["average"])
+        learner.load(state)
     losses: list[float] = []
     while progress.share < 1:
-        random = torch.Generator().manual_seed(
-            schedule.seed * SEEDS + progress.step * team.size + team.rank
-        )
+        turn = progress.step * team.size + team.rank
+        random = torch.Generator().manual_seed(schedule.seed * SEEDS + turn)
         batch = examples.draw(schedule.batch // team.size, random)
         rate = progress.rate(schedule.peak_rate, schedule.warmup)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            loss = model.loss(batch.to(device), random)
-        loss.backward()
-        team.average_gradients(model.parameters())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        average.step(model.parameters())
+        losses.append(learner.step(batch, random, rate, team))
         progress.advance()
-        losses.append(float(loss.detach()))
         if progress.step % 25 == 0 or progress.share >= 1:
             progress.log(loss=fmean(losses), rate=rate)
             losses.clear()
         if progress.step % schedule.save_every == 0 or progress.share >= 1:
-            progress.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "average": average.state_dict(),
-                }
-            )
+            progress.save(learner.state())
             if look is not None and team.leads:
-                with averaged(model, average, device):
+                with learner.averaged():
                     look(model, progress.step)
-    average.copy_to(model.parameters())
-    model.end()
-    model.eval()
+    learner.end()

@@ -8,6 +8,7 @@ asks for (Ross et al. 2011, "DAgger").
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import torch
@@ -26,51 +27,66 @@ Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From noisy latents, their levels and ids: the velocities with the caption and without it."""
 
 
+@dataclass(frozen=True)
+class Drawings:
+    """Pictures under way, one a row; a step takes `strides` off their `levels` of noise."""
+
+    noisy: Tensor
+    levels: Tensor
+    strides: Tensor
+    guidance: Tensor
+    ids: Tensor
+    hard: Tensor
+
+    @classmethod
+    def begin(cls, batch: Batch, random: torch.Generator) -> Drawings:
+        """Begin a picture of each of a batch's captions, from noise."""
+        count, device = len(batch.ids), batch.clean.device
+        steps = torch.empty(count).uniform_(*STEPS, generator=random).round()
+        guidance = torch.empty(count).uniform_(*GUIDANCE, generator=random)
+        noise = torch.randn(batch.clean.shape, generator=random)
+        levels = torch.ones(count)
+        noise, levels, strides, guidance = (
+            part.to(device) for part in (noise, levels, 1 / steps, guidance)
+        )
+        return cls(noise, levels, strides, guidance, batch.ids, batch.hard)
+
+    def renewed(self, new: Drawings) -> Drawings:
+        """Return `new` where a picture has ended."""
+        ended = self.levels < LAST_LEVEL
+        renewed = (
+            torch.where(ended.view(-1, *[1] * (ours.ndim - 1)), theirs, ours)
+            for ours, theirs in (
+                (getattr(self, field.name), getattr(new, field.name)) for field in fields(self)
+            )
+        )
+        return Drawings(*renewed)
+
+    def stepped(self, prompted: Tensor, unprompted: Tensor) -> Drawings:
+        """Take a step along the guided velocity."""
+        rows = (-1, 1, 1, 1)
+        velocity = unprompted + self.guidance.view(rows) * (prompted - unprompted)
+        noisy = self.noisy - self.strides.view(rows) * velocity
+        return replace(self, noisy=noisy, levels=self.levels - self.strides)
+
+
 class Rollouts:
-    """Drawings under way, each with its own caption, guidance and number of steps."""
+    """Pictures that the student draws on and on; each step is a lesson."""
 
     def __init__(self) -> None:
-        self.noisy = self.levels = self.strides = self.guidance = torch.empty(0)
-        self.ids = self.hard = torch.empty(0)
+        self.under_way: Drawings | None = None
 
     def meet(
         self, batch: Batch, predict: Predict, random: torch.Generator
     ) -> tuple[Lesson, Tensor]:
-        """Return where the drawings are, as lessons whose targets are yet to be filled in.
+        """Return where the pictures are, as lessons that no teacher has seen yet, and go on.
 
-        Also says which of their captions are of hard scenes. Each drawing goes on by one step;
-        one that has ended begins anew with the batch's caption of its row.
+        Also says of which rows the caption is a hard scene's. One that has ended begins anew with
+        the batch's caption of its row.
         """
-        if len(self.levels) != len(batch.ids):
-            self._begin(batch, random)
-        else:
-            self._begin_ended(batch, random)
-        noisy, levels = self.noisy, self.levels
-        prompted, unprompted = predict(noisy, levels, self.ids)
-        velocity = unprompted + self.guidance[:, None, None, None] * (prompted - unprompted)
-        self.noisy = noisy - self.strides[:, None, None, None] * velocity
-        self.levels = levels - self.strides
-        nothing = torch.zeros_like(noisy)
-        untaught = torch.zeros_like(self.hard)
-        return Lesson(noisy, levels, self.ids, nothing, nothing, untaught), self.hard
-
-    def _begin(self, batch: Batch, random: torch.Generator) -> None:
-        """Begin a drawing for each row of a batch, from noise."""
-        count, device = len(batch.ids), batch.clean.device
-        steps = torch.empty(count).uniform_(*STEPS, generator=random).round()
-        self.strides = (1 / steps).to(device)
-        self.guidance = torch.empty(count).uniform_(*GUIDANCE, generator=random).to(device)
-        self.noisy = torch.randn(batch.clean.shape, generator=random).to(device)
-        self.levels = torch.ones(count, device=device)
-        self.ids, self.hard = batch.ids, batch.hard
-
-    def _begin_ended(self, batch: Batch, random: torch.Generator) -> None:
-        """Begin anew where a drawing has ended."""
-        under_way = [self.strides, self.guidance, self.noisy, self.levels, self.ids, self.hard]
-        going = self.levels >= LAST_LEVEL
-        self._begin(batch, random)
-        begun = [self.strides, self.guidance, self.noisy, self.levels, self.ids, self.hard]
-        self.strides, self.guidance, self.noisy, self.levels, self.ids, self.hard = (
-            torch.where(going.view(-1, *[1] * (old.ndim - 1)), old, new)
-            for old, new in zip(under_way, begun, strict=True)
-        )
+        now = Drawings.begin(batch, random)
+        if self.under_way is not None:
+            now = self.under_way.renewed(now)
+        self.under_way = now.stepped(*predict(now.noisy, now.levels, now.ids))
+        unknown, untaught = torch.zeros_like(now.noisy), torch.zeros_like(now.hard)
+        return Lesson(now.noisy, now.levels, now.ids, unknown, unknown, untaught), now.hard

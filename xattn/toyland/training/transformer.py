@@ -247,13 +247,14 @@ class Transformer(Trainable):
     @torch.no_grad()
     def _taught(self, teacher: Teacher, batch: Batch, random: torch.Generator) -> Lesson:
         """Make lessons: half of them of noised scenes, half where the model's drawings are."""
-        half = len(batch.clean) // 2
-        noised = lesson_of(batch[:half], random)
-        met, hard = self.rollouts.meet(batch[half:], self.both, random)
-        lesson = teacher.correct(noised.followed_by(met), torch.cat([batch.hard[:half], hard]))
-        # only a noised scene can do without a teacher
-        noised_rows = torch.arange(len(lesson), device=lesson.taught.device) < half
-        return lesson[lesson.taught | noised_rows]
+        count = len(batch.clean)
+        noised = lesson_of(batch[: (count + 1) // 2], random)
+        met, hard = self.rollouts.meet(batch[count // 2 :], self.both, random)
+        both = noised.followed_by(met)
+        lesson = teacher.correct(both, torch.cat([batch.hard[: len(noised)], hard]))
+        # only a noised scene knows a velocity without a teacher
+        known = torch.arange(len(both), device=hard.device) < len(noised)
+        return lesson[lesson.taught | known]
 
     def matrices(self) -> list[torch.nn.Parameter]:
         """Return the weights of the blocks' linear layers, but for those of the modulation."""
