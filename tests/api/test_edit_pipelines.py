@@ -274,11 +274,15 @@ def test_lora_and_ip_adapter_stay_in_place() -> None:
     assert not close(got.images[1], got.images[0])
 
 
-def test_perturbed_attention_guidance_keeps_its_rows() -> None:
-    pipe = tiny.pag()
-    got = run(pipe, [], Replace("red", "blue"), pag_scale=3.0)
-    assert close(got.source, plain(pipe, CAR, pag_scale=3.0)[0])
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+def test_perturbed_attention_guidance_keeps_its_rows(guidance_scale: float) -> None:
+    pipe, options = tiny.pag(), {"pag_scale": 3.0, "guidance_scale": guidance_scale}
+    still = Replace("red", "blue", cross_steps=0.0, self_steps=0.0)
+    got = run(pipe, [], still, Replace("red", "blue"), **options)
+    assert close(got.source, plain(pipe, CAR, **options)[0])
     assert torch.equal(got.images[0], got.source)
+    assert close(got.images[1], plain(pipe, BLUE, **options)[0])
+    assert not close(got.images[2], got.images[1])
 
 
 def test_controlnets_are_run_as_they_are() -> None:

@@ -127,10 +127,14 @@ def pix2pix() -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "made",
-    [lambda: (tiny.pag(), {"pag_scale": 3.0}), pix2pix],
-    ids=["perturbed attention", "InstructPix2Pix"],
+    [
+        lambda: (tiny.pag(), {"pag_scale": 3.0}),
+        lambda: (tiny.pag(), {"pag_scale": 3.0, "guidance_scale": 1.0}),
+        pix2pix,
+    ],
+    ids=["perturbed attention", "perturbed attention alone", "InstructPix2Pix"],
 )
-def test_guidance_by_three_rows_of_an_image_is_refused_before_the_first_step(made: Any) -> None:
+def test_guidance_of_unknown_weights_is_refused_before_the_first_step(made: Any) -> None:
     pipe, options = made()
     pipe.unet.forward = never
     with (

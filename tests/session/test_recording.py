@@ -144,17 +144,18 @@ def test_processors_found_before_are_wrapped_and_give_the_same_maps(
         torch.testing.assert_close(trace.run.maps(i), expected.run.maps(i), atol=1e-4, rtol=0)
 
 
-def test_pag_is_recorded_in_its_first_conditional_rows() -> None:
-    pipe = tiny.pag()
-    assert_unchanged(pipe, pag_scale=3.0)
-    dense = dense_probs(pipe, pag_scale=3.0)
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+def test_pag_is_recorded_in_its_first_conditional_rows(guidance_scale: float) -> None:
+    pipe, options = tiny.pag(), {"pag_scale": 3.0, "guidance_scale": guidance_scale}
+    assert_unchanged(pipe, **options)
+    dense = dense_probs(pipe, **options)
     with xattn.record(pipe, keep=("step", "layer", "head"), dtype=torch.float32) as trace:
-        draw(pipe, pag_scale=3.0)
+        draw(pipe, **options)
     run = trace.run
     apart = []
     for i, layer in enumerate(run.layers):
         probs = torch.stack(dense[layer.name])  # (steps, rows, heads, queries, tokens)
-        _, first, second = probs[..., list(run.positions)].transpose(-1, -2).split(1, dim=1)
+        *_, first, second = probs[..., list(run.positions)].transpose(-1, -2).split(1, dim=1)
         torch.testing.assert_close(run.maps(i).flatten(-2), first, atol=1e-6, rtol=1e-5)
         apart.append(float((first - second).abs().max()))
     assert max(apart) > 1e-3  # behind the perturbed layer the other conditional rows differ

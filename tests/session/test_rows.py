@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,16 @@ def test_without_embeddings_all_rows_follow_or_the_second_half() -> None:
 def test_rows_that_the_user_names_need_no_comparing() -> None:
     finder = RowFinder(asked(1.0), rows=slice(-1, None))
     assert finder.find(call(states(5, 6, 7))) == (slice(2, 3),)
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [((1, 1), (0, 1)), ((0, 1, 1), (1, 2)), ((1, 1, 1), (1, 2))],
+    ids=["without guidance", "with guidance", "the negative prompt is the prompt"],
+)
+def test_perturbed_copies_are_not_taken_for_the_rows(batch: Any, found: Any) -> None:
+    finder = RowFinder(replace(asked(1.0), perturbed=True))
+    assert finder.find(call(states(*batch))) == (slice(*found),)
 
 
 def test_another_text_is_not_ours() -> None:

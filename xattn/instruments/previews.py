@@ -37,16 +37,17 @@ class Previews(Instrument):
         sampling.estimates = torch.zeros(size, dtype=torch.float16, device=sample.device)
 
     def before_call(self, sampling: Sampling, call: DenoiserCall) -> None:
-        """Raise ValueError where the pipeline guides by three rows of each image.
+        """Raise ValueError where the pipeline guides by more than a negative row of each image.
 
-        It does not tell the weights of all three. A loop's estimates are those without guidance.
+        It does not tell the weights of the others. A loop's estimates are those without guidance.
         """
         rows = call.conditional[0]
-        if not (sampling.loop or call.component) and call.rows == 3 * (rows.stop - rows.start):
+        three = call.rows == 3 * (rows.stop - rows.start) and not (sampling.loop or call.component)
+        if three or sampling.asked.perturbed:
+            by = "three rows of each image" if three else "perturbed rows"
             raise ValueError(
                 f"previews=True can't be had with {sampling.facts.get('pipeline')} as it is "
-                "called: it guides by three rows of each image, whose weights it does not tell; "
-                "leave it out"
+                f"called: it guides by {by}, whose weights it does not tell; leave it out"
             )
 
     def after_call(self, sampling: Sampling, call: DenoiserCall) -> None:

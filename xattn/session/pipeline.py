@@ -233,6 +233,8 @@ class PipelineOrigin:
         calls = getattr(self.pipe, "_num_timesteps", None)
         clock = clock_of(self.pipe.scheduler, calls, call.timestep)
         asked = _followed(asked, call) or asked
+        perturbed = getattr(self.pipe, "do_perturbed_attention_guidance", False)
+        asked = replace(asked, perturbed=bool(perturbed))
         self._frames = call.frames
         return Following(asked, clock, RowFinder(asked))
 

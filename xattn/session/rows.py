@@ -136,7 +136,9 @@ class RowFinder:
         if embeds is None:
             return (usual_block(batch, wanted),)
         images = len(embeds)
-        span = None if states is None else conditional_block(states, embeds)
+        if self.asked.perturbed:  # the copies look like the rows themselves
+            batch -= images
+        span = None if states is None else conditional_block(states[:batch], embeds)
         if span is None:
             return None
         if wanted == images or batch == images:

@@ -30,6 +30,8 @@ class Asked:
         length: number of positions of the token axis, if known.
         repeats: whether the embeddings are those of one image of each prompt, and the calls say
             how many there are.
+        perturbed: whether the last rows of each call are copies of the conditional ones whose
+            attention the pipeline perturbs.
     """
 
     prompts: tuple[Prompt, ...]
@@ -40,6 +42,7 @@ class Asked:
     tokenize: Callable[[str], Prompt] | None = None
     length: int | None = None
     repeats: bool = False
+    perturbed: bool = False
 
     def times(self, images: int) -> Asked:
         """Return the same for several images of each prompt, one prompt's after another."""
