@@ -151,25 +151,26 @@ def mixes_precision(device: str) -> bool:
     return device != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
-def run(options: argparse.Namespace, team: Team) -> None:
-    """Run all stages, each from where it was left, as one of a team."""
-    torch.set_flush_denormal(True)
-    recipe = RECIPES[options.model]
-    device = options.device or usual_device().type
-    images, captions = dataset(options.work, options.scenes, mixed=recipe.mixed)
-    autoencoder = autoencoder_of(options, images, device, team)
-    latents = encoded(options.work, "latents", autoencoder, images, team)
+def draws_sheets(
+    options: argparse.Namespace, recipe: Recipe, autoencoder: AutoencoderKL
+) -> Callable[[Trainable, int], None]:
+    """Return what draws a sheet of pictures into the work folder, of a model at a step."""
+    captions = SHEET + HARD_SHEET if recipe.mixed else SHEET
 
     def look(model: Trainable, step: int) -> None:
         pipe = recipe.assemble(autoencoder, model)
         pipe.set_progress_bar_config(disable=True)
-        sheet = SHEET + HARD_SHEET if recipe.mixed else SHEET
-        generators = [torch.Generator().manual_seed(n) for n in range(len(sheet))]
+        generators = [torch.Generator().manual_seed(n) for n in range(len(captions))]
         drawn = pipe(
-            list(sheet), num_inference_steps=options.sheet_steps, generator=generators
+            list(captions), num_inference_steps=options.sheet_steps, generator=generators
         ).images
         tile(drawn, 4).save(options.work / f"sheet-{step:05d}.png")
 
+    return look
+
+
+def begun(options: argparse.Namespace, recipe: Recipe, device: str) -> Trainable:
+    """Build the model that the options ask for, with the weights that it starts from."""
     torch.manual_seed(0)
     model = recipe.build()
     if options.go_on:
@@ -181,6 +182,18 @@ def run(options: argparse.Namespace, team: Team) -> None:
         assert isinstance(model, Transformer)
         model.compiles = options.compile
         model.teacher = Teacher(device, model.empty, prompt_tokenizer().pad_token_id)
+    return model
+
+
+def run(options: argparse.Namespace, team: Team) -> None:
+    """Run all stages, each from where it was left, as one of a team."""
+    torch.set_flush_denormal(True)
+    recipe = RECIPES[options.model]
+    device = options.device or usual_device().type
+    images, captions = dataset(options.work, options.scenes, mixed=recipe.mixed)
+    autoencoder = autoencoder_of(options, images, device, team)
+    latents = encoded(options.work, "latents", autoencoder, images, team)
+    model = begun(options, recipe, device)
     train(
         model,
         "denoiser",
@@ -196,7 +209,7 @@ def run(options: argparse.Namespace, team: Team) -> None:
         ),
         device=device,
         autocast=mixes_precision(device),
-        look=look,
+        look=draws_sheets(options, recipe, autoencoder),
         team=team,
     )
     if recipe.train_autoencoder:
