@@ -4,8 +4,9 @@
 joint-attention model, each with its seed, and edits them with the library's defaults; beside them
 stands the new prompt without control. `--sweep` takes other prompts, on which the defaults may be
 chosen: the text's columns follow the source for one share of the steps, and the image's queries
-and keys for another, in all layers and in each half of them. Either part is kept in
-`benchmarks/results/joint.json` until it is measured again, and both are in `joint.md`.
+and keys for another, in all layers and in each half of them. `--night` refines the sweep's prompts
+by "at night", which changes the whole picture. Each part is kept in `benchmarks/results/joint.json`
+until it is measured again, and all are in `joint.md`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image
 import xattn
 from benchmarks import machine
 from benchmarks.edits import FIRST_SEED, STEPS, Case, cases, look, outside, psnr
-from benchmarks.judge import Judge, train_judge
+from benchmarks.judge import Judge, train_judge, verdicts
 from benchmarks.page import table
 from benchmarks.tally import RESULTS, Tally, percent
 from benchmarks.toyland_pictures import GUIDANCE, decode
@@ -36,6 +37,7 @@ SWEEP_SEED = 35_000_000
 SHARES, FEW = (0.0, 0.2, 0.4, 0.8), (0.2, 0.4)  # of all layers, and of a half of them
 Grid = Sequence[tuple[float, float]]
 DEFAULTS: Grid = ((0.0, 0.0), (float(JOINT.cross), float(JOINT.self_)))
+NIGHTS: Grid = ((0.0, 0.0), (0.1, 0.1), (0.0, 0.2), (0.2, 0.0), DEFAULTS[-1])
 GOALS = {"recolour": "95 %", "recolour, blended": "95 %, 35 dB", "swap": "85 %"}
 KINDS = {
     "recolour": "the new colour",
@@ -153,6 +155,33 @@ def measure(
     return {"prompts": len(chosen), "scored": scored, "steps": steps, "figures": figures}
 
 
+def nights(pipe: Any, judge: Judge, chosen: Sequence[Case], steps: int) -> dict[str, Any]:
+    """Refine prompts by "at night": is it night then, and is the object there as asked for?"""
+    tally, scored = Tally(), 0
+    for case in chosen:
+        if not shows(pipe, case, steps, judge):
+            continue
+        scored += 1
+        result = xattn.edit(
+            pipe,
+            case.prompt,
+            *(
+                xattn.Refine(f"{case.prompt} at night", cross_steps=cross, self_steps=self_)
+                for cross, self_ in NIGHTS
+            ),
+            generator=torch.Generator().manual_seed(case.seed),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            trace=False,
+        )
+        for shares, found in zip(NIGHTS, verdicts(judge, result.images), strict=True):
+            name = "/".join(map(str, shares))
+            there = [(seen.noun, seen.colour) for seen in found.things[:1]]
+            tally.add(f"{name}/night", found.dark, case.seed)
+            tally.add(f"{name}/object", there == [(case.noun, case.colour)], case.seed)
+    return {"prompts": len(chosen), "scored": scored, "steps": steps, "figures": tally.summary()}
+
+
 HEAD = ("text's columns", "image's queries and keys", "background kept")
 
 
@@ -194,16 +223,30 @@ def swept(part: dict[str, Any]) -> list[str]:
     return parts
 
 
+def refined(part: dict[str, Any]) -> list[str]:
+    """Format what "at night" does, by shares."""
+    figures = part["figures"]
+    rows = []
+    for cross, self_ in NIGHTS:
+        measured = (figures[f"{cross}/{self_}/{what}"] for what in ("night", "object"))
+        rows.append((str(cross), str(self_), *map(percent, measured)))
+    return [
+        "## The same at night",
+        f'The sweep\'s prompts, refined by "at night": {counts(part)}.',
+        table((*HEAD[:2], "it is night", "the object is there, in its colour"), rows),
+    ]
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Format the figures as a page."""
     parts = [
         "# Joint attention: what edits keep and change",
-        "Made by `python -m benchmarks.joint` and `--sweep`. The library's defaults are "
+        "Made by `python -m benchmarks.joint`, `--sweep` and `--night`. The library's defaults are "
         f"{JOINT.cross} of the run for the text's columns and {JOINT.self_} for the image's "
         "queries and keys, in all layers. Background: outside of the object before and after. In "
         "brackets 95 % bootstrap intervals over prompts, and how many were judged.",
     ]
-    for name, format_part in (("defaults", with_defaults), ("sweep", swept)):
+    for name, format_part in (("defaults", with_defaults), ("night", refined), ("sweep", swept)):
         if name in result:
             parts += format_part(result[name]["result"])
             parts.append(f"*{machine.line(result[name]['machine'])}*")
@@ -213,7 +256,9 @@ def markdown(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, score, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.joint", description=__doc__)
-    parser.add_argument("--sweep", action="store_true", help="other shares, on other prompts")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--sweep", action="store_true", help="other shares, on other prompts")
+    other.add_argument("--night", action="store_true", help='those prompts, refined by "at night"')
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -223,13 +268,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe: Any = xattn.demo("mmdit", device="cpu")
     pipe.set_progress_bar_config(disable=True)
     judge = train_judge(options.judge)
-    first, tried = FIRST_SEED, [Reach("all", None, DEFAULTS)]
-    if options.sweep:
-        first, tried = SWEEP_SEED, reaches(pipe)
-    found = measure(pipe, judge, cases(options.prompts, first), options.steps, tried)
+    first = SWEEP_SEED if options.sweep or options.night else FIRST_SEED
+    chosen = cases(options.prompts, first)
+    if options.night:
+        part, found = "night", nights(pipe, judge, chosen, options.steps)
+    elif options.sweep:
+        part, found = "sweep", measure(pipe, judge, chosen, options.steps, reaches(pipe))
+    else:
+        tried = [Reach("all", None, DEFAULTS)]
+        part, found = "defaults", measure(pipe, judge, chosen, options.steps, tried)
     path = options.out / "joint.json"
     result = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    part = "sweep" if options.sweep else "defaults"
     result[part] = {"machine": machine.facts(), "result": found}
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (options.out / "joint.md").write_text(markdown(result), "utf-8")

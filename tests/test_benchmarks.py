@@ -102,3 +102,16 @@ def test_joint_attention_is_asked_for_every_pair_of_shares() -> None:
     text = joint.markdown({"sweep": part, "defaults": part})
     assert "| swap | 0.4 | 0.0 | 30.0 dB (0.2 to 1.0) | 50.0 % (25.0 to 100.0; 4) | 85 % |" in text
     assert "| all | 0.4 | 0.0 | 30.0 dB (0.2 to 1.0) | 50.0 % (25.0 to 100.0; 4) |" in text
+
+
+def test_nights_of_joint_attention_are_told_by_shares() -> None:
+    figures = {
+        f"{cross}/{self_}/{what}": {"mean": mean, "low": 0.0, "high": 1.0, "count": 4}
+        for cross, self_ in joint.NIGHTS
+        for what, mean in (("night", cross), ("object", 1 - self_))
+    }
+    result = {"prompts": 5, "scored": 4, "steps": 2, "figures": figures}
+    text = joint.markdown({"night": {"machine": machine.facts(), "result": result}})
+    assert "5 prompts, of which 4 show the object asked for" in text
+    assert "| 0.1 | 0.1 | 10.0 % (0.0 to 100.0; 4) | 90.0 % (0.0 to 100.0; 4) |" in text
+    assert joint.DEFAULTS[-1] in joint.NIGHTS
