@@ -114,10 +114,12 @@ def of_model(model: Any, options: dict[str, Any], seed: int, out: Path) -> None:
     for picture, seen, names in zip((image, given.image), (trace, told), words, strict=True):
         cells = [picture, *(seen.heatmap(word).overlay(picture) for word in names)]
         rows.append(sheets.table([cells], columns=["", *names], side=200))
+    # joint attention decides between day and night in its first steps
+    shares = {"cross_steps": 0.1, "self_steps": 0.1} if model == "mmdit" else {}
     result = xattn.edit(
         pipe, PROMPT, xattn.Replace("red", "blue"),
         [xattn.Replace("car", "boat"), xattn.LocalBlend("car")],
-        xattn.Refine(f"{PROMPT} at night"), generator=noise(seed), **options,
+        xattn.Refine(f"{PROMPT} at night", **shares), generator=noise(seed), **options,
     )  # fmt: skip
     labels = ["", "red → blue", "car → boat", "+ at night"]
     rows.append(sheets.table([[result.source, *result.images]], columns=labels, side=200))
