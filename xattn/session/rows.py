@@ -136,9 +136,12 @@ class RowFinder:
         if embeds is None:
             return (usual_block(batch, wanted),)
         images = len(embeds)
+        if states is None:
+            return None
         if self.asked.perturbed:  # the copies look like the rows themselves
             batch -= images
-        span = None if states is None else conditional_block(states[:batch], embeds)
+            states = states[:batch]
+        span = conditional_block(states, embeds)
         if span is None:
             return None
         if wanted == images or batch == images:
