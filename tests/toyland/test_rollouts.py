@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,11 @@ def test_drawings_are_guided() -> None:
 class Pretender:
     """A teacher that calls every velocity one, and zero without a caption."""
 
+    def __init__(self) -> None:
+        self.hard: Tensor | None = None
+
     def correct(self, lesson: Lesson, hard: Tensor) -> Lesson:
+        self.hard = hard
         sure = (lesson.levels > RELIABLE[0]) & (lesson.levels < RELIABLE[1])
         one = torch.ones_like(lesson.noisy)
         return Lesson(lesson.noisy, lesson.levels, lesson.ids, one, 0 * one, sure)
@@ -71,14 +76,28 @@ class Pretender:
 def test_half_of_the_lessons_are_at_the_models_own_drawings() -> None:
     model: Any = RECIPES["mmdit"].build()
     assert isinstance(model, Transformer)
-    random = torch.Generator().manual_seed(0)
-    lessons = [model._taught(Pretender(), batch(turn), random) for turn in range(8)]  # type: ignore[arg-type]
+    random, teacher = torch.Generator().manual_seed(0), Pretender()
+    lessons = [model._taught(teacher, batch(turn), random) for turn in range(8)]  # type: ignore[arg-type]
     # at first the drawings are noise alone, of which no teacher knows anything
     assert len(lessons[0]) == 2
     assert len(lessons[-1]) == 4
     assert lessons[-1].taught[2:].all()
     own = torch.stack([lesson.levels[2:] for lesson in lessons if len(lesson) == 4])
     assert torch.all(own.diff(dim=0) < 0)
+    # scenes keep their captions of the turn, drawings those that they began with
+    assert lessons[-1].ids[:, 0].tolist() == [7, 7, 0, 0]
+    assert teacher.hard is not None
+    assert teacher.hard.tolist() == batch(7).hard.tolist()
+
+
+def test_a_drawings_caption_is_asked_of_the_teacher_that_knows_its_kind() -> None:
+    model: Any = RECIPES["mmdit"].build()
+    random, teacher = torch.Generator().manual_seed(0), Pretender()
+    first, later = batch(0), batch(1)
+    model._taught(teacher, replace(first, hard=torch.tensor([False, False, True, True])), random)
+    model._taught(teacher, replace(later, hard=torch.tensor([False, True, False, False])), random)
+    assert teacher.hard is not None
+    assert teacher.hard.tolist() == [False, True, True, True]
 
 
 def test_a_batch_of_one_is_a_scene_and_a_drawing() -> None:

@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="end the denoiser sooner, by the clock")
     parser.add_argument("--batch", type=int, help="batch of the denoiser; the recipe's by default")
     parser.add_argument(
-        "--seed", type=int, default=0, help="another one, to train the same weights --go-on again"
+        "--seed", type=int, default=0, help="of scenes' order and noise; another one to --go-on"
     )
     parser.add_argument(
         "--compile", action="store_true", help="mmdit: compile its steps; needs a C++ compiler"

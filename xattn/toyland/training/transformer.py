@@ -250,10 +250,10 @@ class Transformer(Trainable):
         count = len(batch.clean)
         noised = lesson_of(batch[: (count + 1) // 2], random)
         met, hard = self.rollouts.meet(batch[count // 2 :], self.both, random)
-        both = noised.followed_by(met)
-        lesson = teacher.correct(both, torch.cat([batch.hard[: len(noised)], hard]))
+        asked = noised.followed_by(met)
+        lesson = teacher.correct(asked, torch.cat([batch.hard[: len(noised)], hard]))
         # only a noised scene knows a velocity without a teacher
-        known = torch.arange(len(both), device=hard.device) < len(noised)
+        known = torch.arange(len(asked), device=hard.device) < len(noised)
         return lesson[lesson.taught | known]
 
     def matrices(self) -> list[torch.nn.Parameter]:
