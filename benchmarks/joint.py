@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -80,6 +80,20 @@ def edits_of(case: Case, grid: Grid) -> dict[tuple[str, float, float], Edits]:
     return found
 
 
+def edited(pipe: Any, case: Case, asked: Iterable[Edits], steps: int, **options: Any) -> Any:
+    """Return the source of a case and its edits, drawn together."""
+    return xattn.edit(
+        pipe,
+        case.prompt,
+        *asked,
+        generator=torch.Generator().manual_seed(case.seed),
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        trace=False,
+        **options,
+    )
+
+
 @torch.no_grad()
 def draw(
     pipe: Any, case: Case, steps: int, tried: Sequence[Reach]
@@ -89,16 +103,8 @@ def draw(
     keys: list[Key] = []
     for reach in tried:
         asked = edits_of(case, reach.grid)
-        result = xattn.edit(
-            pipe,
-            case.prompt,
-            *asked.values(),
-            layers=reach.layers,
-            generator=torch.Generator().manual_seed(case.seed),
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            output_type="latent",
-            trace=False,
+        result = edited(
+            pipe, case, asked.values(), steps, layers=reach.layers, output_type="latent"
         )
         if not latents:
             latents.append(result.source)
@@ -162,19 +168,12 @@ def nights(pipe: Any, judge: Judge, chosen: Sequence[Case], steps: int) -> dict[
         if not shows(pipe, case, steps, judge):
             continue
         scored += 1
-        result = xattn.edit(
-            pipe,
-            case.prompt,
-            *(
-                xattn.Refine(f"{case.prompt} at night", cross_steps=cross, self_steps=self_)
-                for cross, self_ in NIGHTS
-            ),
-            generator=torch.Generator().manual_seed(case.seed),
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            trace=False,
-        )
-        for shares, found in zip(NIGHTS, verdicts(judge, result.images), strict=True):
+        asked = [
+            xattn.Refine(f"{case.prompt} at night", cross_steps=cross, self_steps=self_)
+            for cross, self_ in NIGHTS
+        ]
+        images = edited(pipe, case, asked, steps).images
+        for shares, found in zip(NIGHTS, verdicts(judge, images), strict=True):
             name = "/".join(map(str, shares))
             there = [(seen.noun, seen.colour) for seen in found.things[:1]]
             tally.add(f"{name}/night", found.dark, case.seed)
